@@ -1,0 +1,37 @@
+/*
+ * core/config: a pipeline file as people write it. YAML -> nodes with file:line:column, include:, ${ENV} and ${key}
+ * interpolation, key.path=value overrides, and validation of a mapping against a table of typed parameters.
+ */
+#ifndef APUS_CORE_CONFIG_H
+#define APUS_CORE_CONFIG_H
+
+#include <apus/base.h>
+#include <apus/plugin.h>
+
+/* Read YAML text or a file (JSON is YAML too). Core schema of YAML 1.2 for scalars (1e-4 and 1.0e-4 are floats, 0x10 an
+ * int, yes/no are strings); anchors and aliases allowed within a size bound; duplicate keys, tags other than core ones,
+ * depth over 100, several documents are errors. owner: caller. */
+apus_node *apus_yaml_parse(const char *text, size_t length, const char *name, apus_error *err);
+apus_node *apus_yaml_read(const char *path, apus_error *err);
+
+/* Read a pipeline: the file, its `include:`s merged (relative to the including file; cycles are errors; the including
+ * file's keys win, mappings merge key by key, lists replace; `stages` lists replace too), then the overrides, then
+ * interpolation. An override is "a.b.c=VALUE": VALUE is YAML; a list item is named by its index or by its `name:`.
+ * ${NAME} is the environment (an error when unset; ${NAME:-fallback}); ${a.b} a key of the file; $${ is a literal ${. */
+apus_node *apus_config_load(const char *path, const char *const *overrides, size_t n_overrides, apus_error *err);
+
+/* Validate `given` (a map, NULL or null: empty) against params; returns a new map that holds every parameter: typed
+ * (2GiB -> int), defaulted (null where nullable and unset), range- and choice-checked. An unknown key is an error with
+ * "did you mean" or, for an alias, the name we use. `ignore`: space-separated keys that belong to someone else ("type").
+ * `what` names the thing in messages ("loss dpo"). COMPONENT values come back as maps with `type:` (their own parameters
+ * not yet validated). owner: caller. */
+apus_node *apus_params_validate(const apus_node *given, const apus_param *params, uint32_t n_params, const char *ignore,
+                                const char *what, apus_error *err);
+
+/* JSON Schema (draft 2020-12) of one parameter table: a node {type: object, properties: …}. owner: caller. */
+apus_node *apus_params_schema(const apus_param *params, uint32_t n_params);
+
+/* The nearest of `names` to `word` when near enough (Damerau-Levenshtein, at most a third of its length), else NULL. */
+const char *apus_did_you_mean(const char *word, const char *const *names, size_t n);
+
+#endif
