@@ -1,0 +1,83 @@
+/*
+ * apus/kernel.h: the kinds "backend" (a device) and "kernels" (implementations of ops for a backend).
+ */
+#ifndef APUS_KERNEL_H
+#define APUS_KERNEL_H
+
+#include <apus/graph.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A device. One instance per run. All functions [main] unless tagged. */
+typedef struct apus_backend_ops {
+    uint32_t size;
+    /* params: validated (threads, …). Fails with a clear line where the device does not answer. */
+    apus_status (*open)(const apus_host *host, const apus_node *params, void **backend, apus_error *err);
+    void (*close)(void *backend);
+    apus_dtype (*real)(void *backend);           /* what APUS_REAL becomes: APUS_F32 or APUS_F64 */
+    /* Device memory, 64-byte aligned or better. For a host device these are host pointers. */
+    void *(*alloc)(void *backend, size_t bytes); /* NULL when out */
+    void (*free)(void *backend, void *p, size_t bytes);
+    /* host_memory: 1 when device pointers are host pointers (upload/download are then copies, weights may be used where mapped). */
+    int (*host_memory)(void *backend);
+    apus_status (*upload)(void *backend, void *device, const void *host, size_t bytes, apus_error *err);
+    apus_status (*download)(void *backend, void *host, const void *device, size_t bytes, apus_error *err);
+    /* Run fn(context, i) for i in [0, n) on the backend's threads, any order; NULL: elementwise runs go op by op. */
+    void (*parallel)(void *backend, int64_t n, void (*fn)(void *context, int64_t i), void *context);
+    /* Wait for all that was queued. */
+    apus_status (*finish)(void *backend, apus_error *err);
+    /* What was chosen, for plan and lock: "cpu: 2 threads, avx2, openblas 0.3.21". owner: backend. */
+    const char *(*describe)(void *backend);
+} apus_backend_ops;
+
+/* One call of a kernel. FROZEN. */
+typedef struct apus_kernel_call {
+    const apus_view *in;
+    const apus_view *out;
+    const double *attrs;     /* all of the op's, defaults filled in */
+    void *scratch;           /* 64-byte aligned, as many bytes as scratch() asked for at capacity */
+    void *backend;           /* the backend's instance */
+    uint32_t n_in, n_out;
+    uint32_t accumulate;     /* bit k: add to out[k] instead of writing it (only kernels flagged ACCUMULATES see it set) */
+    uint32_t reserved;
+} apus_kernel_call;
+
+enum {
+    APUS_KERNEL_ACCUMULATES = 1u /* honours `accumulate` for every output */
+};
+
+/* An implementation of one op, or of a pair: `op` whose output 0 feeds only `then`'s first or second input. */
+typedef struct apus_kernel {
+    uint32_t size;
+    const char *op;            /* "apus.linear/1" */
+    const char *then;          /* NULL, or "apus.add/1": in = op's inputs, then `then`'s other input; attrs are op's; out = then's.
+                                  out[0] may be the same memory as `then`'s other input. */
+    uint32_t flags;
+    const apus_dtype *encodings; /* zero-terminated: element types it takes for a weight operand (W of linear, linear_dx, embedding,
+                                    token_logprob*) beside the real type; NULL: the real type only */
+    /* Scratch for the largest shapes (dims at capacity, data NULL). NULL: none. */
+    size_t (*scratch)(const apus_kernel_call *capacity);
+    /* ELEMENTWISE ops: called with views of one dimension over any range, from any thread; outputs may be an input's memory.
+     * Others: on the thread that runs the plan; threads inside are the backend's. Deterministic for given extents and threads.
+     * [N] outputs of the same run never overlap inputs otherwise. */
+    apus_status (*run)(const apus_kernel_call *call, apus_error *err);
+    /* Cost in floating-point operations at these dims; NULL: the op's own estimate. */
+    double (*flops)(const apus_kernel_call *capacity);
+} apus_kernel;
+
+/* vtable of a component of kind "kernels". Later-loaded tables win where several claim the same. */
+typedef struct apus_kernels_ops {
+    uint32_t size;
+    const char *backend;         /* name of the backend component they serve */
+    apus_dtype real;             /* the real type they compute in */
+    int (*probe)(void);          /* 1 if this machine can run them (baseline ISA only inside); NULL: always */
+    const apus_kernel *kernels;  /* stride: kernels[0].size */
+    uint32_t n_kernels;
+} apus_kernels_ops;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,125 @@
+/*
+ * core/graph: tensor expressions: building, differentiating, planning memory, running. Knows ops, never models.
+ *
+ *   apus_graph *g = apus_graph_new(&hooks);          // arch, tuner, loss build into it through apus.graph/1
+ *   apus_graph_gradients(g, …);                      // more nodes, built from ops
+ *   apus_plan *p = apus_plan_new(g, …, capacity, …); // kernels, order, memory: all decided here
+ *   apus_plan_bind(p, "name", device_memory);        // weights, states, gradients
+ *   apus_plan_run(p, extents, feeds, n, &err);       // no allocation
+ */
+#ifndef APUS_CORE_GRAPH_H
+#define APUS_CORE_GRAPH_H
+
+#include <apus/graph.h>
+#include <apus/kernel.h>
+
+/* ---- ops and kernels: filled once after the plugins are loaded */
+
+/* Built-in ops plus those of "op" components; kernels of "kernels" components whose probe says yes. [main] */
+apus_status apus_ops_load(apus_error *err);
+const apus_op *apus_op_find(const char *name); /* NULL when unknown */
+size_t apus_op_count(void);
+const apus_op *apus_op_at(size_t i);
+
+/* A backend, opened. */
+typedef struct apus_device apus_device;
+apus_device *apus_device_open(const apus_node *spec /* "cpu" or {type: cpu, …} */, apus_error *err);
+void apus_device_close(apus_device *d);
+apus_dtype apus_device_real(const apus_device *d);
+const char *apus_device_describe(const apus_device *d);
+int apus_device_host_memory(const apus_device *d);
+void *apus_device_alloc(apus_device *d, size_t bytes, apus_error *err); /* zeroed */
+void apus_device_free(apus_device *d, void *p, size_t bytes);
+apus_status apus_device_upload(apus_device *d, void *device, const void *host, size_t bytes, apus_error *err);
+apus_status apus_device_download(apus_device *d, void *host, const void *device, size_t bytes, apus_error *err);
+/* The kernel that would run op for this operand encoding, or NULL. */
+const apus_kernel *apus_device_kernel(const apus_device *d, const char *op, apus_dtype encoding);
+
+size_t apus_dtype_size(apus_dtype t);                     /* bytes of one element; 0 for block encodings */
+size_t apus_dtype_row_bytes(apus_dtype t, int64_t n);     /* bytes of n elements of a row; 0 if n does not fit its blocks */
+const char *apus_dtype_name(apus_dtype t);                /* "F32", "Q4_0", … */
+apus_dtype apus_dtype_parse(const char *name);            /* -1 when unknown; any case */
+
+/* ---- building */
+
+/* What surrounds the graph: every NULL has a plain default. Hooks call the graph's functions to build. */
+typedef struct apus_graph_hooks {
+    void *context;
+    /* Element type a weight is stored in (APUS_REAL or an encoding), when it is first asked for. */
+    apus_dtype (*stored)(void *context, const apus_weight_spec *w);
+    /* Default: linear op on the weight's variable. `y` is that default. Returns y or what replaces it (tuners). */
+    apus_tensor (*linear)(void *context, apus_graph *g, apus_tensor x, const apus_weight_spec *w, apus_tensor y);
+    apus_tensor (*embedding)(void *context, apus_graph *g, apus_tensor ids, const apus_weight_spec *w, apus_tensor y);
+    /* Default: op attention with the input "segments" (i32 [S,4]). */
+    apus_tensor (*attention)(void *context, apus_graph *g, apus_tensor q, apus_tensor k, apus_tensor v, const apus_attention_spec *s);
+    apus_tensor (*point)(void *context, apus_graph *g, const char *name, int32_t layer, apus_tensor t);
+} apus_graph_hooks;
+
+apus_graph *apus_graph_new(const apus_graph_hooks *hooks); /* hooks copied */
+void apus_graph_free(apus_graph *g);
+apus_status apus_graph_status(const apus_graph *g, apus_error *err);
+const apus_graph_api *apus_graph_table(void); /* announced as "apus.graph/1" */
+
+/* A named persistent tensor whose memory is bound to the plan: weights (by their HF name), adapters, optimiser state.
+ * The same name gives the same tensor. */
+apus_tensor apus_graph_variable(apus_graph *g, const char *name, apus_dtype dtype, uint32_t ndim, const int64_t *dims);
+/* Weights asked for so far, in first-use order (weights of tied uses appear once). */
+size_t apus_graph_weight_count(const apus_graph *g);
+const apus_weight_spec *apus_graph_weight_at(const apus_graph *g, size_t i); /* owner: graph */
+apus_tensor apus_graph_weight_tensor(apus_graph *g, size_t i);
+
+/* Effects, in this order when run: all reads of a variable in the plan see its old value.
+ * accumulate: variable += value (kernels add straight into it where they can); assign: variable = value. */
+void apus_graph_accumulate(apus_graph *g, apus_tensor variable, apus_tensor value);
+void apus_graph_assign(apus_graph *g, apus_tensor variable, apus_tensor value);
+
+/* d sum_i(y_i · dy_i) / d wrt_k -> dwrt_k (none where nothing depends on it). Shapes of dy as y. */
+void apus_graph_gradients(apus_graph *g, const apus_tensor *y, const apus_tensor *dy, size_t n_y, const apus_tensor *wrt, size_t n_wrt,
+                          apus_tensor *dwrt);
+
+/* ---- planning and running */
+
+enum { APUS_RECOMPUTE_NONE = 0, APUS_RECOMPUTE_CHEAP = 1, APUS_RECOMPUTE_BLOCK = 2 };
+
+typedef struct apus_plan apus_plan;
+
+/* outputs: kept for reading after each run. capacity: largest extent of each symbol (index -1-symbol). Only what the
+ * outputs and effects need is planned. Errors name an op or weight encoding that no kernel of the device takes.
+ * recompute: CHEAP clones cheap forward ops into the backward pass; BLOCK keeps only the "block" points. */
+apus_plan *apus_plan_new(apus_graph *g, apus_device *d, const apus_tensor *outputs, size_t n_outputs,
+                         const int64_t capacity[APUS_N_DIM_SYMBOLS], int recompute, apus_error *err);
+void apus_plan_free(apus_plan *p);
+
+/* Inputs and variables the plan really uses. */
+size_t apus_plan_variable_count(const apus_plan *p);
+const char *apus_plan_variable_at(const apus_plan *p, size_t i, apus_shape *shape);
+int apus_plan_uses_input(const apus_plan *p, const char *name);
+
+/* Memory (device) of a variable, by name; stays the caller's. Unbound variables make run fail. */
+apus_status apus_plan_bind(apus_plan *p, const char *variable, void *device, apus_error *err);
+
+typedef struct apus_feed {
+    const char *input;
+    const void *data; /* host; i32/i64 as declared; APUS_REAL inputs are given as double */
+} apus_feed;
+
+/* extents: actual size of each symbol, at most its capacity; 0 is fine. */
+apus_status apus_plan_run(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds,
+                          apus_error *err);
+/* k-th output of the last run, as doubles / raw. n: elements (by the last extents). */
+apus_status apus_plan_output(apus_plan *p, size_t k, double *values, int64_t n, apus_error *err);
+/* Device pointer of output k and its actual view. */
+apus_view apus_plan_output_view(const apus_plan *p, size_t k);
+
+typedef struct apus_plan_cost {
+    size_t arena_bytes;    /* activations and scratch, at capacity */
+    size_t variable_bytes; /* what binding will take */
+    double flops;          /* at capacity */
+    size_t nodes;
+} apus_plan_cost;
+apus_plan_cost apus_plan_costs(const apus_plan *p);
+/* {ops: [{op, count, kernel, flops, seconds}], arena: …}: seconds when apus_plan_profile was on. owner: caller. */
+apus_node *apus_plan_describe(const apus_plan *p);
+void apus_plan_profile(apus_plan *p, int on);
+
+#endif
