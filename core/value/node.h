@@ -1,6 +1,9 @@
 /*
  * core/value/node: value trees (apus_node): making, reading, JSON in and out. The one implementation
  * behind host->node; the rest of core calls it through apus_nodes().
+ *
+ * A node is 32 bytes; a string's bytes follow it in the same allocation. Maps keep their order; beyond eight keys they
+ * carry a hash index, so get() is O(1). Memory comes from malloc: what write_json returns is freed by free().
  */
 #ifndef APUS_CORE_NODE_H
 #define APUS_CORE_NODE_H
@@ -9,10 +12,24 @@
 
 const apus_node_api *apus_nodes(void);
 
-/* For parsers: say where a node was read. `file` is interned. */
+/* For parsers: say where a node was read. `file` is interned (kept for the life of the process): pass the path, never a
+ * text made anew for each row. line and column count from 1, columns in characters; line 0: the file alone is known. */
 void apus_node_place(apus_node *n, const char *file, int line, int column);
 
-/* Change a scalar in place, or replace the value of `n` by `with`'s (takes `with`). For interpolation and overrides. */
+/* Change a scalar in place, or replace the value of `n` by `with`'s (takes `with`). For interpolation and overrides.
+ * n keeps its own place when `with` has none. */
 void apus_node_replace(apus_node *n, apus_node *with);
+
+/* parse_json for a text that begins at line `first_line` of `name`: a row of a .jsonl file. */
+apus_node *apus_json_parse_at(const char *text, size_t length, const char *name, int first_line, apus_error *err);
+
+/* A double as Python's repr writes it: the shortest digits that read back as the same value, "1.0", "1e-05", "1e+16",
+ * "nan" apart: NaN, Infinity, -Infinity, as its json module does. buffer holds at least 32 bytes; returns the length.
+ * [any] */
+size_t apus_format_double(char *buffer, double v);
+
+/* The inverse, in the C locale whatever the process set: text[0..length) must be a whole JSON or YAML decimal number
+ * ("-1.5e3", "1.", ".5"); 0 when it is not. [any] */
+int apus_read_double(const char *text, size_t length, double *v);
 
 #endif
