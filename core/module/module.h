@@ -11,6 +11,15 @@
 const apus_host *apus_host_table(void);
 void apus_host_announce(const char *id, const void *table); /* before plugins load; id and table static */
 
+/* host->log writes "apus: warning: component: text" to stderr, from level $APUS_LOG (debug, info, warn, error; default
+ * warn) on. `before` runs, under the log's lock, before each line (to clear a progress line). NULL: none. [any] */
+void apus_log_hook(void (*before)(void *user), void *user);
+
+/* Ask for a clean stop (host->stopping turns 1). [any], also in a signal handler. */
+void apus_stop_request(void);
+/* From now on the first SIGINT or SIGTERM asks for a clean stop; a second one exits at once with 130. [main] */
+void apus_stop_install(void);
+
 /* Load all plugins: preloaded ones, then `dirs` in order, then $APUS_PLUGIN_PATH, then the installed folder.
  * Only absolute folders; a file or folder that others may write, or that neither root nor the user owns, is refused.
  * A file that fails is an error (first one) unless `lenient`, then a warning. Called once. [main] */
