@@ -168,7 +168,9 @@ enum {
     APUS_PARAM_LIST = 7,      /* a list of `item` (one item alone is read as a list of one) */
     APUS_PARAM_COMPONENT = 8, /* a name, or a mapping with `type:`; `of_kind` says which kind */
     APUS_PARAM_NODE = 9,      /* any value; the plugin validates it and says where */
-    APUS_PARAM_MAP = 10       /* a mapping of strings to `item` */
+    APUS_PARAM_MAP = 10,      /* a mapping of strings to `item` */
+    APUS_PARAM_MODEL = 11,    /* a model: HF folder, GGUF file, an earlier stage's name, "runs/x:stage", or {arch: …, config: {…}} */
+    APUS_PARAM_DATASET = 12   /* one dataset (a mapping with path or type, or a path) or a list of them; the host validates it */
 };
 
 enum {

@@ -1,0 +1,121 @@
+/*
+ * apus/session.h: the kinds "stage", "sampler" and "tracker", and the extension "apus.session/1" that stages are written with:
+ * train steps, evaluation, generation, export, the stage's folder and events.
+ */
+#ifndef APUS_SESSION_H
+#define APUS_SESSION_H
+
+#include <apus/base.h>
+#include <apus/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct apus_stage_context apus_stage_context; /* one running stage */
+typedef struct apus_trainer apus_trainer;             /* a model being trained: weights, plan, optimiser, data position */
+typedef struct apus_generator apus_generator;         /* a model that answers */
+
+/* ------------------------------------------------------------ "apus.session/1" */
+
+/* One answer asked for. Exactly one of messages, prompt, ids. */
+typedef struct apus_generate_request {
+    uint32_t size;
+    const apus_node *messages;   /* through the template */
+    const apus_node *tools;      /* may be NULL */
+    const char *prompt;          /* continued as raw text */
+    const int32_t *ids;
+    size_t n_ids;
+    const apus_node *sampling;   /* the stage's parameters: sampler, max_tokens, stop, seed, … validated against generation's table */
+    uint64_t seed;
+    uint64_t index;              /* which answer of the run: random numbers are keyed by (seed, index, position) */
+    /* Called with each piece of text as it is ready (whole UTF-8 characters); may be NULL. Return 1 to stop. */
+    int (*piece)(void *context, const char *text, size_t length);
+    void *context;
+} apus_generate_request;
+
+typedef struct apus_session_api {
+    uint32_t size;
+
+    /* The stage. */
+    const char *(*stage_name)(apus_stage_context *s);
+    const char *(*stage_dir)(apus_stage_context *s);               /* RUN/STAGE; exists */
+    uint64_t (*seed)(apus_stage_context *s);
+    /* Append to events.jsonl and tell the trackers. Takes the event. */
+    apus_status (*event)(apus_stage_context *s, apus_node *event, apus_error *err);
+    /* The stage's result for later stages, the summary and the lock: a map. Takes it. */
+    void (*result)(apus_stage_context *s, apus_node *result);
+
+    /* Training. params: the stage's validated parameters (names as in the stage `train`). Resumes by itself from the newest
+     * checkpoint in the stage's folder. */
+    apus_status (*trainer_open)(apus_stage_context *s, const apus_node *params, apus_trainer **trainer, apus_error *err);
+    void (*trainer_close)(apus_trainer *t);
+    int64_t (*trainer_step)(const apus_trainer *t);                /* optimizer steps done */
+    int64_t (*trainer_max_steps)(const apus_trainer *t);
+    /* One optimizer step; its event (step, loss, grad_norm, …) is emitted. APUS_E_NUMERIC: not finite; nothing was changed. */
+    apus_status (*train_step)(apus_trainer *t, apus_error *err);
+    /* Loss and metrics over eval_dataset (or eval_split); emitted with eval_ names. */
+    apus_status (*trainer_evaluate)(apus_trainer *t, apus_error *err);
+    apus_status (*trainer_checkpoint)(apus_trainer *t, apus_error *err);
+    apus_status (*trainer_finish)(apus_trainer *t, apus_error *err); /* writes STAGE/model, atomically */
+
+    /* Loss and metrics of a model over a dataset (params as in the stage `eval`). owner of *metrics: caller. */
+    apus_status (*evaluate)(apus_stage_context *s, const apus_node *params, apus_node **metrics, apus_error *err);
+
+    /* Generation. */
+    apus_status (*generator_open)(apus_stage_context *s, const apus_node *params, apus_generator **generator, apus_error *err);
+    void (*generator_close)(apus_generator *g);
+    /* -> {text, ids, prompt_ids, logprobs, finish_reason: stop|length}. owner: caller. */
+    apus_status (*generate)(apus_generator *g, const apus_generate_request *request, apus_node **answer, apus_error *err);
+
+    /* Rows of a dataset parameter as examples, and the dataset's judgement of an answer. */
+    apus_status (*rows_open)(apus_stage_context *s, const apus_node *dataset, void **rows, int64_t *count, apus_error *err);
+    apus_status (*rows_example)(void *rows, int64_t i, apus_node **row, apus_node **example, apus_error *err);
+    apus_status (*rows_judge)(void *rows, const apus_node *row, const char *answer, apus_node **verdict, apus_error *err);
+    void (*rows_close)(void *rows);
+
+    /* Write a model (params as in the stage `export`). */
+    apus_status (*export_model)(apus_stage_context *s, const apus_node *params, apus_error *err);
+} apus_session_api;
+
+/* ------------------------------------------------------------ the kind "stage" */
+
+/* Parameters of type MODEL and DATASET are resolved by the host before run: a stage's name becomes what it made. */
+typedef struct apus_stage_ops {
+    uint32_t size;
+    apus_status (*run)(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_error *err);
+} apus_stage_ops;
+
+/* ------------------------------------------------------------ the kind "sampler" */
+
+typedef struct apus_sampler_ops {
+    uint32_t size;
+    apus_status (*open)(const apus_host *host, const apus_node *params, void **sampler, apus_error *err);
+    void (*close)(void *sampler);
+    /* logits [vocab] may be changed. history: prompt and answer so far; the first n_prompt are the prompt. u: uniform in [0,1). */
+    apus_status (*sample)(void *sampler, float *logits, int32_t vocab, const int32_t *history, size_t n, size_t n_prompt, double u,
+                          int32_t *id, apus_error *err);
+} apus_sampler_ops;
+
+/* ------------------------------------------------------------ the kind "tracker" */
+
+typedef struct apus_tracker_run {
+    uint32_t size;
+    const char *run_dir, *stage_dir, *stage, *stage_type;
+    int32_t stage_index, n_stages;
+    int32_t interactive;         /* standard error is a terminal */
+    const apus_node *config;     /* the resolved pipeline */
+} apus_tracker_run;
+
+typedef struct apus_tracker_ops {
+    uint32_t size;
+    /* One instance per stage. Events that a resumed stage already has are told first, with replayed = 1. */
+    apus_status (*open)(const apus_host *host, const apus_node *params, const apus_tracker_run *run, void **tracker, apus_error *err);
+    apus_status (*event)(void *tracker, const apus_node *event, int replayed, apus_error *err);
+    void (*close)(void *tracker, apus_status status);
+} apus_tracker_ops;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
