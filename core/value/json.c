@@ -520,15 +520,23 @@ static apus_node *read_map(reader *r)
                 (void)no_memory(r);
                 break;
             }
-            const apus_node *first = api->at(map, at);
-            (void)apus_fail(r->err, APUS_E_INVALID, "%s:%u:%u: the key \"%.80s\" is there twice (first with line %u)",
-                            r->name, key_line, key_column, api->key_at(map, at), first->line);
+            char key_text[80];
+            (void)apus_fail(r->err, APUS_E_INVALID, "%s:%u:%u: the key '%s' is there twice (first on line %u)", r->name,
+                            key_line, key_column,
+                            apus_show(key_text, sizeof key_text, api->key_at(map, at), (size_t)-1),
+                            map->as.map->entries[at].line);
             break;
         }
+        map->as.map->entries[at].line = key_line;
+        map->as.map->entries[at].column = key_column;
         skip_space(r);
         if (r->p < r->end && *r->p == ',') {
             r->p++;
             skip_space(r);
+            if (r->p < r->end && *r->p == '}') {
+                (void)fail(r, r->p, "a comma before '}': JSON wants a key after each comma");
+                break;
+            }
         } else if (r->p < r->end && *r->p == '}') {
             r->p++;
             apus_node_trim(map);

@@ -5,12 +5,14 @@
 #include <apus/base.h>
 
 enum {
-    APUS_NODE_ADOPTED = 1 /* a string whose bytes lie behind another, emptied node (see apus_node_replace) */
+    APUS_NODE_ADOPTED = 1, /* a string whose bytes lie behind another, emptied node (see apus_node_replace) */
+    APUS_NODE_QUOTED = 2   /* a string that was written in quotes */
 };
 
 typedef struct apus_map_entry {
     char *key;
     apus_node *value;
+    uint32_t line, column; /* of the key, in the value's file; line 0: unknown */
 } apus_map_entry;
 
 /* Open addressing over the entries of a large map; slot 0 is empty, else entry number + 1. */

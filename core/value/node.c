@@ -57,20 +57,59 @@ void apus_node_place(apus_node *n, const char *file, int line, int column)
     n->column = column > 0 ? (uint32_t)column : 0;
 }
 
-static const char *node_where(const apus_node *n, char *buffer, size_t capacity)
+static const char *place_text(uint32_t file, uint32_t line, uint32_t column, char *buffer, size_t capacity)
 {
     if (buffer == NULL || capacity == 0)
         return "";
     buffer[0] = '\0';
-    if (n == NULL || n->file == 0)
+    if (file == 0)
         return buffer;
     pthread_mutex_lock(&files.lock);
-    const char *name = files.names[n->file - 1];
-    if (n->line == 0)
-        (void)snprintf(buffer, capacity, "%s", name);
+    if (line == 0)
+        (void)snprintf(buffer, capacity, "%s", files.names[file - 1]);
     else
-        (void)snprintf(buffer, capacity, "%s:%u:%u", name, n->line, n->column);
+        (void)snprintf(buffer, capacity, "%s:%u:%u", files.names[file - 1], line, column);
     pthread_mutex_unlock(&files.lock);
+    return buffer;
+}
+
+static const char *node_where(const apus_node *n, char *buffer, size_t capacity)
+{
+    return n == NULL ? place_text(0, 0, 0, buffer, capacity)
+                     : place_text(n->file, n->line, n->column, buffer, capacity);
+}
+
+const char *apus_show(char *buffer, size_t capacity, const char *text, size_t length)
+{
+    if (length == (size_t)-1)
+        length = strlen(text);
+    size_t o = 0, i = 0;
+    while (i < length) {
+        unsigned char c = (unsigned char)text[i];
+        size_t n = 1;
+        while (c >= 0xC0 && i + n < length && n < 4 && ((unsigned char)text[i + n] & 0xC0) == 0x80)
+            n++;
+        char piece[8];
+        if (c >= 0xC0 && n > 1)
+            memcpy(piece, text + i, n), piece[n] = '\0';
+        else if (c == '\n' || c == '\t' || c == '\r')
+            (void)snprintf(piece, sizeof piece, "\\%c", c == '\n' ? 'n' : c == '\t' ? 't' : 'r');
+        else if (c < 0x20 || c >= 0x7F)
+            (void)snprintf(piece, sizeof piece, "\\x%02x", c);
+        else
+            piece[0] = (char)c, piece[1] = '\0';
+        size_t wide = strlen(piece), left = i + n < length ? 4 : 1;
+        if (o + wide + left > capacity) {
+            if (o + 4 <= capacity)
+                o += (size_t)snprintf(buffer + o, capacity - o, "...");
+            break;
+        }
+        memcpy(buffer + o, piece, wide);
+        o += wide;
+        i += n;
+    }
+    if (capacity > 0)
+        buffer[o] = '\0';
     return buffer;
 }
 
@@ -219,7 +258,7 @@ apus_status apus_map_add(apus_node *map, char *key, apus_node *value, uint32_t *
         return *at != UINT32_MAX ? APUS_E_INVALID : APUS_E_MEMORY;
     }
     apus_map_body *m = map->as.map;
-    m->entries[m->count] = (apus_map_entry){key, value};
+    m->entries[m->count] = (apus_map_entry){key, value, 0, 0};
     if (m->index != NULL)
         index_put(m, hash != 0 ? hash : hash_key(key), m->count);
     *at = m->count++;
@@ -246,6 +285,18 @@ static apus_status node_set(apus_node *map, const char *key, apus_node *value)
         return APUS_E_MEMORY;
     }
     return apus_map_add(map, copy, value, &at);
+}
+
+apus_status apus_node_set_placed(apus_node *map, const char *key, apus_node *value, int line, int column)
+{
+    apus_status st = node_set(map, key, value);
+    if (st != APUS_OK)
+        return st;
+    uint32_t hash = 0;
+    apus_map_entry *e = &map->as.map->entries[map_find(map->as.map, key, &hash)];
+    e->line = line > 0 ? (uint32_t)line : 0;
+    e->column = column > 0 ? (uint32_t)column : 0;
+    return APUS_OK;
 }
 
 static int node_remove(apus_node *map, const char *key)
@@ -308,6 +359,17 @@ apus_node *apus_node_string_room(size_t length)
     n->as.string.bytes[length] = '\0';
     n->as.string.length = length;
     return n;
+}
+
+void apus_node_mark_quoted(apus_node *n)
+{
+    if (n != NULL && n->kind == APUS_NODE_STRING)
+        n->flags |= APUS_NODE_QUOTED;
+}
+
+int apus_node_is_quoted(const apus_node *n)
+{
+    return n != NULL && (n->flags & APUS_NODE_QUOTED) != 0;
 }
 
 static apus_node *make_null(void)
@@ -403,7 +465,7 @@ void apus_node_replace(apus_node *n, apus_node *with)
         n->column = with->column;
     }
     if (with->kind == APUS_NODE_STRING) {
-        n->flags = APUS_NODE_ADOPTED;
+        n->flags = with->flags | APUS_NODE_ADOPTED;
         if (!(with->flags & APUS_NODE_ADOPTED))
             return; /* `with` lives on as the room of the bytes behind it */
     }
@@ -446,6 +508,7 @@ static apus_node *node_copy(const apus_node *n)
     }
     if (c == NULL)
         return NULL;
+    c->flags = n->flags & APUS_NODE_QUOTED;
     c->file = n->file;
     c->line = n->line;
     c->column = n->column;
@@ -455,7 +518,8 @@ static apus_node *node_copy(const apus_node *n)
             st = node_append(c, node_copy(n->as.list.items[i]));
     } else if (n->kind == APUS_NODE_MAP && n->as.map != NULL) {
         for (uint32_t i = 0; i < n->as.map->count && st == APUS_OK; i++)
-            st = node_set(c, n->as.map->entries[i].key, node_copy(n->as.map->entries[i].value));
+            st = apus_node_set_placed(c, n->as.map->entries[i].key, node_copy(n->as.map->entries[i].value),
+                                      (int)n->as.map->entries[i].line, (int)n->as.map->entries[i].column);
     }
     if (st != APUS_OK) {
         node_release(c);
@@ -533,6 +597,15 @@ static const apus_node *node_get(const apus_node *map, const char *key)
         return NULL;
     uint32_t hash = 0, at = map_find(map->as.map, key, &hash);
     return at == UINT32_MAX ? NULL : map->as.map->entries[at].value;
+}
+
+const char *apus_node_key_where(const apus_node *map, size_t i, char *buffer, size_t capacity)
+{
+    if (key_at(map, i) == NULL)
+        return place_text(0, 0, 0, buffer, capacity);
+    const apus_map_entry *e = &map->as.map->entries[i];
+    return e->line == 0 ? node_where(e->value, buffer, capacity)
+                        : place_text(e->value->file, e->line, e->column, buffer, capacity);
 }
 
 /* An int and a float are equal when they are the same number; NaN equals itself. */

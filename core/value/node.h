@@ -16,12 +16,26 @@ const apus_node_api *apus_nodes(void);
  * text made anew for each row. line and column count from 1, columns in characters; line 0: the file alone is known. */
 void apus_node_place(apus_node *n, const char *file, int line, int column);
 
+/* Set, and remember where the key stands (in the value's file). Takes value. */
+apus_status apus_node_set_placed(apus_node *map, const char *key, apus_node *value, int line, int column);
+
+/* As node->where, of the i-th key of a map: the value's place where the key's is unknown. */
+const char *apus_node_key_where(const apus_node *map, size_t i, char *buffer, size_t capacity);
+
+/* A string written in quotes stays a string whatever interpolation makes of it. */
+void apus_node_mark_quoted(apus_node *n);
+int apus_node_is_quoted(const apus_node *n);
+
 /* Change a scalar in place, or replace the value of `n` by `with`'s (takes `with`). For interpolation and overrides.
  * n keeps its own place when `with` has none. */
 void apus_node_replace(apus_node *n, apus_node *with);
 
 /* parse_json for a text that begins at line `first_line` of `name`: a row of a .jsonl file. */
 apus_node *apus_json_parse_at(const char *text, size_t length, const char *name, int first_line, apus_error *err);
+
+/* Text as a message may show it: on one line, control characters escaped, cut (with "...") to what buffer holds, never
+ * inside a character. length (size_t)-1: strlen. Returns buffer. [any] */
+const char *apus_show(char *buffer, size_t capacity, const char *text, size_t length);
 
 /* A double as Python's repr writes it: the shortest digits that read back as the same value, "1.0", "1e-05", "1e+16",
  * "nan" apart: NaN, Infinity, -Infinity, as its json module does. buffer holds at least 32 bytes; returns the length.

@@ -1,0 +1,28 @@
+/*
+ * core/run: pipelines: a file of stages -> a run folder. Stages are wired by name; a stage's output is keyed by the hash of
+ * what made it and is reused when nothing changed.
+ */
+#ifndef APUS_CORE_RUN_H
+#define APUS_CORE_RUN_H
+
+#include <apus/base.h>
+
+typedef struct apus_run_options {
+    const char *const *overrides; /* "key.path=value" */
+    size_t n_overrides;
+    int force;                    /* redo stages even when their outputs are there */
+} apus_run_options;
+
+/* Run (or resume, or reuse) the pipeline in `file`. [main] */
+apus_status apus_run_file(const char *file, const apus_run_options *options, apus_error *err);
+/* Validate everything that can be without running: keys, types, names, files, references between stages. */
+apus_status apus_check_file(const char *file, const apus_run_options *options, apus_error *err);
+/* What `run` would do: {stages: [{name, stage, key, done, memory, flops_per_step, steps, seconds, plan}]}. owner: caller. */
+apus_node *apus_plan_file(const char *file, const apus_run_options *options, apus_error *err);
+/* JSON Schema of pipeline files from all parameter tables. owner: caller. */
+apus_node *apus_pipeline_schema(apus_error *err);
+
+/* "runs/x:align" (or a stage's folder) -> the model spec it made; anything else -> a spec of the path. owner: caller. */
+apus_node *apus_model_locate(const char *name, apus_error *err);
+
+#endif
