@@ -90,7 +90,7 @@ static inline uint16_t apus_f32_to_bf16(float f)
 
 /* ---------------------------------------------------------------- layouts (FROZEN: they are files' bytes) */
 
-#define APUS_BLOCK 32
+#define APUS_BLOCK       32
 #define APUS_SUPER_BLOCK 256
 
 /* Element i < 16 is the low nibble of qs[i], element i + 16 the high one; so in every 4- and 5-bit block of 32. */
@@ -373,8 +373,8 @@ static inline void apus_block_to_f32_q6_k_(const uint8_t *p, float *y)
     }                                                                                                                  \
     return 1
 
-/* n elements of type t at src -> y[n], with the bits that ggml's dequantize_row gives. 0 when t is not a type of numbers
- * or n is not a whole number of its blocks (nothing is written), else 1. F64 is rounded. */
+/* n elements of type t at src -> y[n], with the bits that ggml's dequantize_row gives. 0 when t is not a type of
+ * numbers or n is not a whole number of its blocks (nothing is written), else 1. F64 is rounded. */
 static inline int apus_row_to_f32(apus_dtype t, const void *src, float *y, int64_t n)
 {
     const uint8_t *p = (const uint8_t *)src;
