@@ -1,0 +1,58 @@
+/* core/model/internal.h: what the files of core/model share. */
+#ifndef APUS_CORE_MODEL_INTERNAL_H
+#define APUS_CORE_MODEL_INTERNAL_H
+
+#include <apus/blocks.h>
+
+#include "config/config.h"
+#include "model/model.h"
+#include "module/module.h"
+#include "value/node.h"
+
+/* A model file, opened by the format that claims it. */
+typedef struct apus_format_file {
+    apus_format_ops ops;
+    const apus_component *component;
+    void *file;
+    apus_model_card card;
+} apus_format_file;
+
+apus_status apus_format_open(const char *path, apus_format_file *f, apus_error *err);
+void apus_format_close(apus_format_file *f);
+
+typedef struct apus_model_graph_context {
+    struct apus_model_graph_context *next;
+    apus_model *model;
+    apus_forward_options options;
+} apus_model_graph_context;
+
+struct apus_model {
+    apus_device *device;
+    char *path;                       /* of the weights; NULL from scratch */
+    apus_node *spec;
+    apus_format_file format;          /* from scratch: card only */
+    apus_format_file tokenizer_file;  /* from scratch, with `tokenizer:` */
+    const apus_node *config;
+    apus_node *own_config, *own_tokenizer;
+    apus_arch_ops arch_ops;
+    void *arch;
+    apus_model_facts facts;
+    apus_text *text;
+    apus_weight *weights;             /* the model's, then its tuner's parameters */
+    size_t n_weights, cap_weights, last_found;
+    apus_model_graph_context *graphs;
+    apus_tuner_ops tuner_ops;
+    void *tuner;
+    apus_node *tuner_config;
+    float **tuner_values;             /* host copies of the tuner's parameters, made when a merge asks; by weight index */
+};
+
+size_t apus_weight_elements(const apus_weight_spec *w);
+apus_status apus_model_add_weight(apus_model *m, const apus_weight_spec *spec, apus_weight **out);
+apus_status apus_model_own(apus_model *m, apus_weight *w, apus_error *err);
+apus_status apus_model_store(apus_model *m, void *device, size_t offset, const float *src, size_t n, apus_error *err);
+apus_status apus_model_init_weight(apus_model *m, apus_weight *w, uint64_t seed, apus_error *err);
+apus_status apus_model_merge_adapter(apus_model *m, const char *adapter, apus_error *err);
+void apus_model_drop_tuner(apus_model *m);
+
+#endif
