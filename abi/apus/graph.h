@@ -111,6 +111,7 @@ typedef struct apus_op {
                      const double *attrs, uint32_t need, apus_tensor *d_in);
     /* Build the same from simpler ops, for backends without a kernel and for the conformance test. NULL: primitive. */
     void (*decompose)(apus_graph *g, const apus_tensor *in, uint32_t n_in, const double *attrs, apus_tensor *out);
+    uint32_t shape_only;           /* bit i: of input i only the shape is read: kernels get its view with data NULL */
 } apus_op;
 
 /* vtable of a component of kind "op": a list of ops. */

@@ -76,6 +76,21 @@ static inline uint32_t apus_random_purpose(const char *name)
     return h;
 }
 
+/* The four words that decide dropout of columns 4*block … 4*block+3 of token `token`: see dropout in apus/ops.h. Tokens
+ * of 2^32 and more go on in the key, so that no two tokens share their words. */
+static inline void apus_random_dropout(int64_t seed, int64_t step, uint32_t purpose, int64_t token, uint32_t block, uint32_t out[4])
+{
+    const uint32_t key[2] = {(uint32_t)seed, (uint32_t)((uint64_t)seed >> 32) ^ (uint32_t)((uint64_t)token >> 32)};
+    const uint32_t counter[4] = {(uint32_t)token, block, (uint32_t)step, purpose};
+    apus_philox4x32(key, counter, out);
+}
+
+/* An element is kept where its word is at least this: u = word * 2^-32 >= p. */
+static inline uint64_t apus_random_dropout_bound(double p)
+{
+    return (uint64_t)ceil(p * 0x1p32);
+}
+
 #ifdef __cplusplus
 }
 #endif
