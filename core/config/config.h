@@ -8,23 +8,31 @@
 #include <apus/base.h>
 #include <apus/plugin.h>
 
-/* Read YAML text or a file (JSON is YAML too). Core schema of YAML 1.2 for scalars (1e-4 and 1.0e-4 are floats, 0x10 an
- * int, yes/no are strings); anchors and aliases allowed within a size bound; duplicate keys, tags other than core ones,
- * depth over 100, several documents are errors. owner: caller. */
+/* Read YAML text or a file (JSON is YAML too; a name that ends in .json is read by the stricter JSON reader, NaN
+ * included). Core schema of YAML 1.2 for scalars (1e-4 and 1.0e-4 are floats, 0x10 an int, yes/no are strings); anchors
+ * and aliases allowed within a size bound; duplicate keys, tags other than core ones, depth over 100, several
+ * documents, more than 16 MiB are errors; an empty text is null. "<<: *base" merges keys as YAML 1.1 did (written keys
+ * win). Every message is "name:line:column: …". owner: caller. */
 apus_node *apus_yaml_parse(const char *text, size_t length, const char *name, apus_error *err);
 apus_node *apus_yaml_read(const char *path, apus_error *err);
 
 /* Read a pipeline: the file, its `include:`s merged (relative to the including file; cycles are errors; the including
  * file's keys win, mappings merge key by key, lists replace; `stages` lists replace too), then the overrides, then
  * interpolation. An override is "a.b.c=VALUE": VALUE is YAML; a list item is named by its index or by its `name:`.
- * ${NAME} is the environment (an error when unset; ${NAME:-fallback}); ${a.b} a key of the file; $${ is a literal ${. */
+ * ${NAME} is the environment (an error when unset; ${NAME:-fallback}); ${a.b} a key of the file; $${ is a literal ${.
+ * ${name} without a dot is a top-level key of the file when there is one. What is filled in counts as if it had been
+ * written there: a plain `${LR}` becomes a number, a quoted one stays a string (params_validate still reads a number
+ * out of it where one is wanted, because { } needs the quotes). A value that is one key's reference takes that key's
+ * value, lists and mappings included. */
 apus_node *apus_config_load(const char *path, const char *const *overrides, size_t n_overrides, apus_error *err);
 
 /* Validate `given` (a map, NULL or null: empty) against params; returns a new map that holds every parameter: typed
  * (2GiB -> int), defaulted (null where nullable and unset), range- and choice-checked. An unknown key is an error with
- * "did you mean" or, for an alias, the name we use. `ignore`: space-separated keys that belong to someone else ("type").
- * `what` names the thing in messages ("loss dpo"). COMPONENT values come back as maps with `type:` (their own parameters
- * not yet validated). owner: caller. */
+ * "did you mean" or, for an alias, the name we use. `ignore`: space-separated keys that belong to someone else
+ * ("type"). `what` names the thing in messages ("loss dpo"). COMPONENT values come back as maps with `type:` (their own
+ * parameters not yet validated; a map without `type:` passes: who resolves it may recognise the type). A FLOAT is a
+ * float node, an INT or BYTES an int node whatever was written; given and min, max in the table: min == max == 0 is no
+ * bound, as in a table that leaves both out. Validating a result again changes nothing. owner: caller. */
 apus_node *apus_params_validate(const apus_node *given, const apus_param *params, uint32_t n_params, const char *ignore,
                                 const char *what, apus_error *err);
 

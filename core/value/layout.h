@@ -5,8 +5,8 @@
 #include <apus/base.h>
 
 enum {
-    APUS_NODE_ADOPTED = 1, /* a string whose bytes lie behind another, emptied node (see apus_node_replace) */
-    APUS_NODE_QUOTED = 2   /* a string that was written in quotes */
+    APUS_NODE_ADOPTED = 1 /* a string whose bytes lie behind another, emptied node (see apus_node_replace) */
+    /* 2 and 4: APUS_STRING_QUOTED, APUS_STRING_FILLED */
 };
 
 typedef struct apus_map_entry {

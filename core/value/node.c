@@ -57,6 +57,20 @@ void apus_node_place(apus_node *n, const char *file, int line, int column)
     n->column = column > 0 ? (uint32_t)column : 0;
 }
 
+void apus_node_unplace(apus_node *n)
+{
+    n->file = n->line = n->column = 0;
+    if (n->kind == APUS_NODE_LIST)
+        for (uint32_t i = 0; i < n->as.list.count; i++)
+            apus_node_unplace(n->as.list.items[i]);
+    if (n->kind != APUS_NODE_MAP || n->as.map == NULL)
+        return;
+    for (uint32_t i = 0; i < n->as.map->count; i++) {
+        n->as.map->entries[i].line = n->as.map->entries[i].column = 0;
+        apus_node_unplace(n->as.map->entries[i].value);
+    }
+}
+
 static const char *place_text(uint32_t file, uint32_t line, uint32_t column, char *buffer, size_t capacity)
 {
     if (buffer == NULL || capacity == 0)
@@ -361,15 +375,26 @@ apus_node *apus_node_string_room(size_t length)
     return n;
 }
 
-void apus_node_mark_quoted(apus_node *n)
+void apus_node_mark(apus_node *n, int marks)
 {
     if (n != NULL && n->kind == APUS_NODE_STRING)
-        n->flags |= APUS_NODE_QUOTED;
+        n->flags |= (uint8_t)(marks & (APUS_STRING_QUOTED | APUS_STRING_FILLED));
 }
 
-int apus_node_is_quoted(const apus_node *n)
+int apus_node_marks(const apus_node *n)
 {
-    return n != NULL && (n->flags & APUS_NODE_QUOTED) != 0;
+    return n == NULL ? 0 : n->flags & (APUS_STRING_QUOTED | APUS_STRING_FILLED);
+}
+
+apus_node *apus_node_like(const apus_node *n)
+{
+    apus_node *like = n->kind == APUS_NODE_STRING ? apus_node_string_room(0) : make(n->kind);
+    if (like != NULL) {
+        like->file = n->file;
+        like->line = n->line;
+        like->column = n->column;
+    }
+    return like;
 }
 
 static apus_node *make_null(void)
@@ -508,7 +533,7 @@ static apus_node *node_copy(const apus_node *n)
     }
     if (c == NULL)
         return NULL;
-    c->flags = n->flags & APUS_NODE_QUOTED;
+    apus_node_mark(c, apus_node_marks(n));
     c->file = n->file;
     c->line = n->line;
     c->column = n->column;
@@ -606,6 +631,13 @@ const char *apus_node_key_where(const apus_node *map, size_t i, char *buffer, si
     const apus_map_entry *e = &map->as.map->entries[i];
     return e->line == 0 ? node_where(e->value, buffer, capacity)
                         : place_text(e->value->file, e->line, e->column, buffer, capacity);
+}
+
+void apus_node_key_place(const apus_node *map, size_t i, int *line, int *column)
+{
+    const apus_map_entry *e = key_at(map, i) == NULL ? NULL : &map->as.map->entries[i];
+    *line = e == NULL ? 0 : (int)e->line;
+    *column = e == NULL ? 0 : (int)e->column;
 }
 
 /* An int and a float are equal when they are the same number; NaN equals itself. */

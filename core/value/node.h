@@ -22,9 +22,20 @@ apus_status apus_node_set_placed(apus_node *map, const char *key, apus_node *val
 /* As node->where, of the i-th key of a map: the value's place where the key's is unknown. */
 const char *apus_node_key_where(const apus_node *map, size_t i, char *buffer, size_t capacity);
 
-/* A string written in quotes stays a string whatever interpolation makes of it. */
-void apus_node_mark_quoted(apus_node *n);
-int apus_node_is_quoted(const apus_node *n);
+void apus_node_key_place(const apus_node *map, size_t i, int *line, int *column); /* 0, 0: unknown */
+
+/* Forget where n and all it holds were read. */
+void apus_node_unplace(apus_node *n);
+
+/* An empty node of n's kind at n's place. owner: caller */
+apus_node *apus_node_like(const apus_node *n);
+
+/* What a parser tells those who come after it about a string. QUOTED: written in quotes, so it stays a string whatever
+ * interpolation makes of it. FILLED: such a string that interpolation made: a parameter that wants a number may read
+ * one. */
+enum { APUS_STRING_QUOTED = 2, APUS_STRING_FILLED = 4 };
+void apus_node_mark(apus_node *n, int marks);
+int apus_node_marks(const apus_node *n);
 
 /* Change a scalar in place, or replace the value of `n` by `with`'s (takes `with`). For interpolation and overrides.
  * n keeps its own place when `with` has none. */
