@@ -1,0 +1,407 @@
+/* core/model/trainer.c: opening a training, one step, evaluation on held-out rows, the final model. Checkpoints: checkpoint.c. */
+#include "model/trainer.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "io/io.h"
+#include "model/export.h"
+#include "model/internal.h"
+
+#define NODE apus_nodes()
+
+/* Micro-batches are cut at about this many tokens: long enough for the matrix kernels, short enough for caches and memory. */
+#define MICRO_BATCH_TOKENS 1024
+
+static double now_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static const apus_node *param(const apus_trainer *t, const char *name)
+{
+    return NODE->get(t->params, name);
+}
+
+static int64_t int_param(const apus_trainer *t, const char *name, int64_t fallback)
+{
+    return NODE->as_int(param(t, name), fallback);
+}
+
+/* ---------------------------------------------------------------- opening */
+
+static apus_status open_model(apus_trainer *t, apus_error *err)
+{
+    apus_stage_context *s = t->stage;
+    apus_node *tokenizer = NULL;
+    if (NODE->get(param(t, "model"), "arch") != NULL) { /* from scratch: the data may bring its tokenizer */
+        apus_examples *e = apus_examples_open(param(t, "dataset"), s->seed, err);
+        if (e == NULL)
+            return APUS_E_INVALID;
+        tokenizer = apus_examples_tokenizer(e);
+        apus_examples_close(e);
+    }
+    const apus_model_options options = {.device = s->device, .now = s->now, .seed = s->seed, .tokenizer = tokenizer};
+    t->model = apus_model_open(param(t, "model"), &options, err);
+    NODE->release(tokenizer);
+    if (t->model == NULL)
+        return APUS_E_INVALID;
+    const apus_node *tuner = param(t, "tuner"), *from = NODE->get(tuner, "adapter");
+    const char *adapter = NODE->as_string(from, NULL);
+    if (adapter == NULL)
+        adapter = NODE->as_string(NODE->get(from, "adapter"), NULL);
+    if (adapter == NULL)
+        adapter = NODE->as_string(NODE->get(from, "path"), NULL);
+    apus_status st = apus_model_tune(t->model, tuner, adapter, s->seed, err);
+    if (st != APUS_OK)
+        return st;
+    t->new_adapter = adapter == NULL && apus_model_tuner_config(t->model) != NULL;
+    /* What the policy was at step 0, so that an evaluation after training can use the same reference. */
+    t->start_spec = NODE->copy(apus_model_spec(t->model));
+    if (adapter != NULL) {
+        apus_node *spec = NODE->make_map();
+        (void)NODE->set(spec, "base", t->start_spec);
+        (void)NODE->set(spec, "adapter", NODE->make_string(adapter, (size_t)-1));
+        t->start_spec = spec;
+    }
+    return APUS_OK;
+}
+
+static apus_status open_data(apus_trainer *t, apus_error *err)
+{
+    apus_stage_context *s = t->stage;
+    const apus_dataset_options options = {.text = apus_model_text(t->model),
+                                          .pairs = (t->loss.needs & APUS_LOSS_PAIRS) != 0,
+                                          .cache_dir = s->cache_dir,
+                                          .seed = s->seed,
+                                          .say = s->say,
+                                          .context = s->say_context};
+    t->data = apus_dataset_open(param(t, "dataset"), &options, err);
+    if (t->data == NULL)
+        return APUS_E_INVALID;
+    const double split = NODE->as_float(param(t, "eval_split"), 0.0);
+    if (NODE->kind(param(t, "eval_dataset")) != APUS_NODE_NULL) {
+        t->eval_data = apus_dataset_open(param(t, "eval_dataset"), &options, err);
+        if (t->eval_data == NULL)
+            return APUS_E_INVALID;
+    } else if (split > 0.0) {
+        t->whole_data = t->data;
+        t->data = NULL;
+        apus_status st = apus_dataset_split(t->whole_data, split, s->seed, &t->data, &t->eval_data, err);
+        if (st != APUS_OK)
+            return st;
+    }
+    t->has_eval = t->eval_data != NULL;
+    const size_t rows = apus_dataset_rows(t->data);
+    for (size_t i = 0; i < rows; i++) { /* ids must be the model's: a foreign cache or ready-made rows could lie outside */
+        const apus_row r = apus_dataset_row(t->data, i);
+        for (uint32_t k = 0; k < r.n_tokens; k++)
+            if (r.ids[k] < 0 || r.ids[k] >= t->model->facts.vocab)
+                return apus_fail(err, APUS_E_INVALID, "dataset row %llu: token id %d is outside the model's vocabulary of %d",
+                                 (unsigned long long)r.source, r.ids[k], t->model->facts.vocab);
+    }
+    t->order = malloc((rows + 1) * sizeof *t->order);
+    t->order_epoch = UINT64_MAX;
+    if (t->order == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory for the order of %zu rows", rows);
+    const int64_t batch = int_param(t, "batch_size", 1);
+    t->epoch_steps = ((int64_t)rows + batch - 1) / batch;
+    t->max_steps = int_param(t, "max_steps", 0);
+    const double epochs = NODE->as_float(param(t, "epochs"), 0.0);
+    if (t->max_steps <= 0)
+        t->max_steps = (int64_t)ceil((epochs > 0.0 ? epochs : 1.0) * (double)t->epoch_steps);
+    else if (epochs > 0.0 && s->say != NULL)
+        s->say(s->say_context, "max_steps and epochs are both set: max_steps wins");
+    return APUS_OK;
+}
+
+static int recompute_mode(const char *name)
+{
+    if (name != NULL && strcmp(name, "none") == 0)
+        return APUS_RECOMPUTE_NONE;
+    return name != NULL && strcmp(name, "block") == 0 ? APUS_RECOMPUTE_BLOCK : APUS_RECOMPUTE_CHEAP;
+}
+
+static apus_status open_plans(apus_trainer *t, apus_error *err)
+{
+    int64_t capacity[APUS_N_DIM_SYMBOLS];
+    const apus_dataset *const sets[2] = {t->data, t->eval_data};
+    apus_batch_capacity(sets, 2, (size_t)int_param(t, "batch_size", 1), MICRO_BATCH_TOKENS, capacity);
+    apus_status st = apus_batch_init(&t->batch, capacity, err);
+    const apus_objective_options options = {
+        .train = 1, .dropout = 1, .recompute = recompute_mode(NODE->as_string(param(t, "recompute"), NULL))};
+    if (st == APUS_OK)
+        st = apus_objective_open(&t->train, t->model, &t->loss, &options, capacity, err);
+    if (st == APUS_OK)
+        st = apus_updater_open(&t->updater, t->model, param(t, "optimizer"), err);
+    if (st == APUS_OK)
+        st = apus_updater_bind(&t->updater, t->train.plan, err);
+    if (st == APUS_OK)
+        st = apus_model_bind(t->model, t->train.plan, err);
+    const apus_objective_options plain = {0};
+    if (st == APUS_OK && t->has_eval)
+        st = apus_objective_open(&t->eval, t->model, &t->loss, &plain, capacity, err);
+    if (st == APUS_OK && (t->loss.needs & APUS_LOSS_NEEDS_REFERENCE))
+        st = apus_reference_open(&t->reference, t->model, NODE->get(param(t, "loss"), "reference"), t->new_adapter, capacity, t->stage->now, err);
+    if (st != APUS_OK)
+        return st;
+    const size_t need = apus_plan_costs(t->train.plan).arena_bytes;
+    if (t->stage->memory_limit > 0 && (int64_t)need > t->stage->memory_limit) {
+        apus_fail(err, APUS_E_MEMORY, "a step needs %zu MiB of activations, over the limit of %lld MiB", need >> 20,
+                  (long long)(t->stage->memory_limit >> 20));
+        return apus_hint(err, APUS_E_MEMORY, "shorten dataset.max_length, set recompute: block, or raise the limit");
+    }
+    return APUS_OK;
+}
+
+apus_status apus_trainer_open(apus_stage_context *s, const apus_node *params, apus_trainer **trainer, apus_error *err)
+{
+    apus_trainer *t = calloc(1, sizeof *t);
+    if (t == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
+    t->stage = s;
+    t->params = params;
+    t->best_eval = INFINITY;
+    t->best_step = -1;
+    apus_status st = apus_loss_open(&t->loss, param(t, "loss"), err);
+    if (st == APUS_OK)
+        st = open_model(t, err);
+    if (st == APUS_OK)
+        st = open_data(t, err);
+    if (st == APUS_OK)
+        st = apus_schedule_open(param(t, "schedule"), t->max_steps, &t->schedule, err);
+    if (st == APUS_OK)
+        st = open_plans(t, err);
+    if (st == APUS_OK && apus_trainer_resume(t, err) < 0)
+        st = APUS_E_INVALID;
+    if (st != APUS_OK) {
+        apus_trainer_close(t);
+        return st;
+    }
+    *trainer = t;
+    return APUS_OK;
+}
+
+void apus_trainer_close(apus_trainer *t)
+{
+    if (t == NULL)
+        return;
+    apus_reference_close(&t->reference);
+    apus_objective_close(&t->train);
+    apus_objective_close(&t->eval);
+    apus_updater_close(&t->updater);
+    apus_batch_free(&t->batch);
+    apus_dataset_close(t->data);
+    apus_dataset_close(t->eval_data);
+    apus_dataset_close(t->whole_data);
+    apus_loss_close(&t->loss);
+    apus_model_close(t->model);
+    NODE->release(t->start_spec);
+    free(t->order);
+    free(t);
+}
+
+/* ---------------------------------------------------------------- a step */
+
+static void set(apus_node *map, const char *key, double v)
+{
+    (void)NODE->set(map, key, NODE->make_float(v));
+}
+
+static void add_metrics(apus_node *event, const char *prefix, const apus_objective *o, const apus_objective_sums *sums)
+{
+    char name[96];
+    for (size_t k = 0; k < o->context.n_metrics; k++) {
+        if (sums->metric_count[k] <= 0.0)
+            continue;
+        snprintf(name, sizeof name, "%s%s", prefix, o->context.metric_names[k]);
+        set(event, name, sums->metric_sum[k] / sums->metric_count[k]);
+    }
+    if (o->context.n_terms < 2)
+        return;
+    for (size_t k = 0; k < o->context.n_terms; k++) {
+        snprintf(name, sizeof name, "%sloss/%s", prefix, o->context.term_names[k]);
+        set(event, name, sums->term_sum[k] / sums->term_count[k]);
+    }
+}
+
+/* Rows of a step by their numbers, for an error: "rows 12, 40, …". */
+static const char *name_rows(const apus_trainer *t, size_t begin, size_t end, char *text, size_t capacity)
+{
+    size_t used = 0;
+    text[0] = '\0';
+    for (size_t i = begin; i < end && used + 24 < capacity; i++)
+        used += (size_t)snprintf(text + used, capacity - used, "%s%llu", i > begin ? ", " : "",
+                                 (unsigned long long)apus_dataset_row(t->data, t->order[i]).source);
+    return text;
+}
+
+/* Not finite: the gradients are thrown away, the weights are as they were. */
+static apus_status stop_numeric(apus_trainer *t, double loss, double norm, size_t begin, size_t end, apus_error *err)
+{
+    char rows[256];
+    apus_fail(err, APUS_E_NUMERIC, "step %lld: loss is %g and the gradient norm %g, rows %s", (long long)t->step + 1, loss, norm,
+              name_rows(t, begin, end, rows, sizeof rows));
+    return apus_hint(err, APUS_E_NUMERIC, "lower optimizer.learning_rate, set max_grad_norm, or look at those rows; the last checkpoint is kept");
+}
+
+apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
+{
+    const double started = now_seconds();
+    const uint64_t epoch = (uint64_t)(t->step / t->epoch_steps);
+    const size_t rows = apus_dataset_rows(t->data), batch = (size_t)int_param(t, "batch_size", 1);
+    if (epoch != t->order_epoch) {
+        apus_dataset_order(t->stage->seed, epoch, apus_dataset_shuffles(t->data), rows, t->order);
+        t->order_epoch = epoch;
+    }
+    const size_t begin = (size_t)(t->step % t->epoch_steps) * batch, end = begin + batch < rows ? begin + batch : rows;
+    t->batch.random[0] = (int64_t)t->stage->seed;
+    t->batch.random[1] = t->step;
+
+    apus_objective_sums sums = {0}, counts = {0};
+    apus_status st = APUS_OK;
+    int64_t tokens = 0;
+    for (size_t i = begin; i < end && st == APUS_OK;) {
+        i += apus_batch_fill(&t->batch, t->data, t->order, i, end, tokens);
+        tokens += t->batch.extents[0];
+        st = apus_objective_count(&t->train, &t->batch, &counts, err);
+    }
+    if (st == APUS_OK)
+        st = apus_objective_scale(&t->train, &counts, err);
+    tokens = 0;
+    for (size_t i = begin; i < end && st == APUS_OK;) {
+        i += apus_batch_fill(&t->batch, t->data, t->order, i, end, tokens);
+        tokens += t->batch.extents[0];
+        st = apus_reference_run(&t->reference, &t->batch, err);
+        if (st == APUS_OK)
+            st = apus_objective_run(&t->train, &t->batch, &sums, err);
+    }
+    if (st != APUS_OK)
+        return st;
+
+    double norm = 0.0;
+    const double loss = apus_objective_loss(&t->train, &sums);
+    st = apus_updater_norm(&t->updater, &norm, err);
+    if (st == APUS_OK && (!isfinite(loss) || !isfinite(norm)))
+        st = stop_numeric(t, loss, norm, begin, end, err);
+    const double limit = NODE->as_float(param(t, "max_grad_norm"), 0.0);
+    /* torch.nn.utils.clip_grad_norm_: factor max/(norm + 1e-6), at most 1. */
+    const double clip = limit > 0.0 ? fmin(1.0, limit / (norm + 1e-6)) : 1.0;
+    const double rate = t->updater.peak * apus_schedule_factor(&t->schedule, t->step);
+    if (st == APUS_OK)
+        st = apus_updater_step(&t->updater, rate, t->step + 1, clip, err);
+    if (st != APUS_OK)
+        return st;
+    t->step++;
+    t->num_tokens += (uint64_t)tokens;
+    const double seconds = now_seconds() - started;
+    t->seconds += seconds;
+
+    apus_node *e = NODE->make_map();
+    (void)NODE->set(e, "step", NODE->make_int(t->step));
+    set(e, "loss", loss);
+    set(e, "grad_norm", norm);
+    set(e, "learning_rate", rate);
+    set(e, "epoch", (double)t->step / (double)t->epoch_steps);
+    (void)NODE->set(e, "tokens", NODE->make_int(tokens));
+    (void)NODE->set(e, "num_tokens", NODE->make_int((int64_t)t->num_tokens));
+    set(e, "tokens_per_second", (double)tokens / fmax(seconds, 1e-9));
+    (void)NODE->set(e, "max_steps", NODE->make_int(t->max_steps));
+    add_metrics(e, "", &t->train, &sums);
+    st = apus_stage_event(t->stage, e, err);
+    t->events = apus_stage_events_position(t->stage);
+    return st;
+}
+
+/* ---------------------------------------------------------------- evaluation */
+
+apus_status apus_evaluate_rows(apus_objective *o, apus_reference *r, apus_batch *b, const apus_dataset *d, apus_objective_sums *sums,
+                               apus_error *err)
+{
+    const size_t rows = apus_dataset_rows(d);
+    uint32_t *order = malloc((rows + 1) * sizeof *order);
+    apus_status st = order != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "out of memory");
+    if (st == APUS_OK)
+        apus_dataset_order(0, 0, 0, rows, order);
+    for (size_t i = 0; i < rows && st == APUS_OK;) {
+        i += apus_batch_fill(b, d, order, i, rows, 0);
+        st = apus_reference_run(r, b, err);
+        if (st == APUS_OK)
+            st = apus_objective_run(o, b, sums, err);
+        if (st == APUS_OK && apus_host_table()->stopping())
+            st = apus_fail(err, APUS_E_STOPPED, "stopped during evaluation");
+    }
+    free(order);
+    return st;
+}
+
+apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err)
+{
+    if (!t->has_eval)
+        return APUS_OK;
+    apus_objective_sums sums = {0};
+    apus_status st = apus_evaluate_rows(&t->eval, &t->reference, &t->batch, t->eval_data, &sums, err);
+    if (st != APUS_OK)
+        return st;
+    const double loss = apus_objective_loss(&t->eval, &sums);
+    if (loss < t->best_eval) {
+        t->best_eval = loss;
+        t->best_step = t->step;
+    }
+    apus_node *e = NODE->make_map();
+    (void)NODE->set(e, "step", NODE->make_int(t->step));
+    set(e, "epoch", (double)t->step / (double)t->epoch_steps);
+    set(e, "eval_loss", loss);
+    add_metrics(e, "eval_", &t->eval, &sums);
+    st = apus_stage_event(t->stage, e, err);
+    t->events = apus_stage_events_position(t->stage);
+    return st;
+}
+
+/* ---------------------------------------------------------------- the result */
+
+apus_status apus_trainer_finish(apus_trainer *t, apus_error *err)
+{
+    char path[4096];
+    const int adapter = apus_model_tuner_config(t->model) != NULL;
+    snprintf(path, sizeof path, "%s/model", t->stage->stage_dir);
+    const apus_write_options options = {.format = NODE->as_string(param(t, adapter ? "adapter_format" : "format"), NULL),
+                                        .path = path,
+                                        .adapter = adapter,
+                                        .dtype = APUS_F32,
+                                        .replace = 1};
+    apus_status st = apus_model_write(t->model, &options, err);
+    if (st != APUS_OK)
+        return st;
+    apus_node *result = NODE->make_map(), *model = NODE->make_map();
+    if (adapter) {
+        (void)NODE->set(model, "base", NODE->copy(apus_model_spec(t->model)));
+        (void)NODE->set(model, "adapter", NODE->make_string(path, (size_t)-1));
+    } else {
+        (void)NODE->set(model, "path", NODE->make_string(path, (size_t)-1));
+    }
+    /* How it was trained, so that an evaluation without `loss:` measures the same thing against the same reference. */
+    apus_node *loss = NODE->copy(param(t, "loss"));
+    const apus_node *reference = NODE->get(loss, "reference");
+    const char *how = NODE->as_string(reference, NULL);
+    if ((t->loss.needs & APUS_LOSS_NEEDS_REFERENCE) && NODE->kind(loss) == APUS_NODE_MAP && (how == NULL ? NODE->kind(reference) == APUS_NODE_NULL : 1)) {
+        if (how == NULL || strcmp(how, "start") == 0)
+            (void)NODE->set(loss, "reference", NODE->copy(t->start_spec));
+        else if (strcmp(how, "base") == 0)
+            (void)NODE->set(loss, "reference", NODE->copy(apus_model_spec(t->model)));
+    }
+    (void)NODE->set(model, "loss", loss);
+    (void)NODE->set(result, "model", model);
+    (void)NODE->set(result, "steps", NODE->make_int(t->step));
+    (void)NODE->set(result, "num_tokens", NODE->make_int((int64_t)t->num_tokens));
+    (void)NODE->set(result, "dataset", NODE->copy(apus_dataset_report(t->whole_data != NULL ? t->whole_data : t->data)));
+    if (t->best_step >= 0)
+        set(result, "best_eval_loss", t->best_eval);
+    NODE->release(t->stage->result);
+    t->stage->result = result;
+    return APUS_OK;
+}

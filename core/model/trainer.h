@@ -1,0 +1,74 @@
+/*
+ * core/model/trainer: a model being trained: objective, optimizer, schedule, order of the data, checkpoints. See apus/session.h for
+ * what each call promises.
+ */
+#ifndef APUS_CORE_TRAINER_H
+#define APUS_CORE_TRAINER_H
+
+#include "model/objective.h"
+#include "model/schedule.h"
+#include "run/stage.h"
+
+/* The optimizer over every trained weight: gradients and states in device memory. */
+typedef struct apus_updater {
+    apus_optimizer_ops ops;
+    void *optimizer;
+    apus_model *model;
+    size_t n;                   /* trained weights */
+    apus_weight **weights;      /* [n] */
+    void **grads;               /* [n] device */
+    void **states;              /* [n * n_states] device, by weight then state */
+    uint32_t n_states;
+    apus_graph *graph, *norm_graph;
+    apus_plan *update, *norm;
+    double peak;                /* learning rate before the schedule */
+} apus_updater;
+
+apus_status apus_updater_open(apus_updater *u, apus_model *m, const apus_node *spec, apus_error *err);
+void apus_updater_close(apus_updater *u);
+/* Bind "grad.<name>" variables of a plan. */
+apus_status apus_updater_bind(apus_updater *u, apus_plan *p, apus_error *err);
+/* L2 norm over all gradients. */
+apus_status apus_updater_norm(apus_updater *u, double *norm, apus_error *err);
+/* One step (1-based) with gradients times clip; leaves the gradients zero. */
+apus_status apus_updater_step(apus_updater *u, double learning_rate, int64_t step, double clip, apus_error *err);
+
+struct apus_trainer {
+    apus_stage_context *stage;
+    const apus_node *params;    /* the stage's; live as long as the stage */
+    apus_model *model;
+    apus_loss loss;
+    apus_objective train, eval;
+    apus_reference reference;
+    apus_updater updater;
+    apus_schedule schedule;
+    apus_dataset *data, *eval_data, *whole_data;
+    apus_batch batch;
+    uint32_t *order;            /* [rows] of the current epoch */
+    uint64_t order_epoch;       /* epoch that `order` holds; UINT64_MAX: none */
+    int64_t step, max_steps;    /* optimizer steps done; to do */
+    int64_t epoch_steps;        /* steps of an epoch */
+    uint64_t num_tokens;
+    double seconds;             /* of training so far, checkpoints aside: for the report only */
+    int64_t events;             /* bytes of events.jsonl after the last step */
+    double best_eval;           /* lowest eval_loss so far */
+    int64_t best_step;          /* -1: none */
+    int has_eval, new_adapter;
+    apus_node *start_spec;      /* the model at step 0, for later stages' reference */
+};
+
+apus_status apus_trainer_open(apus_stage_context *s, const apus_node *params, apus_trainer **trainer, apus_error *err);
+void apus_trainer_close(apus_trainer *t);
+apus_status apus_trainer_step(apus_trainer *t, apus_error *err);
+apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err);
+apus_status apus_trainer_checkpoint(apus_trainer *t, apus_error *err);
+apus_status apus_trainer_finish(apus_trainer *t, apus_error *err);
+
+/* Sums of the objective over all rows of d, in order. r: zeroed when no reference is needed. */
+apus_status apus_evaluate_rows(apus_objective *o, apus_reference *r, apus_batch *b, const apus_dataset *d, apus_objective_sums *sums,
+                               apus_error *err);
+
+/* Newest checkpoint that is whole and was made by the same configuration: 1 loaded, 0 none, -1 error. */
+int apus_trainer_resume(apus_trainer *t, apus_error *err);
+
+#endif
