@@ -187,7 +187,7 @@ typedef struct apus_param {
     apus_param_type item;       /* of a LIST or MAP; else 0 */
     uint32_t flags;
     const char *fallback;       /* default as YAML text; NULL: none */
-    double min, max;            /* INT, FLOAT, BYTES: inclusive range; min > max: unbounded */
+    double min, max;            /* INT, FLOAT, BYTES: inclusive range; min > max, or both 0 (left out): unbounded */
     const char *const *choices; /* STRING (or LIST of it): NULL-terminated; NULL: any */
     const char *of_kind;        /* COMPONENT */
     const char *unit;           /* "tokens", "rows", "bytes", …; NULL: none */

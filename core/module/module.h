@@ -20,17 +20,19 @@ void apus_stop_request(void);
 /* From now on the first SIGINT or SIGTERM asks for a clean stop; a second one exits at once with 130. [main] */
 void apus_stop_install(void);
 
-/* Load all plugins: preloaded ones, then `dirs` in order, then $APUS_PLUGIN_PATH, then the installed folder.
- * Only absolute folders; a file or folder that others may write, or that neither root nor the user owns, is refused.
- * A file that fails is an error (first one) unless `lenient`, then a warning. Called once. [main] */
+/* Load all plugins: preloaded ones, then `dirs` in order, then $APUS_PLUGIN_PATH (":" between), then the program's own
+ * folder (plugins/ beside it in a build tree, else the installed one). A file named like one that is already loaded
+ * from an earlier place is left out. Only absolute folders; a file or folder that others may write, or that neither
+ * root nor the user owns, is refused. A file that fails is an error (first one) unless `lenient`, then a warning.
+ * Called once. [main] */
 apus_status apus_modules_load(const char *const *dirs, size_t n_dirs, int lenient, apus_error *err);
 /* Load one file (for `plugins FILE` and tests). */
 apus_status apus_module_load_file(const char *path, apus_error *err);
 
 typedef struct apus_module {
-    const char *path;           /* real path, or "(built in)" */
-    const char *sha256;         /* hex, of the file; "" when built in */
-    const apus_plugin *plugin;  /* taken copy: fields its size does not reach are zero */
+    const char *path;          /* real path, or "(built in)" */
+    const char *sha256;        /* hex, of the file; "" when built in, or changed on disk since it was loaded */
+    const apus_plugin *plugin; /* taken copy: fields its size does not reach are zero */
 } apus_module;
 
 size_t apus_module_count(void);

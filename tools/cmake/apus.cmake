@@ -16,6 +16,9 @@ function(apus_plugin kind name)
       target_link_options(${target} PRIVATE -Wl,-z,defs)
     endif()
     target_link_options(${target} PRIVATE -Wl,-z,now)
+    # The host refuses what others may write, which a umask of 002 would allow.
+    add_custom_command(TARGET ${target} POST_BUILD
+      COMMAND chmod go-w $<TARGET_FILE_DIR:${target}> $<TARGET_FILE:${target}> VERBATIM)
     install(TARGETS ${target} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/apus/1)
   endif()
   target_link_libraries(${target} PRIVATE apus_abi ${arg_LIBS} m)
