@@ -54,5 +54,7 @@ apus_status apus_model_store(apus_model *m, void *device, size_t offset, const f
 apus_status apus_model_init_weight(apus_model *m, apus_weight *w, uint64_t seed, apus_error *err);
 apus_status apus_model_merge_adapter(apus_model *m, const char *adapter, apus_error *err);
 void apus_model_drop_tuner(apus_model *m);
+/* The tuner's parameters have changed: merges must fetch them anew. */
+void apus_model_forget_values(apus_model *m);
 
 #endif

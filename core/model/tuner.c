@@ -7,14 +7,17 @@
 
 #define NODE apus_nodes()
 
+void apus_model_forget_values(apus_model *m)
+{
+    for (size_t i = 0; i < m->n_weights && m->tuner_values != NULL; i++)
+        free(m->tuner_values[i]);
+    free(m->tuner_values);
+    m->tuner_values = NULL;
+}
+
 void apus_model_drop_tuner(apus_model *m)
 {
-    if (m->tuner_values != NULL) {
-        for (size_t i = 0; i < m->n_weights; i++)
-            free(m->tuner_values[i]);
-        free(m->tuner_values);
-        m->tuner_values = NULL;
-    }
+    apus_model_forget_values(m);
     if (m->tuner != NULL)
         m->tuner_ops.close(m->tuner);
     m->tuner = NULL;
