@@ -441,38 +441,31 @@ apus_status apus_generator_answer(apus_generator *g, const apus_generate_request
 
 /* ---------------------------------------------------------------- scoring */
 
-enum { LOGIT_ROWS = 32 }; /* logits asked for at once: the [n, vocab] matrix is the caller's, never the plan's */
-
-static apus_status score_logits(apus_model *m, apus_graph *g, const apus_forward *f, const apus_feed *base, size_t n_base,
-                                const int64_t *base_extents, size_t n, float *logits, apus_error *err)
+/* Logits of every position, once: whoever asks for the [n, vocab] matrix gets it. */
+static apus_status score_logits(apus_model *m, apus_graph *g, const apus_forward *f, const apus_feed *feeds, size_t n_feeds,
+                                const int64_t *extents, const int64_t *capacity, float *logits, apus_error *err)
 {
-    const apus_tensor out = head_logits(g, f, "logit_rows");
-    int64_t capacity[APUS_N_DIM_SYMBOLS] = {(int64_t)n, 1, LOGIT_ROWS, 1, 0};
+    const apus_tensor out = head_logits(g, f, "scored");
     apus_plan *p = apus_plan_new(g, m->device, &out, 1, capacity, APUS_RECOMPUTE_NONE, err);
-    if (p == NULL)
-        return APUS_E_UNSUPPORTED;
-    apus_status st = apus_model_bind(m, p, err);
-    double *values = malloc((size_t)LOGIT_ROWS * (size_t)m->facts.vocab * sizeof *values);
-    if (values == NULL)
+    apus_status st = p != NULL ? apus_model_bind(m, p, err) : APUS_E_UNSUPPORTED;
+    if (st == APUS_OK)
+        st = apus_plan_run(p, extents, feeds, n_feeds, err);
+    const apus_view v = st == APUS_OK ? apus_plan_output_view(p, 0) : (apus_view){0};
+    const size_t row = (size_t)m->facts.vocab, size = st == APUS_OK ? apus_dtype_size(v.dtype) : 0;
+    double *wide = malloc(row * sizeof *wide);
+    if (wide == NULL)
         st = apus_fail(err, APUS_E_MEMORY, "out of memory");
-    for (size_t at = 0; at < n && st == APUS_OK; at += LOGIT_ROWS) {
-        int32_t rows[LOGIT_ROWS];
-        const size_t k = n - at < LOGIT_ROWS ? n - at : LOGIT_ROWS;
-        for (size_t i = 0; i < k; i++)
-            rows[i] = (int32_t)(at + i);
-        int64_t extents[APUS_N_DIM_SYMBOLS];
-        apus_feed feeds[8];
-        memcpy(extents, base_extents, sizeof extents);
-        memcpy(feeds, base, n_base * sizeof *feeds);
-        feeds[n_base] = (apus_feed){"logit_rows", rows};
-        extents[-1 - APUS_DIM_SCORED] = (int64_t)k;
-        st = apus_plan_run(p, extents, feeds, n_base + 1, err);
-        if (st == APUS_OK)
-            st = apus_plan_output(p, 0, values, (int64_t)k * m->facts.vocab, err);
-        for (size_t i = 0; i < k * (size_t)m->facts.vocab && st == APUS_OK; i++)
-            logits[at * (size_t)m->facts.vocab + i] = (float)values[i];
+    for (int64_t i = 0; st == APUS_OK && i < v.dims[0]; i++) {
+        const char *src = (const char *)v.data + (size_t)i * row * size;
+        if (v.dtype == APUS_F32) {
+            st = apus_device_download(m->device, logits + (size_t)i * row, src, row * size, err);
+            continue;
+        }
+        st = apus_device_download(m->device, wide, src, row * size, err);
+        for (size_t k = 0; k < row; k++)
+            logits[(size_t)i * row + k] = (float)wide[k];
     }
-    free(values);
+    free(wide);
     apus_plan_free(p);
     return st;
 }
@@ -521,8 +514,12 @@ apus_status apus_model_score(apus_model *m, const int32_t *ids, size_t n, double
             st = apus_plan_output(p, 0, logprobs, (int64_t)n - 1, err);
         apus_plan_free(p);
     }
-    if (st == APUS_OK && logits != NULL)
-        st = score_logits(m, g, &f, feeds, 4, extents, n, logits, err);
+    if (st == APUS_OK && logits != NULL) {
+        int64_t all[APUS_N_DIM_SYMBOLS];
+        memcpy(all, extents, sizeof all);
+        all[-1 - APUS_DIM_SCORED] = (int64_t)n;
+        st = score_logits(m, g, &f, feeds, 5, all, capacity, logits, err);
+    }
     apus_graph_free(g);
     free(positions);
     return st;
