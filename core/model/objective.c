@@ -271,6 +271,24 @@ double apus_objective_loss(const apus_objective *o, const apus_objective_sums *s
     return loss;
 }
 
+static void report(apus_node *map, const char *prefix, const char *kind, const char *name, double v)
+{
+    char key[160];
+    snprintf(key, sizeof key, "%s%s%s", prefix, kind, name);
+    (void)apus_nodes()->set(map, key, apus_nodes()->make_float(v));
+}
+
+void apus_objective_report(const apus_objective *o, const apus_objective_sums *sums, const char *prefix, apus_node *map)
+{
+    const apus_loss_context *c = &o->context;
+    report(map, prefix, "", "loss", apus_objective_loss(o, sums));
+    for (size_t k = 0; k < c->n_terms && c->n_terms > 1; k++)
+        report(map, prefix, "loss/", c->term_names[k], sums->term_sum[k] / sums->term_count[k]);
+    for (size_t k = 0; k < c->n_metrics; k++)
+        if (sums->metric_count[k] > 0.0)
+            report(map, prefix, "", c->metric_names[k], sums->metric_sum[k] / sums->metric_count[k]);
+}
+
 /* ---------------------------------------------------------------- the reference */
 
 static apus_status freeze(apus_reference *r, apus_model *policy, apus_error *err)

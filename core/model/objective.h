@@ -63,6 +63,8 @@ apus_status apus_objective_run(apus_objective *o, const apus_batch *b, apus_obje
 apus_status apus_objective_scale(apus_objective *o, const apus_objective_sums *counts, apus_error *err);
 /* loss = sum of weight * sum / count. */
 double apus_objective_loss(const apus_objective *o, const apus_objective_sums *sums);
+/* Put loss, its terms (when there are several) and the metrics into a map, each name behind prefix. */
+void apus_objective_report(const apus_objective *o, const apus_objective_sums *sums, const char *prefix, apus_node *map);
 
 /* The reference: log-probabilities of each row by another state of the model. */
 typedef struct apus_reference {

@@ -212,23 +212,6 @@ static void set(apus_node *map, const char *key, double v)
     (void)NODE->set(map, key, NODE->make_float(v));
 }
 
-static void add_metrics(apus_node *event, const char *prefix, const apus_objective *o, const apus_objective_sums *sums)
-{
-    char name[96];
-    for (size_t k = 0; k < o->context.n_metrics; k++) {
-        if (sums->metric_count[k] <= 0.0)
-            continue;
-        snprintf(name, sizeof name, "%s%s", prefix, o->context.metric_names[k]);
-        set(event, name, sums->metric_sum[k] / sums->metric_count[k]);
-    }
-    if (o->context.n_terms < 2)
-        return;
-    for (size_t k = 0; k < o->context.n_terms; k++) {
-        snprintf(name, sizeof name, "%sloss/%s", prefix, o->context.term_names[k]);
-        set(event, name, sums->term_sum[k] / sums->term_count[k]);
-    }
-}
-
 /* Rows of a step by their numbers, for an error: "rows 12, 40, …". */
 static const char *name_rows(const apus_trainer *t, size_t begin, size_t end, char *text, size_t capacity)
 {
@@ -303,7 +286,7 @@ apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
 
     apus_node *e = NODE->make_map();
     (void)NODE->set(e, "step", NODE->make_int(t->step));
-    set(e, "loss", loss);
+    apus_objective_report(&t->train, &sums, "", e);
     set(e, "grad_norm", norm);
     set(e, "learning_rate", rate);
     set(e, "epoch", (double)t->step / (double)t->epoch_steps);
@@ -311,7 +294,6 @@ apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
     (void)NODE->set(e, "num_tokens", NODE->make_int((int64_t)t->num_tokens));
     set(e, "tokens_per_second", (double)tokens / fmax(seconds, 1e-9));
     (void)NODE->set(e, "max_steps", NODE->make_int(t->max_steps));
-    add_metrics(e, "", &t->train, &sums);
     st = apus_stage_event(t->stage, e, err);
     t->events = apus_stage_events_position(t->stage);
     return st;
@@ -355,8 +337,7 @@ apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err)
     apus_node *e = NODE->make_map();
     (void)NODE->set(e, "step", NODE->make_int(t->step));
     set(e, "epoch", (double)t->step / (double)t->epoch_steps);
-    set(e, "eval_loss", loss);
-    add_metrics(e, "eval_", &t->eval, &sums);
+    apus_objective_report(&t->eval, &sums, "eval_", e);
     st = apus_stage_event(t->stage, e, err);
     t->events = apus_stage_events_position(t->stage);
     return st;

@@ -1,0 +1,190 @@
+/* core/model/session.c: the extension "apus.session/1": what stage plugins are written with, over trainer, generate and export. */
+#include "model/session.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/export.h"
+#include "model/generate.h"
+#include "model/internal.h"
+#include "model/trainer.h"
+
+#define NODE apus_nodes()
+
+static const char *stage_name(apus_stage_context *s)
+{
+    return s->name;
+}
+static const char *stage_dir(apus_stage_context *s)
+{
+    return s->stage_dir;
+}
+static uint64_t stage_seed(apus_stage_context *s)
+{
+    return s->seed;
+}
+static void stage_result(apus_stage_context *s, apus_node *result)
+{
+    NODE->release(s->result);
+    s->result = result;
+}
+static int64_t trainer_step(const apus_trainer *t)
+{
+    return t->step;
+}
+static int64_t trainer_max_steps(const apus_trainer *t)
+{
+    return t->max_steps;
+}
+
+/* ---------------------------------------------------------------- evaluation */
+
+/* Do the rows of a dataset come in pairs? By its first row. */
+static apus_status rows_are_pairs(const apus_node *dataset, uint64_t seed, int *pairs, apus_error *err)
+{
+    apus_examples *e = apus_examples_open(dataset, seed, err);
+    apus_node *row = NULL, *example = NULL;
+    if (e == NULL)
+        return APUS_E_INVALID;
+    apus_status st = apus_examples_get(e, 0, &row, &example, err);
+    *pairs = st == APUS_OK && NODE->get(example, "chosen") != NULL;
+    NODE->release(row);
+    NODE->release(example);
+    apus_examples_close(e);
+    return st;
+}
+
+/* The loss an evaluation measures: its own `loss`, else the one the model was trained with where that fits the rows, else the
+ * stage's default for such rows. */
+static apus_status choose_loss(const apus_node *params, int pairs, apus_loss *l, const apus_node **spec, apus_error *err)
+{
+    const apus_node *own = NODE->get(params, "loss"), *trained = NODE->get(NODE->get(params, "model"), "loss");
+    const apus_node *fallback = NODE->get(params, pairs ? "preference_loss" : "sequence_loss");
+    const apus_node *const order[3] = {own, trained, fallback};
+    for (int i = 0; i < 3; i++) {
+        if (order[i] == NULL || NODE->kind(order[i]) == APUS_NODE_NULL)
+            continue;
+        apus_status st = apus_loss_open(l, order[i], err);
+        if (st != APUS_OK)
+            return st;
+        *spec = order[i];
+        if (i == 0 || ((l->needs & APUS_LOSS_PAIRS) != 0) == (pairs != 0))
+            return APUS_OK;
+        apus_loss_close(l);
+    }
+    return apus_fail(err, APUS_E_INVALID, "no loss to evaluate with: set `loss`");
+}
+
+static apus_status evaluate(apus_stage_context *s, const apus_node *params, apus_node **metrics, apus_error *err)
+{
+    apus_loss loss = {0};
+    apus_objective objective = {0};
+    apus_reference reference = {0};
+    apus_batch batch = {0};
+    apus_dataset *data = NULL;
+    apus_objective_sums sums = {0};
+    const apus_node *spec = NULL, *dataset = NODE->get(params, "dataset");
+    int pairs = 0;
+    const apus_model_options options = {.device = s->device, .now = s->now, .seed = s->seed};
+    apus_model *m = apus_model_open(NODE->get(params, "model"), &options, err);
+    if (m == NULL)
+        return APUS_E_INVALID;
+    apus_status st = rows_are_pairs(dataset, s->seed, &pairs, err);
+    if (st == APUS_OK)
+        st = choose_loss(params, pairs, &loss, &spec, err);
+    const apus_dataset_options data_options = {.text = m->text, .pairs = (loss.needs & APUS_LOSS_PAIRS) != 0, .cache_dir = s->cache_dir,
+                                               .seed = s->seed, .say = s->say, .context = s->say_context};
+    if (st == APUS_OK) {
+        data = apus_dataset_open(dataset, &data_options, err);
+        st = data != NULL ? APUS_OK : APUS_E_INVALID;
+    }
+    int64_t capacity[APUS_N_DIM_SYMBOLS];
+    const apus_dataset *const sets[1] = {data};
+    const apus_objective_options forward = {0};
+    if (st == APUS_OK) {
+        apus_batch_capacity(sets, 1, 16, 1024, capacity);
+        st = apus_batch_init(&batch, capacity, err);
+    }
+    if (st == APUS_OK)
+        st = apus_objective_open(&objective, m, &loss, &forward, capacity, err);
+    if (st == APUS_OK && (loss.needs & APUS_LOSS_NEEDS_REFERENCE))
+        st = apus_reference_open(&reference, m, NODE->get(spec, "reference"), 0, capacity, s->now, err);
+    if (st == APUS_OK)
+        st = apus_evaluate_rows(&objective, &reference, &batch, data, &sums, err);
+    if (st == APUS_OK) {
+        *metrics = NODE->make_map();
+        apus_objective_report(&objective, &sums, "eval_", *metrics);
+        (void)NODE->set(*metrics, "rows", NODE->make_int((int64_t)apus_dataset_rows(data)));
+        (void)NODE->set(*metrics, "dataset", NODE->copy(apus_dataset_report(data)));
+    }
+    apus_reference_close(&reference);
+    apus_objective_close(&objective);
+    apus_batch_free(&batch);
+    apus_dataset_close(data);
+    apus_loss_close(&loss);
+    apus_model_close(m);
+    return st;
+}
+
+/* ---------------------------------------------------------------- generation, rows */
+
+static apus_status generator_open(apus_stage_context *s, const apus_node *params, apus_generator **generator, apus_error *err)
+{
+    const apus_model_options options = {.device = s->device, .now = s->now, .seed = s->seed, .keep_encoded = 1,
+                                        .template_file = NODE->as_string(NODE->get(params, "template"), NULL)};
+    apus_model *m = apus_model_open(NODE->get(params, "model"), &options, err);
+    if (m == NULL)
+        return APUS_E_INVALID;
+    *generator = apus_generator_new(m, NODE->as_bool(NODE->get(params, "parse_special"), 0), err);
+    return *generator != NULL ? APUS_OK : APUS_E_MEMORY;
+}
+
+static apus_status rows_open(apus_stage_context *s, const apus_node *dataset, void **rows, int64_t *count, apus_error *err)
+{
+    apus_examples *e = apus_examples_open(dataset, s->seed, err);
+    if (e == NULL)
+        return APUS_E_INVALID;
+    *rows = e;
+    *count = apus_examples_count(e);
+    return APUS_OK;
+}
+static apus_status rows_example(void *rows, int64_t i, apus_node **row, apus_node **example, apus_error *err)
+{
+    return apus_examples_get(rows, i, row, example, err);
+}
+static apus_status rows_judge(void *rows, const apus_node *row, const char *answer, apus_node **verdict, apus_error *err)
+{
+    return apus_examples_judge(rows, row, answer, verdict, err);
+}
+static void rows_close(void *rows)
+{
+    apus_examples_close(rows);
+}
+
+const apus_session_api *apus_session_table(void)
+{
+    static const apus_session_api table = {.size = sizeof table,
+                                           .stage_name = stage_name,
+                                           .stage_dir = stage_dir,
+                                           .seed = stage_seed,
+                                           .event = apus_stage_event,
+                                           .result = stage_result,
+                                           .trainer_open = apus_trainer_open,
+                                           .trainer_close = apus_trainer_close,
+                                           .trainer_step = trainer_step,
+                                           .trainer_max_steps = trainer_max_steps,
+                                           .train_step = apus_trainer_step,
+                                           .trainer_evaluate = apus_trainer_evaluate,
+                                           .trainer_checkpoint = apus_trainer_checkpoint,
+                                           .trainer_finish = apus_trainer_finish,
+                                           .evaluate = evaluate,
+                                           .generator_open = generator_open,
+                                           .generator_close = apus_generator_free,
+                                           .generate = apus_generator_answer,
+                                           .rows_open = rows_open,
+                                           .rows_example = rows_example,
+                                           .rows_judge = rows_judge,
+                                           .rows_close = rows_close,
+                                           .export_model = apus_export_stage};
+    return &table;
+}
