@@ -177,7 +177,7 @@ tval apus_tpl_index(tctx *c, tval v, int64_t i)
     if (i < 0 || i >= n)
         return apus_tpl_missing();
     if (v.kind == T_RANGE)
-        return apus_tpl_int(v.range->start + i * v.range->step);
+        return apus_tpl_int(apus_tpl_range_at(v.range, i));
     if (v.kind == T_LIST || v.kind == T_TUPLE)
         return v.l->items[i];
     if (v.s->chars != v.s->length)
@@ -227,8 +227,8 @@ tval apus_tpl_slice(tctx *c, tval v, tval start, tval stop, tval step)
         struct trange *r = apus_tpl_alloc(&c->base, sizeof *r);
         if (__builtin_mul_overflow(v.range->step, by, &r->step))
             apus_tpl_fail(&c->base, APUS_E_INVALID, "the range's step overflows");
-        r->start = v.range->start + from * v.range->step;
-        r->stop = v.range->start + to * v.range->step;
+        r->start = apus_tpl_range_at(v.range, from);
+        r->stop = apus_tpl_range_at(v.range, to);
         r->n = count;
         return (tval){.kind = T_RANGE, .range = r};
     }
@@ -242,9 +242,8 @@ tval apus_tpl_slice(tctx *c, tval v, tval start, tval stop, tval step)
     }
     apus_tpl_spend(c, v.s->length / 4);
     if (count == 0 || by == 1)
-        return apus_tpl_sval(
-            apus_tpl_part(c, v.s, apus_tpl_offset(v.s, (size_t)from),
-                          apus_tpl_offset(v.s, (size_t)(count == 0 ? from : to))));
+        return apus_tpl_sval(apus_tpl_part(c, v.s, apus_tpl_offset(v.s, (size_t)from),
+                                           apus_tpl_offset(v.s, (size_t)(count == 0 ? from : to))));
     /* Byte offsets of every code point, then the wanted ones in order. */
     size_t *at = apus_tpl_array(&c->base, (size_t)n + 1, sizeof *at);
     for (size_t i = 0, byte = 0; i < (size_t)n; at[++i] = byte)

@@ -14,7 +14,8 @@ void apus_tpl_spend(tctx *c, uint64_t work)
 {
     c->work += work;
     if (c->work > c->limits.work)
-        apus_tpl_fail(&c->base, APUS_E_INVALID, "the template does not come to an end: stopped after %llu units of work",
+        apus_tpl_fail(&c->base, APUS_E_INVALID,
+                      "the template does not come to an end: stopped after %llu units of work",
                       (unsigned long long)c->limits.work);
 }
 
@@ -226,9 +227,8 @@ bool apus_tpl_equal(tctx *c, tval a, tval b)
         apus_tpl_leave(c);
         return same;
     case T_RANGE:
-        return a.range->n == b.range->n &&
-               (a.range->n == 0 ||
-                (a.range->start == b.range->start && (a.range->n == 1 || a.range->step == b.range->step)));
+        return a.range->n == b.range->n && (a.range->n == 0 || (a.range->start == b.range->start &&
+                                                                (a.range->n == 1 || a.range->step == b.range->step)));
     case T_VIEW:
         if (a.view->what != b.view->what || a.view->what == T_VALUES)
             return a.p == b.p;
@@ -460,13 +460,14 @@ bool apus_tpl_next(tctx *c, titer *it, tval *item)
     size_t i = it->next;
     apus_tpl_spend(c, 4);
     switch (v.kind) {
-    case T_STR:
-        if (it->at >= v.s->length)
-            return false;
+    case T_STR: {
         size_t from = it->at;
+        if (from >= v.s->length)
+            return false;
         (void)apus_tpl_decode(v.s->bytes, v.s->length, &it->at);
         *item = apus_tpl_sval(apus_tpl_part(c, v.s, from, it->at));
         break;
+    }
     case T_LIST:
     case T_TUPLE:
         if (i >= v.l->n)
@@ -481,7 +482,7 @@ bool apus_tpl_next(tctx *c, titer *it, tval *item)
     case T_RANGE:
         if ((int64_t)i >= v.range->n)
             return false;
-        *item = apus_tpl_int(v.range->start + (int64_t)i * v.range->step);
+        *item = apus_tpl_int(apus_tpl_range_at(v.range, (int64_t)i));
         break;
     case T_VIEW:
         if (i >= v.view->dict->n)

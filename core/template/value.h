@@ -25,8 +25,8 @@ typedef struct tbig {
 
 /* Bump allocation; large pieces are their own, so that a growing buffer can move and give its old place back. */
 typedef struct tarena {
-    tbig list;       /* every chunk and large piece */
-    char *at;        /* next free byte of the current chunk */
+    tbig list; /* every chunk and large piece */
+    char *at;  /* next free byte of the current chunk */
     size_t left;
     size_t used, limit;
 } tarena;
@@ -153,6 +153,12 @@ struct trange {
     int64_t start, stop, step, n;
 };
 
+/* Wraps rather than overflows: the bound past a range's end need not fit. */
+static inline int64_t apus_tpl_range_at(const struct trange *r, int64_t i)
+{
+    return (int64_t)((uint64_t)r->start + (uint64_t)i * (uint64_t)r->step);
+}
+
 typedef enum { T_KEYS, T_VALUES, T_ITEMS } tview_kind;
 struct tview {
     tdict *dict;
@@ -256,9 +262,9 @@ static inline tval apus_tpl_dval(tdict *d)
     return (tval){.kind = T_DICT, .d = d};
 }
 
-tstr *apus_tpl_str(tbase *b, const char *bytes, size_t length, ttag tag);  /* the bytes are shared, not copied */
-tstr *apus_tpl_literal(tbase *b, const char *text);                        /* own text; shared */
-tlist *apus_tpl_list(tbase *b, size_t capacity);                           /* n = 0 */
+tstr *apus_tpl_str(tbase *b, const char *bytes, size_t length, ttag tag); /* the bytes are shared, not copied */
+tstr *apus_tpl_literal(tbase *b, const char *text);                       /* own text; shared */
+tlist *apus_tpl_list(tbase *b, size_t capacity);                          /* n = 0 */
 void apus_tpl_push(tbase *b, tlist *l, size_t *capacity, tval v);
 tval apus_tpl_pair(tbase *b, tval first, tval second);
 tval apus_tpl_generator(tbase *b, tlist *items);
@@ -284,12 +290,12 @@ bool apus_tpl_hashable(tval v);
 tval apus_tpl_dict_get(tctx *c, const tdict *d, tval key); /* T_MISSING when absent; key hashable */
 tval apus_tpl_dict_find(tctx *c, const tdict *d, const char *key, size_t length);
 void apus_tpl_dict_set(tctx *c, tdict *d, tval key, tval value);
-int64_t apus_tpl_length(tctx *c, tval v); /* Python's len(); -1 when it has none */
+int64_t apus_tpl_length(tctx *c, tval v);        /* Python's len(); -1 when it has none */
 tval apus_tpl_index(tctx *c, tval v, int64_t i); /* i-th of a list, tuple, string or range; T_MISSING outside */
 tval apus_tpl_slice(tctx *c, tval v, tval start, tval stop, tval step);
-tval apus_tpl_binary(tctx *c, int op, tval a, tval b); /* op: + - * / % 'f' for // and 'p' for ** */
-tval apus_tpl_getattr(tctx *c, tval v, tstr *name);    /* v.name */
-tval apus_tpl_getitem(tctx *c, tval v, tval key);      /* v[key] */
+tval apus_tpl_binary(tctx *c, int op, tval a, tval b);      /* op: + - * / % 'f' for // and 'p' for ** */
+tval apus_tpl_getattr(tctx *c, tval v, tstr *name);         /* v.name */
+tval apus_tpl_getitem(tctx *c, tval v, tval key);           /* v[key] */
 tval apus_tpl_attribute(tctx *c, tval v, const tstr *name); /* Python's getattr alone; T_MISSING when there is none */
 tval apus_tpl_path(tctx *c, tval v, tval attribute, tval fallback); /* "a.b.0" as filters' attribute= reads it */
 
@@ -334,7 +340,8 @@ int apus_tpl_str_compare(const tstr *a, const tstr *b);
 tstr *apus_tpl_concat(tctx *c, tstr *a, tstr *b);
 tstr *apus_tpl_strip(tctx *c, tstr *s, const tstr *chars, int sides); /* chars NULL: white space; 1 left, 2 right */
 tstr *apus_tpl_replace(tctx *c, tstr *s, const tstr *old, const tstr *with, int64_t count);
-tstr *apus_tpl_case(tctx *c, tstr *s, char how); /* u upper, l lower, c capitalize, t str.title, s swapcase, f casefold */
+tstr *apus_tpl_case(tctx *c, tstr *s,
+                    char how); /* u upper, l lower, c capitalize, t str.title, s swapcase, f casefold */
 tlist *apus_tpl_splitlines(tctx *c, tstr *s, bool keep);
 tlist *apus_tpl_split(tctx *c, tstr *s, const tstr *separator, int64_t most, bool from_right);
 bool apus_tpl_is_space(uint32_t c);
@@ -343,11 +350,11 @@ bool apus_tpl_is_word(uint32_t c); /* \w */
 
 /* ---------------------------------------------------------------- text of values (print.c) */
 
-void apus_tpl_print(tbuf *b, tval v);            /* str(v) */
-void apus_tpl_repr(tbuf *b, tval v, ttag tag);   /* repr(v); tag: of brackets and numbers */
-tstr *apus_tpl_to_str(tctx *c, tval v);          /* str(v), a string as it is */
+void apus_tpl_print(tbuf *b, tval v);          /* str(v) */
+void apus_tpl_repr(tbuf *b, tval v, ttag tag); /* repr(v); tag: of brackets and numbers */
+tstr *apus_tpl_to_str(tctx *c, tval v);        /* str(v), a string as it is */
 void apus_tpl_float_repr(char out[40], double v);
-bool apus_tpl_parse_float(const tstr *s, double *v);            /* as Python's float(str) */
+bool apus_tpl_parse_float(const tstr *s, double *v);                          /* as Python's float(str) */
 bool apus_tpl_parse_int(const tstr *s, int base, int64_t *v, bool *overflow); /* as int(str, base) */
 typedef struct tjson {
     bool ascii, sort;
@@ -377,7 +384,7 @@ typedef struct ttest {
     const char *name;
     bool (*call)(tctx *c, tval value, const tcall *call);
 } ttest;
-const ttest *apus_tpl_test(const char *name, size_t length);          /* tests.c; NULL: unknown */
+const ttest *apus_tpl_test(const char *name, size_t length);              /* tests.c; NULL: unknown */
 const struct tfunction *apus_tpl_global(const char *name, size_t length); /* functions.c; NULL: unknown */
 
 #endif
