@@ -110,7 +110,8 @@ typedef struct apus_optimizer_ops {
     uint32_t (*flags)(void *optimizer);
     uint32_t (*states)(void *optimizer);                       /* how many states per parameter */
     const char *(*state_name)(void *optimizer, uint32_t k);    /* "exp_avg" */
-    double (*learning_rate)(void *optimizer);                  /* the peak rate its parameters give */
+    double (*learning_rate)(void *optimizer);                  /* the peak rate its parameters give; NaN: left out (the host takes 1e-4 for an
+                                                                  adapter, 1e-5 for a whole model) */
     void (*build)(void *optimizer, apus_graph *g, apus_optimizer_step *step);
 } apus_optimizer_ops;
 

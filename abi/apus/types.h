@@ -81,6 +81,7 @@ typedef struct apus_weight_spec {
     int64_t dims[2];      /* logical: MATRIX [out, in] */
     double init_std;      /* from scratch: normal(0, init_std); 0: filled with init_fill */
     double init_fill;
+    double init_bound;    /* > 0: uniform in [-init_bound, init_bound) instead */
 } apus_weight_spec;
 
 #ifdef __cplusplus

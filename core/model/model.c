@@ -219,7 +219,9 @@ static void init_weight_values(const apus_weight_spec *spec, uint64_t seed, floa
 {
     const uint32_t purpose = apus_random_purpose(spec->name);
     size_t n = apus_weight_elements(spec);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n && spec->init_bound > 0; i++)
+        dst[i] = (float)(spec->init_bound * (2.0 * apus_random_uniform(seed, purpose, 0, i) - 1.0));
+    for (size_t i = 0; i < n && !(spec->init_bound > 0); i++)
         dst[i] = spec->init_std > 0 ? (float)(spec->init_std * apus_random_normal(seed, purpose, 0, i)) : (float)spec->init_fill;
 }
 

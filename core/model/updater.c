@@ -138,6 +138,8 @@ apus_status apus_updater_open(apus_updater *u, apus_model *m, const apus_node *s
     u->model = m;
     u->n_states = u->ops.states(u->optimizer);
     u->peak = u->ops.learning_rate(u->optimizer);
+    if (!(u->peak >= 0.0)) /* left out: what such tools' users expect for an adapter and for a whole model */
+        u->peak = m->tuner_config != NULL ? 1e-4 : 1e-5;
     for (size_t i = 0; i < m->n_weights; i++)
         u->n += m->weights[i].trained ? 1 : 0;
     if (u->n == 0)
