@@ -64,8 +64,7 @@ static inline void apus_map_close(apus_map *m)
 static inline int apus_path_join(char *buffer, size_t capacity, const char *folder, const char *name)
 {
     const size_t n = strlen(folder);
-    const int written =
-        snprintf(buffer, capacity, "%s%s%s", folder, n > 0 && folder[n - 1] == '/' ? "" : "/", name);
+    const int written = snprintf(buffer, capacity, "%s%s%s", folder, n > 0 && folder[n - 1] == '/' ? "" : "/", name);
     return written > 0 && (size_t)written < capacity;
 }
 
