@@ -1,0 +1,365 @@
+/* core/data/spec.c: see spec.h; and the examples interface of dataset.h. */
+#include "data/spec.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "config/config.h"
+#include "data/rows.h"
+#include "io/io.h"
+#include "module/module.h"
+#include "value/node.h"
+
+#define NODE apus_nodes()
+#define HOST apus_host_table()
+
+/* ---------------------------------------------------------------- parameters */
+
+static const char *const overlong_choices[] = {"right", "left", "drop", "split", "error", NULL};
+static const char *const train_choices[] = {"all", "last", NULL};
+
+static const apus_param params[] = {
+    {.size = sizeof(apus_param), .name = "path", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE, .min = 1, .max = 0,
+     .doc = "File, folder or archive of rows (.jsonl, .json, .csv, .tsv, .txt; plain or compressed); path#N: the first N rows.",
+     .aliases = "file data_path dataset_dir file_name"},
+    {.size = sizeof(apus_param), .name = "type", .type = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, .min = 1, .max = 0,
+     .doc = "Which dataset plugin reads the rows; left out: recognised from the rows, and said.", .aliases = "formatting format"},
+    {.size = sizeof(apus_param), .name = "max_length", .type = APUS_PARAM_INT, .fallback = "2048", .min = 2, .max = 1e9, .unit = "tokens",
+     .doc = "Longest row (of a pair: prompt and one answer).", .aliases = "cutoff_len sequence_len max_seq_length max_seq_len"},
+    {.size = sizeof(apus_param), .name = "overlong", .type = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, .choices = overlong_choices,
+     .min = 1, .max = 0,
+     .doc = "Rows over max_length: right cuts the end (a row whose prompt alone fills it is dropped), left the beginning, drop, split "
+            "into several rows, error. Default right; for type text: split.",
+     .aliases = "truncation_strategy truncation_mode"},
+    {.size = sizeof(apus_param), .name = "train_on", .type = APUS_PARAM_STRING, .fallback = "all", .choices = train_choices, .min = 1, .max = 0,
+     .doc = "Which assistant turns are trained.", .aliases = "loss_scale train_on_inputs"},
+    {.size = sizeof(apus_param), .name = "shuffle", .type = APUS_PARAM_BOOL, .fallback = "true", .min = 1, .max = 0,
+     .doc = "Order the rows anew each epoch, by the seed.", .aliases = "dataset_shuffle shuffle_dataset"},
+    {.size = sizeof(apus_param), .name = "columns", .type = APUS_PARAM_MAP, .item = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, .min = 1,
+     .max = 0, .doc = "Names of the columns: {prompt: q, response: a} reads column q as prompt.", .aliases = "field_mapping"},
+    {.size = sizeof(apus_param), .name = "system", .type = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, .min = 1, .max = 0,
+     .doc = "System message for conversations that have none.", .aliases = "default_system system_prompt"},
+    {.size = sizeof(apus_param), .name = "template_variables", .type = APUS_PARAM_NODE, .flags = APUS_PARAM_NULLABLE, .min = 1, .max = 0,
+     .doc = "Extra variables of the chat template, such as {enable_thinking: false}.", .aliases = "chat_template_kwargs"},
+};
+enum { N_PARAMS = sizeof params / sizeof params[0] };
+
+const apus_param *apus_dataset_params(uint32_t *n)
+{
+    *n = N_PARAMS;
+    return params;
+}
+
+/* Ours and the type's parameters in one table, so that an unknown key is judged against both. */
+static apus_node *validate(const apus_node *given, const apus_component *c, apus_error *err)
+{
+    const uint32_t n = c != NULL ? c->n_params : 0;
+    apus_param *all = calloc(N_PARAMS + n, sizeof *all);
+    char what[128];
+    if (all == NULL) {
+        (void)apus_fail(err, APUS_E_MEMORY, "out of memory");
+        return NULL;
+    }
+    memcpy(all, params, sizeof params);
+    for (uint32_t i = 0; i < n; i++)
+        apus_take(&all[N_PARAMS + i], sizeof *all, (const char *)c->params + (size_t)i * c->params[0].size);
+    snprintf(what, sizeof what, "dataset%s%s", c != NULL ? " " : "", c != NULL ? c->name : "");
+    apus_node *p = apus_params_validate(given, all, N_PARAMS + n, "", what, err);
+    free(all);
+    return p;
+}
+
+/* ---------------------------------------------------------------- recognising */
+
+static apus_status recognise(apus_data_part *p, apus_error *err)
+{
+    int best = 0;
+    const apus_node *first = NODE->at(p->rows, 0);
+    for (size_t i = 0; i < apus_component_count("dataset"); i++) {
+        const apus_component *c = apus_component_at("dataset", i);
+        apus_dataset_ops ops;
+        apus_take(&ops, sizeof ops, c->ops);
+        const int score = ops.claims != NULL ? ops.claims(first) : 0;
+        if (score > best) {
+            best = score;
+            p->component = c;
+        }
+    }
+    if (p->component != NULL) {
+        p->recognised = 1;
+        return APUS_OK;
+    }
+    char keys[256] = "", where[256];
+    size_t used = 0;
+    for (size_t i = 0; i < NODE->length(first) && used + 40 < sizeof keys; i++)
+        used += (size_t)snprintf(keys + used, sizeof keys - used, "%s%.32s", i ? ", " : "", NODE->key_at(first, i));
+    apus_fail(err, APUS_E_INVALID, "%s: no dataset type recognises rows with the columns %s", NODE->where(first, where, sizeof where), keys);
+    return apus_hint(err, APUS_E_INVALID, "name the type, or map the columns: {prompt: …, response: …}");
+}
+
+static apus_node *rename_columns(const apus_node *row, const apus_node *columns)
+{
+    apus_node *copy = NODE->copy(row);
+    for (size_t i = 0; i < NODE->length(columns); i++) {
+        const char *theirs = NODE->as_string(NODE->at(columns, i), NULL);
+        const apus_node *value = theirs != NULL ? NODE->get(row, theirs) : NULL;
+        if (value == NULL)
+            continue;
+        (void)NODE->remove(copy, theirs);
+        (void)NODE->set(copy, NODE->key_at(columns, i), NODE->copy(value));
+    }
+    return copy;
+}
+
+/* A column that the mapping names must be there. */
+static apus_status check_columns(const apus_data_part *p, apus_error *err)
+{
+    const apus_node *columns = NODE->get(p->params, "columns"), *first = NODE->at(p->rows, 0);
+    for (size_t i = 0; i < NODE->length(columns); i++) {
+        const char *theirs = NODE->as_string(NODE->at(columns, i), NULL);
+        char where[256];
+        if (theirs != NULL && NODE->get(first, theirs) == NULL)
+            return apus_fail(err, APUS_E_INVALID, "%s: columns: the rows have no column '%s'", NODE->where(NODE->at(columns, i), where, sizeof where),
+                             theirs);
+    }
+    return APUS_OK;
+}
+
+/* ---------------------------------------------------------------- opening */
+
+static apus_status read_rows(apus_data_part *p, size_t limit, apus_error *err)
+{
+    p->rows = NODE->make_list();
+    apus_status st = apus_rows_read(p->path, limit, p->rows, err);
+    if (st == APUS_OK && NODE->length(p->rows) == 0)
+        st = apus_fail(err, APUS_E_INVALID, "%s: there are no rows in it", p->path);
+    if (st == APUS_OK)
+        st = check_columns(p, err);
+    const apus_node *columns = NODE->get(p->params, "columns");
+    if (st == APUS_OK && NODE->length(columns) > 0) {
+        apus_node *renamed = NODE->make_list();
+        for (size_t i = 0; i < NODE->length(p->rows); i++)
+            (void)NODE->append(renamed, rename_columns(NODE->at(p->rows, i), columns));
+        NODE->release(p->rows);
+        p->rows = renamed;
+    }
+    p->count = (int64_t)NODE->length(p->rows);
+    return st;
+}
+
+static apus_status open_part(const apus_node *given, uint64_t seed, int read, apus_data_part *p, apus_error *err)
+{
+    apus_node *spec = NODE->kind(given) == APUS_NODE_STRING ? NODE->make_map() : NODE->copy(given);
+    if (NODE->kind(given) == APUS_NODE_STRING)
+        (void)NODE->set(spec, "path", NODE->copy(given));
+    const char *type = NODE->as_string(NODE->get(spec, "type"), NULL), *path = NODE->as_string(NODE->get(spec, "path"), NULL);
+    size_t limit = 0;
+    apus_status st = APUS_OK;
+    p->seed = seed;
+    if (type != NULL) {
+        p->component = apus_component_find("dataset", type, err);
+        st = p->component != NULL ? APUS_OK : APUS_E_NOT_FOUND;
+        if (st != APUS_OK && err != NULL) { /* say where the wrong name stands */
+            apus_error at = *err;
+            char where[256];
+            NODE->where(NODE->get(spec, "type"), where, sizeof where);
+            (void)snprintf(err->message, sizeof err->message, "%s%s%.1200s", where, where[0] ? ": " : "", at.message);
+        }
+    }
+    if (st == APUS_OK && path != NULL) {
+        p->path = strdup(path);
+        char *hash = p->path != NULL ? strrchr(p->path, '#') : NULL;
+        if (hash != NULL && hash[1] >= '1' && hash[1] <= '9' && hash[1 + strspn(hash + 1, "0123456789")] == '\0') {
+            limit = (size_t)strtoull(hash + 1, NULL, 10);
+            *hash = '\0';
+        }
+        if (!apus_path_exists(p->path)) {
+            char where[256];
+            NODE->where(NODE->get(spec, "path"), where, sizeof where);
+            st = apus_fail(err, APUS_E_NOT_FOUND, "%s%sdataset: %s: no such file or folder", where, where[0] ? ": " : "", p->path);
+            apus_hint(err, st, "paths are relative to the working directory");
+        }
+    }
+    if (st == APUS_OK && (p->component != NULL || !read)) {
+        p->params = validate(spec, p->component, err);
+        st = p->params != NULL ? APUS_OK : APUS_E_INVALID;
+    }
+    if (st == APUS_OK && p->component == NULL && path == NULL) {
+        char where[256];
+        st = apus_fail(err, APUS_E_INVALID, "%s: a dataset needs a path, or a type that makes its own rows", NODE->where(given, where, sizeof where));
+    }
+    if (st == APUS_OK && !read) {
+        NODE->release(spec);
+        return APUS_OK;
+    }
+    if (st == APUS_OK && p->params == NULL) { /* the type is not known before its rows are */
+        p->params = NODE->copy(spec);
+        st = read_rows(p, limit, err);
+        if (st == APUS_OK)
+            st = recognise(p, err);
+        NODE->release(p->params);
+        p->params = st == APUS_OK ? validate(spec, p->component, err) : NULL;
+        if (st == APUS_OK && p->params == NULL)
+            st = APUS_E_INVALID;
+    } else if (st == APUS_OK && p->path != NULL) {
+        st = read_rows(p, limit, err);
+    }
+    NODE->release(spec);
+    if (st != APUS_OK)
+        return st;
+    apus_take(&p->ops, sizeof p->ops, p->component->ops);
+    st = p->ops.open(HOST, p->params, &p->instance, err);
+    if (st != APUS_OK) {
+        p->instance = NULL;
+        return st;
+    }
+    if (p->path == NULL) {
+        if (p->ops.count == NULL || p->ops.row == NULL)
+            return apus_fail(err, APUS_E_INVALID, "dataset %s needs a path", p->component->name);
+        p->count = p->ops.count(p->instance);
+    }
+    return APUS_OK;
+}
+
+apus_status apus_data_parts_open(const apus_node *spec, uint64_t seed, int read, apus_data_part **parts, size_t *n, apus_error *err)
+{
+    const int is_list = NODE->kind(spec) == APUS_NODE_LIST;
+    *n = is_list ? NODE->length(spec) : 1;
+    *parts = calloc(*n + 1, sizeof **parts);
+    if (*parts == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
+    apus_status st = *n > 0 ? APUS_OK : apus_fail(err, APUS_E_INVALID, "the list of datasets is empty");
+    for (size_t i = 0; i < *n && st == APUS_OK; i++)
+        st = open_part(is_list ? NODE->at(spec, i) : spec, seed, read, &(*parts)[i], err);
+    if (st != APUS_OK) {
+        apus_data_parts_close(*parts, *n);
+        *parts = NULL;
+        *n = 0;
+    }
+    return st;
+}
+
+void apus_data_parts_close(apus_data_part *parts, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (parts[i].instance != NULL)
+            parts[i].ops.close(parts[i].instance);
+        NODE->release(parts[i].params);
+        NODE->release(parts[i].rows);
+        free(parts[i].path);
+    }
+    free(parts);
+}
+
+apus_status apus_data_part_row(const apus_data_part *p, int64_t i, apus_node **row, apus_error *err)
+{
+    if (p->rows == NULL)
+        return p->ops.row(p->instance, i, p->seed, row, err);
+    *row = NODE->copy(NODE->at(p->rows, (size_t)i));
+    return *row != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "out of memory");
+}
+
+apus_status apus_data_part_example(const apus_data_part *p, const apus_node *row, apus_node **example, apus_error *err)
+{
+    apus_status st = p->ops.example(p->instance, row, example, err);
+    if (st != APUS_OK)
+        return st;
+    const apus_node *system = NODE->get(p->params, "system"), *messages = NODE->get(*example, "messages");
+    const char *first = NODE->as_string(NODE->get(NODE->at(messages, 0), "role"), NULL);
+    if (NODE->kind(system) == APUS_NODE_STRING && NODE->kind(messages) == APUS_NODE_LIST && (first == NULL || strcmp(first, "system") != 0)) {
+        apus_node *list = NODE->make_list(), *m = NODE->make_map();
+        (void)NODE->set(m, "role", NODE->make_string("system", 6));
+        (void)NODE->set(m, "content", NODE->copy(system));
+        (void)NODE->append(list, m);
+        for (size_t i = 0; i < NODE->length(messages); i++)
+            (void)NODE->append(list, NODE->copy(NODE->at(messages, i)));
+        (void)NODE->set(*example, "messages", list);
+    }
+    return APUS_OK;
+}
+
+/* ---------------------------------------------------------------- examples (dataset.h) */
+
+struct apus_examples {
+    apus_data_part *parts;
+    size_t n;
+};
+
+apus_status apus_dataset_check(const apus_node *spec, apus_error *err)
+{
+    apus_data_part *parts;
+    size_t n;
+    apus_status st = apus_data_parts_open(spec, 0, 0, &parts, &n, err);
+    if (st == APUS_OK)
+        apus_data_parts_close(parts, n);
+    return st;
+}
+
+apus_examples *apus_examples_open(const apus_node *spec, uint64_t seed, apus_error *err)
+{
+    apus_examples *e = calloc(1, sizeof *e);
+    if (e == NULL) {
+        (void)apus_fail(err, APUS_E_MEMORY, "out of memory");
+        return NULL;
+    }
+    if (apus_data_parts_open(spec, seed, 1, &e->parts, &e->n, err) != APUS_OK) {
+        free(e);
+        return NULL;
+    }
+    return e;
+}
+
+void apus_examples_close(apus_examples *e)
+{
+    if (e == NULL)
+        return;
+    apus_data_parts_close(e->parts, e->n);
+    free(e);
+}
+
+int64_t apus_examples_count(const apus_examples *e)
+{
+    int64_t count = 0;
+    for (size_t i = 0; i < e->n; i++)
+        count += e->parts[i].count;
+    return count;
+}
+
+apus_status apus_examples_get(const apus_examples *e, int64_t i, apus_node **row, apus_node **example, apus_error *err)
+{
+    size_t k = 0;
+    while (k < e->n && i >= e->parts[k].count)
+        i -= e->parts[k++].count;
+    if (k == e->n)
+        return apus_fail(err, APUS_E_NOT_FOUND, "there is no row %lld", (long long)i);
+    apus_status st = apus_data_part_row(&e->parts[k], i, row, err);
+    if (st != APUS_OK)
+        return st;
+    st = apus_data_part_example(&e->parts[k], *row, example, err);
+    if (st != APUS_OK) {
+        NODE->release(*row);
+        *row = NULL;
+    }
+    return st;
+}
+
+apus_status apus_examples_judge(const apus_examples *e, const apus_node *row, const char *answer, apus_node **verdict, apus_error *err)
+{
+    const apus_data_part *p = &e->parts[0];
+    if (p->ops.judge == NULL) {
+        apus_fail(err, APUS_E_UNSUPPORTED, "dataset %s cannot judge an answer", p->component->name);
+        return apus_hint(err, APUS_E_UNSUPPORTED, "leave `judge` out");
+    }
+    return p->ops.judge(p->instance, row, answer, verdict, err);
+}
+
+apus_node *apus_examples_tokenizer(const apus_examples *e)
+{
+    for (size_t i = 0; i < e->n; i++)
+        if (e->parts[i].ops.tokenizer != NULL) {
+            apus_node *t = e->parts[i].ops.tokenizer(e->parts[i].instance);
+            if (t != NULL)
+                return t;
+        }
+    return NULL;
+}
