@@ -268,11 +268,12 @@ static flow run_loop(trender *r, const tnode *n, tval source, tscope *around, in
                         .depth0 = depth0};
     bool any = false;
     while (next_item(r, l)) {
-        any = true;
         r->scope = scope = fresh(r, scope);
         assign(r, n->loop.target, l->current);
         store(r, r->t->loop, (tval){.kind = T_LOOP, .loop = l});
-        if (run(r, &n->loop.body) == BREAK)
+        flow end = run(r, &n->loop.body);
+        any = any || end == RUN; /* as Jinja: `else` runs when no round came to its end */
+        if (end == BREAK)
             break;
     }
     flow how = RUN;

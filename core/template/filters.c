@@ -101,13 +101,14 @@ static tval filter_indent(tctx *c, tval v, const tcall *call)
                  .s;
     bool first = apus_tpl_flag(a[1], false), blank = apus_tpl_flag(a[2], false);
     tstr *whole = apus_tpl_concat(c, s, apus_tpl_str(&c->base, "\n", 1, T_OWN));
-    const tlist *lines = apus_tpl_splitlines(c, whole, false);
+    const tlist *lines = apus_tpl_splitlines(c, whole, false), *kept = apus_tpl_splitlines(c, whole, true);
     tbuf b = {.c = c, .markup = s->markup};
+    size_t at = 0;
     if (first)
         apus_tpl_put_str(&b, by);
-    for (size_t i = 0; i < lines->n; i++) {
+    for (size_t i = 0; i < lines->n; at += kept->items[i++].s->length) {
         if (i > 0)
-            apus_tpl_put(&b, "\n", 1, apus_tpl_tag_at(s, 0));
+            apus_tpl_put(&b, "\n", 1, apus_tpl_tag_at(whole, at - 1));
         if (i > 0 && (blank || lines->items[i].s->length > 0))
             apus_tpl_put_str(&b, by);
         apus_tpl_put_str(&b, lines->items[i].s);

@@ -416,6 +416,8 @@ static tnode *subscript(parser *p, tnode *of)
             next(p);
             add(p, &key->list, bounds[0]);
             bounds[0] = NULL;
+            if (is_op(p->at, ']'))
+                expected(p, "an expression");
         } else if (bounds[i] == NULL)
             bounds[i] = expression(p);
         else
