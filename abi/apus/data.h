@@ -38,6 +38,33 @@ typedef struct apus_dataset_ops {
     apus_node *(*tokenizer)(void *dataset);
 } apus_dataset_ops;
 
+/* ------------------------------------------------------------ small helpers for dataset plugins */
+
+/* A plain string that is not empty, or NULL. */
+static inline const char *apus_row_text(const apus_node_api *node, const apus_node *row, const char *key)
+{
+    const char *s = node->as_string(node->get(row, key), NULL);
+    return s != NULL && s[0] != '\0' ? s : NULL;
+}
+
+/* Append {role, content} to a list; content NULL: nothing. */
+static inline void apus_add_message(const apus_node_api *node, apus_node *list, const char *role, const char *content)
+{
+    if (content == NULL)
+        return;
+    apus_node *m = node->make_map();
+    (void)node->set(m, "role", node->make_string(role, (size_t)-1));
+    (void)node->set(m, "content", node->make_string(content, (size_t)-1));
+    (void)node->append(list, m);
+}
+
+/* "row at file:line: key 'x' …" for a row that is wrong. */
+static inline apus_status apus_bad_row(const apus_node_api *node, const apus_node *row, const char *key, const char *expected, apus_error *err)
+{
+    char where[256];
+    return apus_fail(err, APUS_E_INVALID, "%s: key '%s': expected %s", node->where(row, where, sizeof where), key, expected);
+}
+
 #ifdef __cplusplus
 }
 #endif
