@@ -231,7 +231,10 @@ static apus_status encode_with_answer(const apus_encoder *e, const apus_node *ex
         apus_fail(err, APUS_E_INVALID, "these rows are messages, and the model has no chat template");
         return apus_hint(err, APUS_E_INVALID, "name one with model: {path: …, template: FILE}");
     }
-    return encode_text(e, prompt, NODE->as_string(extra, NULL), answer != NULL, out, err);
+    const char *text = NODE->as_string(extra, NULL);
+    if (text == NULL)
+        text = NODE->as_string(NODE->get(NODE->at(extra, 0), "content"), NULL);
+    return encode_text(e, prompt, text, answer != NULL, out, err);
 }
 
 static size_t common_prefix(const apus_tokens *a, const apus_tokens *b)
