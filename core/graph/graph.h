@@ -17,6 +17,7 @@
 
 /* Built-in ops plus those of "op" components; kernels of "kernels" components whose probe says yes. [main] */
 apus_status apus_ops_load(apus_error *err);
+void apus_graph_announce(void); /* apus.graph/1, before the plugins are loaded: they ask for it at entry */
 const apus_op *apus_op_find(const char *name); /* NULL when unknown */
 size_t apus_op_count(void);
 const apus_op *apus_op_at(size_t i);
