@@ -64,6 +64,9 @@ apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err);
 apus_status apus_trainer_checkpoint(apus_trainer *t, apus_error *err);
 apus_status apus_trainer_finish(apus_trainer *t, apus_error *err);
 
+/* What a step costs, into a map: parameters, trained, steps, memory (bytes), flops_per_step, seconds_per_step, ops. */
+void apus_trainer_describe(const apus_trainer *t, apus_node *map);
+
 /* Sums of the objective over all rows of d, in order. r: zeroed when no reference is needed. */
 apus_status apus_evaluate_rows(apus_objective *o, apus_reference *r, apus_batch *b, const apus_dataset *d, apus_objective_sums *sums,
                                apus_error *err);
