@@ -56,15 +56,15 @@ static apus_node *no_memory(reader *r)
     return NULL;
 }
 
-/* A tab stands at `at`. */
-static int is_tab(const reader *r, yaml_mark_t at)
+/* Line `line` (from 0) of the text. */
+static const char *line_of(const reader *r, size_t line, size_t *length)
 {
     const char *p = r->text, *end = p + r->length;
-    for (size_t line = 0; p < end && line < at.line; p++)
-        line += *p == '\n';
-    while (p < end && *p == ' ')
-        p++;
-    return p < end && *p == '\t';
+    for (size_t n = 0; p < end && n < line; p++)
+        n += *p == '\n';
+    const char *stop = memchr(p, '\n', (size_t)(end - p));
+    *length = (size_t)((stop != NULL ? stop : end) - p);
+    return p;
 }
 
 /* libyaml's words made ours: place first, then what it did not expect, then where the construct began. */
@@ -84,24 +84,33 @@ static void syntax_error(reader *r)
             else
                 at.column += ((unsigned char)r->text[i] & 0xC0) != 0x80;
         }
-        (void)fail(r, at, "%s%s", p->problem != NULL ? p->problem : "not a text",
-                   p->problem_value > 0 ? "" : " (YAML is UTF-8)");
+        (void)fail(r, at, "%s", p->problem != NULL ? p->problem : "not a text");
         (void)apus_hint(r->err, 0, "save the file as UTF-8 text");
         return;
     }
+    static const char did_not[] = "did not find ";
     const char *problem = p->problem != NULL ? p->problem : "not YAML";
-    if (p->context != NULL && p->context_mark.line != at.line)
-        (void)fail(r, at, "%s %s that began on line %zu", problem, p->context, p->context_mark.line + 1);
+    int expected = strncmp(problem, did_not, sizeof did_not - 1) == 0;
+    const char *words = expected ? problem + sizeof did_not - 1 : problem;
+    const char *context = p->context != NULL ? p->context : "";
+    if (context[0] != '\0' && p->context_mark.line != at.line)
+        (void)fail(r, at, "%s %s that began on line %zu", words, context, p->context_mark.line + 1);
     else
-        (void)fail(r, at, "%s%s%s", problem, p->context != NULL ? " " : "", p->context != NULL ? p->context : "");
-    if (strstr(problem, "tab character") != NULL || is_tab(r, at))
+        (void)fail(r, at, "%s%s%s", words, context[0] != '\0' ? " " : "", context);
+    size_t length = 0;
+    const char *line = line_of(r, at.line, &length);
+    size_t blanks = 0;
+    while (blanks < length && line[blanks] == ' ')
+        blanks++;
+    if (strstr(context, "flow") != NULL && memmem(line, length, "${", 2) != NULL)
+        (void)apus_hint(r->err, 0, "inside { } and [ ] a reference needs quotes: \"${…}\"");
+    else if (strstr(problem, "tab character") != NULL || (blanks < length && line[blanks] == '\t'))
         (void)apus_hint(r->err, 0, "YAML indents with spaces, not tabs");
     else if (strstr(problem, "mapping values are not allowed") != NULL)
         (void)apus_hint(r->err, 0, "quote a value that holds ': ', or check the indentation");
     else if (strstr(problem, "cannot start any token") != NULL)
         (void)apus_hint(r->err, 0, "quote a value that begins with @, ` or %%");
-    else if (strstr(problem, "did not find expected key") != NULL ||
-             strstr(problem, "did not find expected <block end>") != NULL)
+    else if (strstr(problem, "expected key") != NULL || strstr(problem, "expected <block end>") != NULL)
         (void)apus_hint(r->err, 0, "check the indentation of this line and of the one before it");
 }
 

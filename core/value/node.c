@@ -93,37 +93,47 @@ static const char *node_where(const apus_node *n, char *buffer, size_t capacity)
                      : place_text(n->file, n->line, n->column, buffer, capacity);
 }
 
+/* The next character of text[0..length) as a message shows it; returns how many bytes it took. */
+static size_t show_one(const char *text, size_t length, char piece[8])
+{
+    unsigned char c = (unsigned char)text[0];
+    size_t n = 1;
+    while (c >= 0xC0 && n < length && n < 4 && ((unsigned char)text[n] & 0xC0) == 0x80)
+        n++;
+    if (c >= 0xC0 && n > 1)
+        memcpy(piece, text, n), piece[n] = '\0';
+    else if (c == '\n' || c == '\t' || c == '\r')
+        (void)snprintf(piece, 8, "\\%c", c == '\n' ? 'n' : c == '\t' ? 't' : 'r');
+    else if (c < 0x20 || c >= 0x7F)
+        (void)snprintf(piece, 8, "\\x%02x", c);
+    else
+        piece[0] = (char)c, piece[1] = '\0';
+    return n;
+}
+
 const char *apus_show(char *buffer, size_t capacity, const char *text, size_t length)
 {
+    char piece[8];
+    size_t o = 0, whole = 0;
+    if (capacity == 0)
+        return "";
     if (length == (size_t)-1)
         length = strlen(text);
-    size_t o = 0, i = 0;
-    while (i < length) {
-        unsigned char c = (unsigned char)text[i];
-        size_t n = 1;
-        while (c >= 0xC0 && i + n < length && n < 4 && ((unsigned char)text[i + n] & 0xC0) == 0x80)
-            n++;
-        char piece[8];
-        if (c >= 0xC0 && n > 1)
-            memcpy(piece, text + i, n), piece[n] = '\0';
-        else if (c == '\n' || c == '\t' || c == '\r')
-            (void)snprintf(piece, sizeof piece, "\\%c", c == '\n' ? 'n' : c == '\t' ? 't' : 'r');
-        else if (c < 0x20 || c >= 0x7F)
-            (void)snprintf(piece, sizeof piece, "\\x%02x", c);
-        else
-            piece[0] = (char)c, piece[1] = '\0';
-        size_t wide = strlen(piece), left = i + n < length ? 4 : 1;
-        if (o + wide + left > capacity) {
-            if (o + 4 <= capacity)
-                o += (size_t)snprintf(buffer + o, capacity - o, "...");
-            break;
-        }
-        memcpy(buffer + o, piece, wide);
-        o += wide;
-        i += n;
+    for (size_t i = 0; i < length && whole < capacity;) {
+        i += show_one(text + i, length - i, piece);
+        whole += strlen(piece);
     }
-    if (capacity > 0)
-        buffer[o] = '\0';
+    size_t room = whole < capacity ? capacity - 1 : capacity > 4 ? capacity - 4 : 0;
+    for (size_t i = 0; i < length;) {
+        i += show_one(text + i, length - i, piece);
+        if (o + strlen(piece) > room)
+            break;
+        memcpy(buffer + o, piece, strlen(piece));
+        o += strlen(piece);
+    }
+    buffer[o] = '\0';
+    if (whole >= capacity && room > 0)
+        strcat(buffer, "...");
     return buffer;
 }
 
