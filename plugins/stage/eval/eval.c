@@ -1,0 +1,213 @@
+/*
+ * Stage eval: measures a model on a dataset: loss, perplexity, preference accuracy; with judge: true the model answers each row and
+ * the dataset's own judge says how right the answers are (greedy, and sampled over several seeds).
+ */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <apus/answer.h>
+#include <apus/plugin.h>
+#include <apus/session.h>
+
+static const apus_session_api *session;
+static const apus_node_api *node; /* both set at entry, the same for all */
+
+/* ---- loss and metrics */
+
+static apus_status measure(const apus_node *params, apus_stage_context *s, apus_node *result, apus_error *err)
+{
+    apus_node *metrics = NULL;
+    apus_status st = session->evaluate(s, params, &metrics, err);
+    if (st != APUS_OK)
+        return st;
+    apus_node *event = node->make_map();
+    for (size_t i = 0; i < node->length(metrics); i++) {
+        const char *key = node->key_at(metrics, i);
+        (void)node->set(result, key, node->copy(node->at(metrics, i)));
+        if (strcmp(key, "dataset") != 0)
+            (void)node->set(event, key, node->copy(node->at(metrics, i)));
+    }
+    /* A sequence loss is a mean negative log-likelihood; its exponential is the perplexity. */
+    if (node->get(metrics, "eval_rewards/accuracies") == NULL) {
+        const double perplexity = exp(node->as_float(node->get(metrics, "eval_loss"), NAN));
+        (void)node->set(event, "eval_perplexity", node->make_float(perplexity));
+        (void)node->set(result, "eval_perplexity", node->make_float(perplexity));
+    }
+    node->release(metrics);
+    return session->event(s, event, err);
+}
+
+/* ---- answers, judged */
+
+#define MAX_VERDICTS 16
+typedef struct tally {
+    char names[MAX_VERDICTS][64];
+    double sums[MAX_VERDICTS];
+    size_t n;
+    int64_t answers;
+} tally;
+
+static void count(tally *t, const apus_node *verdict)
+{
+    t->answers++;
+    for (size_t i = 0; i < node->length(verdict); i++) {
+        const apus_node *v = node->at(verdict, i);
+        const char *name = node->key_at(verdict, i);
+        if (node->kind(v) != APUS_NODE_INT && node->kind(v) != APUS_NODE_FLOAT && node->kind(v) != APUS_NODE_BOOL)
+            continue;
+        size_t k = 0;
+        while (k < t->n && strcmp(t->names[k], name) != 0)
+            k++;
+        if (k == t->n) {
+            if (k == MAX_VERDICTS)
+                continue;
+            snprintf(t->names[k], sizeof t->names[k], "%s", name);
+            t->n++;
+        }
+        t->sums[k] += node->kind(v) == APUS_NODE_BOOL ? node->as_bool(v, 0) : node->as_float(v, 0.0);
+    }
+}
+
+/* A sample of an answer for people: what was asked, said, judged. */
+static void keep_sample(apus_node *samples, const apus_node *row, const apus_node *answer, const apus_node *verdict)
+{
+    apus_node *s = node->make_map();
+    (void)node->set(s, "row", node->copy(row));
+    (void)node->set(s, "text", node->copy(node->get(answer, "text")));
+    (void)node->set(s, "verdict", node->copy(verdict));
+    (void)node->append(samples, s);
+}
+
+static apus_status judge_pass(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_generator *g, void *rows, int64_t n,
+                              const apus_node *sampling, uint64_t seed, const char *prefix, apus_node *result, apus_node *samples,
+                              apus_error *err)
+{
+    tally t = {0};
+    char name[128];
+    const int64_t keep = node->as_int(node->get(params, "samples"), 3);
+    apus_status st = APUS_OK;
+    for (int64_t i = 0; i < n && st == APUS_OK; i++) {
+        apus_node *row = NULL, *answer = NULL, *verdict = NULL;
+        st = apus_answer_row(session, node, g, rows, i, sampling, seed, &row, &answer, err);
+        if (st == APUS_OK)
+            st = session->rows_judge(rows, row, node->as_string(node->get(answer, "text"), NULL), &verdict, err);
+        if (st == APUS_OK) {
+            count(&t, verdict);
+            if (samples != NULL && i < keep)
+                keep_sample(samples, row, answer, verdict);
+        }
+        node->release(row);
+        node->release(answer);
+        node->release(verdict);
+        if (st == APUS_OK && host->stopping())
+            st = apus_fail(err, APUS_E_STOPPED, "stopped during evaluation");
+    }
+    apus_node *event = node->make_map();
+    (void)node->set(event, "answers", node->make_int(t.answers));
+    for (size_t k = 0; k < t.n && t.answers > 0; k++) {
+        snprintf(name, sizeof name, "%s%s", prefix, t.names[k]);
+        const double share = t.sums[k] / (double)t.answers;
+        (void)node->set(event, name, node->make_float(share));
+        (void)node->set(result, name, node->make_float(node->as_float(node->get(result, name), 0.0) + share));
+    }
+    if (st != APUS_OK) {
+        node->release(event);
+        return st;
+    }
+    return session->event(s, event, err);
+}
+
+static apus_node *sampling_of(const apus_node *params, double temperature)
+{
+    apus_node *sampling = node->copy(params), *sampler = node->copy(node->get(params, "sampler"));
+    if (node->kind(sampler) != APUS_NODE_MAP) {
+        apus_node *map = node->make_map();
+        (void)node->set(map, "type", sampler);
+        sampler = map;
+    }
+    (void)node->set(sampler, "temperature", node->make_float(temperature));
+    (void)node->set(sampling, "sampler", sampler);
+    return sampling;
+}
+
+static apus_status judge(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_node *result, apus_error *err)
+{
+    apus_generator *g = NULL;
+    void *rows = NULL;
+    int64_t n = 0;
+    apus_status st = session->generator_open(s, params, &g, err);
+    if (st != APUS_OK)
+        return st;
+    st = session->rows_open(s, node->get(params, "dataset"), &rows, &n, err);
+    const int64_t limit = node->as_int(node->get(params, "limit"), 0), seeds = node->as_int(node->get(params, "seeds"), 3);
+    if (limit > 0 && limit < n)
+        n = limit;
+    apus_node *samples = node->make_list(), *greedy = sampling_of(params, 0.0), *sampled = sampling_of(params, 1.0);
+    if (st == APUS_OK)
+        st = judge_pass(host, params, s, g, rows, n, greedy, session->seed(s), "greedy/", result, samples, err);
+    apus_node *sums = node->make_map();
+    for (int64_t k = 0; k < seeds && st == APUS_OK; k++)
+        st = judge_pass(host, params, s, g, rows, n, sampled, session->seed(s) + (uint64_t)k, "sampled/", sums, NULL, err);
+    for (size_t i = 0; i < node->length(sums); i++)
+        (void)node->set(result, node->key_at(sums, i), node->make_float(node->as_float(node->at(sums, i), 0.0) / (double)seeds));
+    (void)node->set(result, "samples", samples);
+    (void)node->set(result, "answers", node->make_int(n));
+    node->release(sums);
+    node->release(greedy);
+    node->release(sampled);
+    if (rows != NULL)
+        session->rows_close(rows);
+    session->generator_close(g);
+    return st;
+}
+
+static apus_status run(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_error *err)
+{
+    apus_node *result = node->make_map();
+    apus_status st = node->as_bool(node->get(params, "judge"), 0) ? judge(host, params, s, result, err) : measure(params, s, result, err);
+    if (st != APUS_OK)
+        node->release(result);
+    else
+        session->result(s, result);
+    return st;
+}
+
+static const apus_stage_ops ops = {.size = sizeof ops, .run = run};
+
+#define PARAM .size = sizeof(apus_param)
+#define ANY .min = 1, .max = 0
+static const apus_param params[] = {
+    {PARAM, .name = "model", .type = APUS_PARAM_MODEL, .flags = APUS_PARAM_REQUIRED, ANY, .doc = "What is measured."},
+    {PARAM, .name = "dataset", .type = APUS_PARAM_DATASET, .flags = APUS_PARAM_REQUIRED, ANY, .doc = "Rows it is measured on."},
+    {PARAM, .name = "loss", .type = APUS_PARAM_COMPONENT, .of_kind = "loss", .flags = APUS_PARAM_NULLABLE, ANY,
+     .doc = "Default: the one the model was trained with (against the same reference) where it fits the rows."},
+    {PARAM, .name = "sequence_loss", .type = APUS_PARAM_STRING, .fallback = "cross_entropy", ANY, .doc = "Loss for single answers when nothing else says."},
+    {PARAM, .name = "preference_loss", .type = APUS_PARAM_STRING, .fallback = "dpo", ANY, .doc = "Loss for pairs when nothing else says."},
+    {PARAM, .name = "judge", .type = APUS_PARAM_BOOL, .fallback = "false", ANY,
+     .doc = "Let the model answer each row, and the dataset's judge say how right the answers are."},
+    {PARAM, .name = "seeds", .type = APUS_PARAM_INT, .fallback = "3", .min = 0, .max = 100, .doc = "judge: sampled passes at temperature 1."},
+    {PARAM, .name = "samples", .type = APUS_PARAM_INT, .fallback = "3", .min = 0, .max = 1000, .doc = "judge: answers kept to look at."},
+    {PARAM, .name = "sampler", .type = APUS_PARAM_COMPONENT, .of_kind = "sampler", .fallback = "standard", ANY,
+     .doc = "How the next token is chosen: {type: standard, temperature: 0.7, top_p: 0.9}; temperature 0 is greedy.",
+     .aliases = "temperature top_p top_k min_p repetition_penalty do_sample"},
+    {PARAM, .name = "max_tokens", .type = APUS_PARAM_INT, .fallback = "512", .min = 1, .max = 1e9, .unit = "tokens", .doc = "Longest answer.",
+     .aliases = "max_new_tokens max_length"},
+    {PARAM, .name = "stop", .type = APUS_PARAM_LIST, .item = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, ANY, .doc = "Strings that end an answer."},
+    {PARAM, .name = "limit", .type = APUS_PARAM_INT, .fallback = "0", .min = 0, .max = 1e15, .unit = "rows", .doc = "Only the first rows; 0: all."},
+    {PARAM, .name = "template", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE, ANY, .doc = "Chat template instead of the model's."},
+};
+
+static const apus_component components[] = {{.size = sizeof(apus_component), .kind = "stage", .name = "eval",
+                                             .doc = "Measures a model: loss, perplexity, preference accuracy, judged answers.", .params = params,
+                                             .n_params = sizeof params / sizeof params[0], .ops = &ops}};
+
+static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "eval", .version = "1.0.0", .license = "Apache-2.0", .doc = "The evaluation stage.",
+                                   .components = components, .n_components = 1};
+
+APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
+{
+    session = host->extension("apus.session/1");
+    node = host->node;
+    return &plugin;
+}
