@@ -236,7 +236,7 @@ struct apus_bpe {
     apus_bpe_model *model;
     apus_bpe_added added;
     int32_t *before, *after; /* ids the post-processor adds */
-    size_t n_before, before_capacity, n_after, after_capacity;
+    size_t n_before, n_after;
     int32_t size;
 };
 

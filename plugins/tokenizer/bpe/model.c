@@ -312,7 +312,14 @@ apus_status apus_bpe_model_ready(apus_bpe_model *m, int bytes, apus_error *err)
         size_t n = bytes ? apus_bpe_put(apus_bpe_byte_char((unsigned char)b), utf8) : 1;
         m->byte_id[b] = !bytes && b >= 0x80 ? -1 : apus_bpe_model_id(m, utf8, n);
     }
-    m->cut = m->cut && !bytes && apus_bpe_model_id(m, MARK, 3) >= 0;
+    /* A character that is left out would let what stands around it meet: then no cuts. */
+    int complete = m->unk != NULL;
+    for (int b = 0; m->byte_fallback && !complete && b < 256; b++) {
+        if (m->fallback[b] < 0)
+            break;
+        complete = b == 255;
+    }
+    m->cut = m->cut && complete && !bytes && apus_bpe_model_id(m, MARK, 3) >= 0;
     if (!m->word_level) {
         m->cache = calloc(CACHE_SLOTS, sizeof *m->cache);
         if (m->cache == NULL)

@@ -169,19 +169,6 @@ static apus_status cls_sep(const apus_node *node, const char *what, const char *
     return s;
 }
 
-static apus_status append(int32_t **ids, size_t *n, size_t *capacity, const int32_t *more, size_t n_more, int front, apus_error *err)
-{
-    if (!apus_bpe_grow(ids, capacity, *n + n_more + 1, sizeof **ids))
-        return apus_bpe_memory(err);
-    int32_t *at = *ids + (front ? 0 : *n);
-    if (front)
-        memmove(*ids + n_more, *ids, *n * sizeof **ids);
-    if (n_more > 0)
-        memcpy(at, more, n_more * sizeof *more);
-    *n += n_more;
-    return APUS_OK;
-}
-
 static apus_status post_open(apus_bpe *t, const apus_node *node, apus_error *err)
 {
     const apus_node_api *api = apus_bpe_host->node;
@@ -210,11 +197,15 @@ static apus_status post_open(apus_bpe *t, const apus_node *node, apus_error *err
         (void)apus_bpe_bad(node, err, "post_processor '%.60s' is not supported", type);
         return apus_hint(err, APUS_E_UNSUPPORTED, "supported: Sequence TemplateProcessing ByteLevel BertProcessing RobertaProcessing");
     }
-    /* Each processor goes around what those before it made. */
-    if (s == APUS_OK)
-        s = append(&t->before, &t->n_before, &t->before_capacity, before.ids, before.n, 1, err);
-    if (s == APUS_OK)
-        s = append(&t->after, &t->n_after, &t->after_capacity, after.ids, after.n, 0, err);
+    if (s == APUS_OK && before.n + after.n > 0 && t->n_before + t->n_after > 0)
+        s = apus_bpe_bad(node, err, "post_processor: only one in a Sequence may add tokens");
+    if (s == APUS_OK && before.n + after.n > 0) {
+        t->before = before.ids;
+        t->n_before = before.n;
+        t->after = after.ids;
+        t->n_after = after.n;
+        return APUS_OK;
+    }
     free(before.ids);
     free(after.ids);
     return s;
