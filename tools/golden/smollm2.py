@@ -46,8 +46,8 @@ def load(models, adapter=True):
     return model, tokenizer
 
 
-def prepare(models):
-    source, file = (DATA / GGUF).parent, (DATA / GGUF).name
+def prepare(models, data):
+    source, file = (data / GGUF).parent, (data / GGUF).name
     quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
     config = quantised.config.to_dict()
@@ -66,7 +66,7 @@ def prepare(models):
 
 
 @torch.no_grad()
-def score(models):
+def score(models, _data):
     model, tokenizer = load(models, adapter=False)
     model.eval()
     texts = []
@@ -89,19 +89,19 @@ def score(models):
         "texts": texts, "generate": generate})
 
 
-def alpaca(count):
+def alpaca(data, count):
     """The first rows in file order as conversations. LLaMA-Factory and ms-swift join instruction and input by a newline."""
-    rows = json.loads((DATA / "sft/alpaca_en_demo.json").read_text())[:count]
+    rows = json.loads((data / "sft/alpaca_en_demo.json").read_text())[:count]
     for row in rows:
         question = row["instruction"] + ("\n" + row["input"] if row["input"] else "")
         yield [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
 
 
-def sft(models):
+def sft(models, data):
     model, tokenizer = load(models)
     model.train()
     examples = []
-    for messages in alpaca(STEPS * ROWS):
+    for messages in alpaca(data, STEPS * ROWS):
         prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False)
         whole = tokenizer.apply_chat_template(messages, tokenize=False)
         assert whole.startswith(prompt) and whole.endswith("<|im_end|>\n")
@@ -137,16 +137,16 @@ def sft(models):
         "steps": steps, "first_rows": examples[:4]})
 
 
-def preferences():
+def preferences(data):
     """dpo_en_demo in TRL's conversational form."""
     roles = {"human": "user", "gpt": "assistant", "system": "system"}
     turn = lambda message: {"role": roles[message["from"]], "content": message["value"]}
-    for row in json.loads((DATA / "preference/dpo_en_demo.json").read_text()):
+    for row in json.loads((data / "preference/dpo_en_demo.json").read_text()):
         yield {"prompt": [turn(message) for message in row["conversations"]],
                "chosen": [turn(row["chosen"])], "rejected": [turn(row["rejected"])]}
 
 
-def dpo(models):
+def dpo(models, data):
     from trl import DPOConfig, DPOTrainer
 
     model, tokenizer = load(models)
@@ -158,7 +158,7 @@ def dpo(models):
             adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, weight_decay=0.0, max_grad_norm=1.0, logging_steps=1,
             train_sampling_strategy="sequential", bf16=False, use_cpu=True, save_strategy="no", report_to=[], seed=0,
             dataloader_pin_memory=False)
-        trainer = DPOTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(list(preferences())),
+        trainer = DPOTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(list(preferences(data))),
                              processing_class=tokenizer)
         assert "ref" in trainer.model.peft_config, "the reference is not the starting adapter"
         trainer.train()
@@ -188,10 +188,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=verbs)
     parser.add_argument("models", type=Path)
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    verbs[arguments.verb](arguments.models)
+    verbs[arguments.verb](arguments.models, arguments.data)
 
 
 if __name__ == "__main__":
