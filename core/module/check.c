@@ -226,9 +226,6 @@ static apus_status check_params(const char *what, apus_component *c, apus_keep *
         return APUS_E_INVALID;
     }
     for (uint32_t i = 0; i < c->n_params; i++) {
-        if (params[i].min == 0 && params[i].max == 0) { /* left out: any value */
-            params[i].min = 1;
-        }
         apus_status status = check_param(what, params, i, err);
         if (status != APUS_OK) {
             return status;
