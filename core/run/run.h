@@ -7,6 +7,9 @@
 
 #include <apus/base.h>
 
+/* Announce the extensions, load the plugins (see apus_modules_load), register ops and kernels. Once, first. [main] */
+apus_status apus_start(const char *const *plugin_dirs, size_t n, apus_error *err);
+
 typedef struct apus_run_options {
     const char *const *overrides; /* "key.path=value" */
     size_t n_overrides;
