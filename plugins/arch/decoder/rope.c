@@ -222,7 +222,7 @@ apus_status decoder_rope_configure(decoder *d, const apus_node *config, apus_err
 {
     source s = {.d = d, .config = config, .factor = 1.0, .err = err};
     decoder_rope *r = &d->rope;
-    int type;
+    int type = DEFAULT;
     apus_status st = read_source(&s, &type);
     if (st != APUS_OK)
         return st;

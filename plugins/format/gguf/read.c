@@ -43,7 +43,7 @@ static apus_status take_u64(reader *r, uint64_t *v, const char *what)
 
 static apus_status take_text(reader *r, const char **s, size_t *n, const char *what)
 {
-    uint64_t length;
+    uint64_t length = 0;
     const apus_status st = take_u64(r, &length, what);
     if (st != APUS_OK)
         return st;
@@ -76,8 +76,8 @@ static apus_status take_value(reader *r, gguf_value *v, const char *key)
             if (v->count > left(r) / 8)
                 return cut(r, key);
             for (uint64_t i = 0; i < v->count && st == APUS_OK; i++) {
-                const char *s;
-                size_t n;
+                const char *s = NULL;
+                size_t n = 0;
                 st = take_text(r, &s, &n, key);
             }
         } else {
@@ -91,8 +91,8 @@ static apus_status take_value(reader *r, gguf_value *v, const char *key)
             r->p += v->count * size;
         }
     } else if (v->type == GGUF_STRING) {
-        const char *s;
-        size_t n;
+        const char *s = NULL;
+        size_t n = 0;
         st = take_text(r, &s, &n, key);
         if (st == APUS_OK)
             v->data = (const unsigned char *)s;
@@ -139,8 +139,8 @@ static apus_status read_values(reader *r)
     gguf_file *f = r->f;
     for (size_t i = 0; i < f->n_values; i++) {
         gguf_value *v = &f->values[i];
-        const char *s;
-        size_t n;
+        const char *s = NULL;
+        size_t n = 0;
         apus_status st = take_text(r, &s, &n, "a key");
         if (st == APUS_OK)
             st = keep_name(r, s, n, &v->key, "key");
@@ -176,10 +176,10 @@ static const struct {
 static apus_status read_tensor(reader *r, apus_tensor_info *t)
 {
     gguf_file *f = r->f;
-    const char *s;
-    size_t n;
-    uint32_t ndim, type;
-    uint64_t offset, rows = 1;
+    const char *s = NULL;
+    size_t n = 0;
+    uint32_t ndim = 0, type = 0;
+    uint64_t offset = 0, rows = 1;
     apus_status st = take_text(r, &s, &n, "a tensor's name");
     t->size = sizeof *t;
     if (st == APUS_OK)
@@ -193,7 +193,7 @@ static apus_status read_tensor(reader *r, apus_tensor_info *t)
                          t->name, ndim, APUS_MAX_DIMS);
     t->ndim = (int32_t)ndim;
     for (uint32_t k = 0; k < ndim; k++) { /* the file has the innermost dimension first */
-        uint64_t d;
+        uint64_t d = 0;
         st = take_u64(r, &d, t->name);
         if (st != APUS_OK)
             return st;
@@ -280,8 +280,8 @@ static apus_status place_tensors(reader *r)
 apus_status gguf_read(gguf_file *f, const unsigned char *bytes, size_t length, apus_error *err)
 {
     reader r = {f, bytes, bytes, bytes + length, err};
-    uint32_t version;
-    uint64_t tensors, values;
+    uint32_t version = 0;
+    uint64_t tensors = 0, values = 0;
     if (length < 4 || memcmp(bytes, "GGUF", 4) != 0) {
         apus_fail(err, APUS_E_INVALID, "%s: does not begin with GGUF", f->path);
         return apus_hint(err, APUS_E_INVALID, "not a GGUF file (a Git LFS pointer, or a page instead of the file?)");
@@ -513,7 +513,7 @@ apus_node *gguf_node(const gguf_file *f, const gguf_value *v, size_t most_items)
     const unsigned char *p = v->data;
     for (uint64_t i = 0; i < v->count; i++) {
         if (v->item == GGUF_STRING) {
-            size_t n;
+            size_t n = 0;
             const char *s = gguf_next_string(&p, &n);
             node->append(list, node->make_string(s, n));
         } else {

@@ -37,16 +37,21 @@ static int fit_llama3(const float *factors, int64_t rotary_dim, double theta, do
             first = first < 0 ? i : first;
             last = i;
         }
-    if (first < 0 || first == last)
+    if (first < 0)
         return 0;
     for (int k = 0; k < 2; k++) {
         const int64_t i = k == 0 ? first : last;
         s[k] = (1.0 / (double)factors[i] - 1.0 / *factor) / (1.0 - 1.0 / *factor);
         t[k] = 1.0 / wavelength(i, rotary_dim, theta);
     }
-    const double a = (s[0] - s[1]) / (t[0] - t[1]), b = s[0] - a * t[0];
-    *high = round((1.0 - 1.0 / b) * 1000.0) / 1000.0;
-    *original = round(a * (*high - 1.0));
+    if (first == last) { /* one point leaves a choice: high_freq_factor as every published model has it */
+        *high = 4.0;
+        *original = round((s[0] * 3.0 + 1.0) / t[0]);
+    } else {
+        const double a = (s[0] - s[1]) / (t[0] - t[1]), b = s[0] - a * t[0];
+        *high = round((1.0 - 1.0 / b) * 1000.0) / 1000.0;
+        *original = round(a * (*high - 1.0));
+    }
     if (!(*high > 1.0 && *high < 1e6 && *original >= 1.0 && *original < 1e9))
         return 0;
     gguf_llama3_factors(rotary_dim, theta, *factor, 1.0, *high, *original, again);

@@ -20,8 +20,11 @@ typedef struct vocabulary {
 
 static void say(const gguf_file *f, const char *fmt, const char *detail, size_t n)
 {
-    char line[512], what[160];
-    snprintf(what, sizeof what, "%.*s", (int)(n < 80 ? n : 80), detail);
+    char line[4608], what[160];
+    n = n < 80 ? n : 80;
+    for (size_t i = 0; i < n; i++)
+        what[i] = detail[i] >= ' ' && detail[i] <= '~' ? detail[i] : '?';
+    what[n] = '\0';
     snprintf(line, sizeof line, fmt, f->path, what);
     f->host->log(APUS_LOG_WARN, "gguf", line);
 }
