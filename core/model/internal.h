@@ -33,7 +33,7 @@ struct apus_model {
     apus_format_file format;          /* from scratch: card only */
     apus_format_file tokenizer_file;  /* from scratch, with `tokenizer:` */
     const apus_node *config;
-    apus_node *own_config, *own_tokenizer;
+    apus_node *own_config, *own_tokenizer, *own_extra;
     apus_arch_ops arch_ops;
     void *arch;
     apus_model_facts facts;

@@ -494,11 +494,14 @@ static apus_status open_from_scratch(apus_model *m, const apus_node *spec, const
         m->format.card.generation_config = NULL;
         m->format.card.chat_template = m->tokenizer_file.card.chat_template;
     } else if (o->tokenizer != NULL) {
+        /* A generated dataset's tokenizer may carry its tokenizer_config and template beside it; neither belongs in tokenizer.json. */
         m->own_tokenizer = NODE->copy(o->tokenizer);
+        m->own_extra = NODE->copy(o->tokenizer);
+        (void)NODE->remove(m->own_tokenizer, "tokenizer_config");
+        (void)NODE->remove(m->own_tokenizer, "chat_template");
         m->format.card.tokenizer = m->own_tokenizer;
-        /* A generated dataset's tokenizer may carry its tokenizer_config and template beside it. */
-        m->format.card.tokenizer_config = NODE->get(m->own_tokenizer, "tokenizer_config");
-        m->format.card.chat_template = NODE->as_string(NODE->get(m->own_tokenizer, "chat_template"), NULL);
+        m->format.card.tokenizer_config = NODE->get(m->own_extra, "tokenizer_config");
+        m->format.card.chat_template = NODE->as_string(NODE->get(m->own_extra, "chat_template"), NULL);
     }
     apus_status st = open_arch(m, arch, err);
     if (st != APUS_OK || m->device == NULL)
@@ -605,6 +608,7 @@ void apus_model_close(apus_model *m)
     apus_format_close(&m->tokenizer_file);
     NODE->release(m->own_config);
     NODE->release(m->own_tokenizer);
+    NODE->release(m->own_extra);
     NODE->release(m->spec);
     free(m->path);
     free(m);
