@@ -38,6 +38,7 @@ struct apus_source {
     char *path;                /* of the open file; NULL: none is open */
     int fd;                    /* plain file; -1 */
     struct archive *archive;   /* packed file; NULL */
+    int ended;                 /* libarchive has said so: not to be asked again */
     int single;                /* packed without being an archive: one member */
     int members;               /* seen in this file */
     uint64_t packed, unpacked; /* bytes of the file; bytes that came out of it */
@@ -216,7 +217,7 @@ static apus_status open_file(apus_source *s, const char *path, apus_error *err)
 {
     unsigned char head[512];
     struct stat st;
-    s->members = s->single = 0;
+    s->members = s->single = s->ended = 0;
     s->packed = s->unpacked = 0;
     s->path = strdup(path);
     if (s->path == NULL) {
@@ -356,6 +357,9 @@ static apus_status check_bounds(apus_source *s, apus_error *err)
 static int64_t read_packed(apus_source *s, void *buffer, size_t capacity, apus_error *err)
 {
     la_ssize_t n;
+    if (s->ended) {
+        return 0;
+    }
     do {
         n = archive_read_data(s->archive, buffer, capacity < INT_MAX ? capacity : INT_MAX);
     } while (n == ARCHIVE_RETRY);
@@ -389,11 +393,11 @@ static int next_packed(apus_source *s, apus_error *err)
         free(s->name);
         s->name = NULL;
         struct archive_entry *e;
-        int rc;
-        do {
-            rc = archive_read_next_header(s->archive, &e);
-        } while (rc == ARCHIVE_RETRY);
+        int rc = ARCHIVE_EOF;
+        while (!s->ended && (rc = archive_read_next_header(s->archive, &e)) == ARCHIVE_RETRY) {
+        }
         if (rc == ARCHIVE_EOF) {
+            s->ended = 1;
             /* Nothing at all, but compressed: one file without bytes. */
             if (s->members == 0 && archive_format(s->archive) == ARCHIVE_FORMAT_EMPTY &&
                 archive_filter_count(s->archive) > 1) {
@@ -484,8 +488,7 @@ int64_t apus_source_read(apus_source *s, void *buffer, size_t capacity, apus_err
         return -1;
     }
     if (s->archive != NULL) {
-        return s->single && archive_format(s->archive) == ARCHIVE_FORMAT_EMPTY ? 0
-                                                                               : read_packed(s, buffer, capacity, err);
+        return read_packed(s, buffer, capacity, err);
     }
     for (;;) {
         ssize_t n = read(s->fd, buffer, capacity < SSIZE_MAX ? capacity : SSIZE_MAX);
