@@ -6,7 +6,7 @@
 #define GRADIENT(name)                                                                                                            \
     void apus_gradient_##name(apus_graph *g, const apus_tensor *in, uint32_t n_in, const apus_tensor *out, const apus_tensor *d_out, \
                               const double *attrs, uint32_t need, apus_tensor *d_in)
-#define UNUSED ((void)g, (void)n_in, (void)out, (void)attrs, (void)need)
+#define UNUSED ((void)g, (void)in, (void)n_in, (void)out, (void)attrs, (void)need)
 
 static apus_tensor one(apus_graph *g)
 {

@@ -1,0 +1,132 @@
+/*
+ * core/graph/device: a backend, opened, and the choice among the kernels that serve it. Knows no device by name.
+ */
+#include "graph/internal.h"
+
+#include "module/module.h"
+#include "value/node.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+apus_device *apus_device_wrap(const char *name, const apus_backend_ops *ops, const apus_node *params, apus_error *err)
+{
+    apus_device *d = calloc(1, sizeof *d);
+    if (d == NULL) {
+        (void)apus_fail(err, APUS_E_MEMORY, "out of memory");
+        return NULL;
+    }
+    (void)snprintf(d->name, sizeof d->name, "%s", name);
+    apus_take(&d->ops, sizeof d->ops, ops);
+    if (d->ops.open(apus_host_table(), params, &d->backend, err) != APUS_OK) {
+        free(d);
+        return NULL;
+    }
+    d->real = d->ops.real(d->backend);
+    if (d->real != APUS_F32 && d->real != APUS_F64) {
+        (void)apus_fail(err, APUS_E_INTERNAL, "backend %s: computes in neither F32 nor F64", name);
+        apus_device_close(d);
+        return NULL;
+    }
+    return d;
+}
+
+apus_device *apus_device_open(const apus_node *spec, apus_error *err)
+{
+    const apus_component *component = NULL;
+    apus_node *params = NULL;
+    if (apus_ops_load(err) != APUS_OK || apus_component_resolve("backend", spec, NULL, &component, &params, err) != APUS_OK)
+        return NULL;
+    apus_device *d = apus_device_wrap(component->name, component->ops, params, err);
+    apus_nodes()->release(params);
+    return d;
+}
+
+void apus_device_close(apus_device *d)
+{
+    if (d == NULL)
+        return;
+    d->ops.close(d->backend);
+    free(d);
+}
+
+apus_dtype apus_device_real(const apus_device *d)
+{
+    return d->real;
+}
+
+const char *apus_device_describe(const apus_device *d)
+{
+    return d->ops.describe(d->backend);
+}
+
+int apus_device_host_memory(const apus_device *d)
+{
+    return d->ops.host_memory(d->backend);
+}
+
+void *apus_device_alloc(apus_device *d, size_t bytes, apus_error *err)
+{
+    static const char zeros[65536];
+    char *p = d->ops.alloc(d->backend, bytes);
+    if (p == NULL) {
+        (void)apus_fail(err, APUS_E_MEMORY, "%s: no room for %.1f MiB", d->name, (double)bytes / 1048576.0);
+        return NULL;
+    }
+    if (d->ops.host_memory(d->backend)) {
+        memset(p, 0, bytes);
+        return p;
+    }
+    for (size_t at = 0; at < bytes; at += sizeof zeros) {
+        const size_t n = bytes - at < sizeof zeros ? bytes - at : sizeof zeros;
+        if (d->ops.upload(d->backend, p + at, zeros, n, err) != APUS_OK) {
+            d->ops.free(d->backend, p, bytes);
+            return NULL;
+        }
+    }
+    return p;
+}
+
+void apus_device_free(apus_device *d, void *p, size_t bytes)
+{
+    if (p != NULL)
+        d->ops.free(d->backend, p, bytes);
+}
+
+apus_status apus_device_upload(apus_device *d, void *device, const void *host, size_t bytes, apus_error *err)
+{
+    return bytes != 0 ? d->ops.upload(d->backend, device, host, bytes, err) : APUS_OK;
+}
+
+apus_status apus_device_download(apus_device *d, void *host, const void *device, size_t bytes, apus_error *err)
+{
+    return bytes != 0 ? d->ops.download(d->backend, host, device, bytes, err) : APUS_OK;
+}
+
+static int takes(const apus_kernel *k, apus_dtype real, apus_dtype encoding)
+{
+    if (encoding == APUS_REAL || encoding == real)
+        return 1;
+    for (const apus_dtype *e = k->encodings; e != NULL && *e != 0; e++)
+        if (*e == encoding)
+            return 1;
+    return 0;
+}
+
+const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, apus_dtype encoding)
+{
+    for (size_t i = apus_kernel_count(); i-- > 0;) { /* later tables win */
+        const apus_kernel_entry *e = apus_kernel_at(i);
+        if (e->op == op && e->then == then && e->real == d->real && strcmp(e->backend, d->name) == 0 &&
+            takes(&e->kernel, d->real, encoding))
+            return e;
+    }
+    return NULL;
+}
+
+const apus_kernel *apus_device_kernel(const apus_device *d, const char *op, apus_dtype encoding)
+{
+    const apus_op *o = apus_op_find(op);
+    const apus_kernel_entry *e = o != NULL ? apus_device_choose(d, o, NULL, encoding) : NULL;
+    return e != NULL ? &e->kernel : NULL;
+}

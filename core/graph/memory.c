@@ -1,0 +1,260 @@
+/*
+ * core/graph/memory: who needs memory when, and where: tile slots for what a step keeps to itself, reuse of an operand's
+ * memory where that is safe, one arena with offsets by best fit over lifetimes, all at capacity.
+ */
+#include "graph/plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { ALIGN = 64, TILE_BYTES = 96 * 1024, TILE_MAX = 4096, TILE_MIN = 64 };
+
+static apus_status out_of_memory(apus_error *err)
+{
+    return apus_fail(err, APUS_E_MEMORY, "out of memory while planning");
+}
+
+static apus_plan_node *node_at(const apus_plan *p, const apus_plan_step *s, int32_t i)
+{
+    return &p->nodes.at[p->order.at[s->first + i]];
+}
+
+/* ---------------------------------------------------------------- lifetimes */
+
+static void lifetimes(apus_plan *p)
+{
+    for (size_t i = 0; i < p->tensors.n; i++)
+        p->tensors.at[i].step = p->tensors.at[i].last = p->tensors.at[i].leaf == APUS_NODE_INPUT ? 0 : -1;
+    for (size_t s = 0; s < p->steps.n; s++) {
+        for (int32_t i = 0; i < p->steps.at[s].count; i++) {
+            apus_plan_node *n = node_at(p, &p->steps.at[s], i);
+            n->step = (int32_t)s;
+            for (uint32_t k = 0; k < n->n_out; k++)
+                p->tensors.at[n->out[k]].step = p->tensors.at[n->out[k]].last = (int32_t)s;
+            for (uint32_t k = 0; k < n->n_in; k++)
+                if (apus_plan_reads(n, k))
+                    p->tensors.at[n->in[k]].last = (int32_t)s;
+        }
+    }
+    for (size_t i = 0; i < p->tensors.n; i++)
+        if (p->tensors.at[i].keep)
+            p->tensors.at[i].last = (int32_t)p->steps.n;
+}
+
+/* ---------------------------------------------------------------- tiles */
+
+/* Member a writes a variable whose older value a later member still reads: the store waits for the tile's end. */
+static int store_waits(const apus_plan *p, const apus_plan_step *s, int32_t a, int32_t variable)
+{
+    for (int32_t b = a + 1; b < s->count; b++) {
+        const apus_plan_node *n = node_at(p, s, b);
+        for (uint32_t k = 0; k < n->n_in; k++) {
+            const apus_plan_tensor *x = &p->tensors.at[n->in[k]];
+            if (x->variable != variable || !apus_plan_reads(n, k))
+                continue;
+            int newer = 0;
+            for (int32_t c = a; c < b; c++)
+                for (uint32_t o = 0; o < node_at(p, s, c)->n_out; o++)
+                    newer |= node_at(p, s, c)->out[o] == n->in[k];
+            if (!newer)
+                return 1;
+        }
+    }
+    return 0;
+}
+
+static int32_t last_member(const apus_plan *p, const apus_plan_step *s, int32_t tensor, int32_t from)
+{
+    int32_t last = from;
+    for (int32_t b = from; b < s->count; b++)
+        for (uint32_t k = 0; k < node_at(p, s, b)->n_in; k++)
+            if (node_at(p, s, b)->in[k] == tensor)
+                last = b;
+    return last;
+}
+
+/* Slots of a tile by linear scan; busy_until: last member that needs the slot. A kernel may write over its operand. */
+static apus_status assign_slots(apus_plan *p, int32_t step, apus_error *err)
+{
+    apus_plan_step *s = &p->steps.at[step];
+    int32_t *busy_until = malloc(((size_t)s->count * APUS_MAX_OUTPUTS + 1) * sizeof *busy_until);
+    if (busy_until == NULL)
+        return out_of_memory(err);
+    for (int32_t a = 0; a < s->count; a++) {
+        const apus_plan_node *n = node_at(p, s, a);
+        for (uint32_t k = 0; k < n->n_out; k++) {
+            apus_plan_tensor *t = &p->tensors.at[n->out[k]];
+            const int waits = t->variable >= 0 && store_waits(p, s, a, t->variable);
+            if (!waits && (t->variable >= 0 || t->keep || !t->used || t->last != step))
+                continue;
+            const int32_t until = waits ? s->count : last_member(p, s, n->out[k], a);
+            int32_t slot = 0;
+            while (slot < s->slots && !(n->n_out == 1 ? busy_until[slot] <= a : busy_until[slot] < a))
+                slot++;
+            if (slot == s->slots)
+                s->slots++;
+            busy_until[slot] = until > a ? until : a + (n->n_out > 1);
+            t->slot = slot;
+        }
+    }
+    free(busy_until);
+    s->tile = TILE_MAX;
+    if (s->slots > 0) {
+        const int64_t fits = (int64_t)(TILE_BYTES / ((size_t)s->slots * apus_dtype_size(p->device->real))) / TILE_MIN * TILE_MIN;
+        s->tile = fits > TILE_MAX ? TILE_MAX : fits < TILE_MIN ? TILE_MIN : fits;
+    }
+    return APUS_OK;
+}
+
+/* ---------------------------------------------------------------- places */
+
+static int32_t add_place(apus_plan *p, size_t bytes, int32_t first, int32_t last)
+{
+    apus_plan_place *place = APUS_LIST_ADD(p->places);
+    if (place == NULL)
+        return -1;
+    *place = (apus_plan_place){.bytes = (bytes + ALIGN - 1) / ALIGN * ALIGN + (bytes == 0 ? ALIGN : 0), .first = first, .last = last};
+    return (int32_t)p->places.n - 1;
+}
+
+/* Memory that output `t` of member a may take over: an operand of the same shape whose last reader is this member. */
+static int32_t reusable(const apus_plan *p, int32_t step, int32_t a, const apus_plan_tensor *t)
+{
+    const apus_plan_step *s = &p->steps.at[step];
+    const apus_plan_node *n = node_at(p, s, a);
+    const int pair = n->kernel->then != NULL;
+    if (n->n_out != 1 || !(s->elementwise || pair))
+        return -1;
+    for (uint32_t k = pair ? n->n_in - 1 : 0; k < n->n_in; k++) {
+        const apus_plan_tensor *x = &p->tensors.at[n->in[k]];
+        if (x->place < 0 || x->keep || x->last != step || x->step == step || p->places.at[x->place].last != step ||
+            !apus_plan_reads(n, k) || x->shape.dtype != t->shape.dtype || !apus_shape_equal(&x->shape, &t->shape) ||
+            last_member(p, s, n->in[k], a) != a)
+            continue;
+        int read_elsewhere = 0;
+        for (uint32_t j = 0; j < n->n_in && pair; j++)
+            read_elsewhere |= j != k && p->tensors.at[n->in[j]].place == x->place;
+        if (!read_elsewhere)
+            return x->place;
+    }
+    return -1;
+}
+
+static size_t scratch_bytes(const apus_plan *p, const apus_plan_node *n)
+{
+    if (n->kernel->kernel.scratch == NULL)
+        return 0;
+    apus_view views[APUS_PLAN_INPUTS + APUS_MAX_OUTPUTS];
+    for (uint32_t i = 0; i < n->n_in + n->n_out; i++) {
+        const apus_shape *s = &p->tensors.at[i < n->n_in ? n->in[i] : n->out[i - n->n_in]].shape;
+        views[i] = (apus_view){.dtype = s->dtype, .ndim = s->ndim};
+        for (int32_t d = 0; d < s->ndim; d++)
+            views[i].dims[d] = s->dims[d] >= 0 ? s->dims[d] : p->capacity[-1 - s->dims[d]];
+    }
+    const apus_kernel_call call = {.in = views,
+                                   .out = views + n->n_in,
+                                   .attrs = n->attrs,
+                                   .backend = p->device->backend,
+                                   .n_in = n->n_in,
+                                   .n_out = n->n_out,
+                                   .accumulate = n->accumulate};
+    return n->kernel->kernel.scratch(&call);
+}
+
+static apus_status assign_places(apus_plan *p, apus_error *err)
+{
+    for (size_t i = 0; i < p->tensors.n; i++) {
+        apus_plan_tensor *t = &p->tensors.at[i];
+        if (t->elements >= (int64_t)1 << 48)
+            return apus_fail(err, APUS_E_MEMORY, "plan: a tensor of more than 2^48 elements");
+        if (t->leaf == APUS_NODE_INPUT && t->used) {
+            t->place = add_place(p, apus_plan_bytes(t), 0, t->last);
+            if (t->place < 0)
+                return out_of_memory(err);
+        }
+    }
+    for (size_t s = 0; s < p->steps.n; s++) {
+        for (int32_t a = 0; a < p->steps.at[s].count; a++) {
+            const apus_plan_node *n = node_at(p, &p->steps.at[s], a);
+            for (uint32_t k = 0; k < n->n_out; k++) {
+                apus_plan_tensor *t = &p->tensors.at[n->out[k]];
+                if (t->variable >= 0 || t->slot >= 0 || (!t->used && !t->keep))
+                    continue;
+                t->place = reusable(p, (int32_t)s, a, t);
+                if (t->place >= 0)
+                    p->places.at[t->place].last = t->last;
+                else
+                    t->place = add_place(p, apus_plan_bytes(t), (int32_t)s, t->last);
+                if (t->place < 0)
+                    return out_of_memory(err);
+            }
+            const size_t scratch = p->steps.at[s].elementwise ? 0 : scratch_bytes(p, n);
+            if (scratch > 0 && (p->steps.at[s].scratch = add_place(p, scratch, (int32_t)s, (int32_t)s)) < 0)
+                return out_of_memory(err);
+        }
+    }
+    return APUS_OK;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    const apus_plan_place *x = *(apus_plan_place *const *)a, *y = *(apus_plan_place *const *)b;
+    if (x->bytes != y->bytes)
+        return x->bytes > y->bytes ? -1 : 1;
+    return x < y ? -1 : x > y;
+}
+
+/* Largest first; each into the smallest gap between those placed already whose lifetimes meet its own. */
+static apus_status assign_offsets(apus_plan *p, apus_error *err)
+{
+    const size_t n = p->places.n;
+    apus_plan_place **queue = malloc((n + 1) * sizeof(void *)), **placed = malloc((n + 1) * sizeof(void *)); /* by offset */
+    if (queue == NULL || placed == NULL) {
+        free(queue);
+        free(placed);
+        return out_of_memory(err);
+    }
+    for (size_t i = 0; i < n; i++)
+        queue[i] = &p->places.at[i];
+    qsort(queue, n, sizeof *queue, by_size);
+    for (size_t i = 0; i < n; i++) {
+        apus_plan_place *x = queue[i];
+        size_t end = 0, best = SIZE_MAX, offset = 0;
+        for (size_t j = 0; j < i; j++) {
+            const apus_plan_place *y = placed[j];
+            if (y->last < x->first || y->first > x->last)
+                continue;
+            if (y->offset > end && y->offset - end >= x->bytes && y->offset - end < best) {
+                best = y->offset - end;
+                offset = end;
+            }
+            end = y->offset + y->bytes > end ? y->offset + y->bytes : end;
+        }
+        x->offset = best != SIZE_MAX ? offset : end;
+        if (x->offset + x->bytes > p->arena_bytes)
+            p->arena_bytes = x->offset + x->bytes;
+        size_t at = i;
+        while (at > 0 && placed[at - 1]->offset > x->offset) {
+            placed[at] = placed[at - 1];
+            at--;
+        }
+        placed[at] = x;
+    }
+    free(queue);
+    free(placed);
+    return APUS_OK;
+}
+
+apus_status apus_plan_memory(apus_plan *p, apus_error *err)
+{
+    apus_status st = APUS_OK;
+    lifetimes(p);
+    for (size_t s = 0; s < p->steps.n && st == APUS_OK; s++)
+        if (p->steps.at[s].elementwise && p->device->ops.parallel != NULL)
+            st = assign_slots(p, (int32_t)s, err);
+    if (st == APUS_OK)
+        st = assign_places(p, err);
+    if (st == APUS_OK)
+        st = assign_offsets(p, err);
+    return st;
+}

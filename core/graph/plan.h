@@ -1,0 +1,136 @@
+/*
+ * core/graph/plan: a plan under construction and as it runs: what the passes share. The passes, in order:
+ *
+ *   collect    plan.c      what outputs and effects need, kernels chosen, decompositions, build order
+ *   fuse       plan.c      pairs that one kernel computes
+ *   recompute  recompute.c forward nodes cloned into the backward pass
+ *   effects    effects.c   accumulations and assignments become stores into variables' memory
+ *   group      schedule.c  steps: single kernels, or runs of elementwise nodes worked tile by tile
+ *   memory     memory.c    lifetimes, reuse in place, offsets in one arena
+ *   run        run.c
+ */
+#ifndef APUS_CORE_GRAPH_PLAN_H
+#define APUS_CORE_GRAPH_PLAN_H
+
+#include "graph/internal.h"
+
+enum { APUS_PLAN_INPUTS = APUS_MAX_INPUTS + 1 };
+
+typedef struct apus_plan_tensor {
+    apus_shape shape;      /* dtype resolved: never APUS_REAL */
+    int32_t node;          /* that computes it; -1: a leaf */
+    int32_t leaf;          /* APUS_NODE_CONSTANT, _INPUT or _VARIABLE; else APUS_NODE_OP */
+    int32_t leaf_index;    /* in inputs, variables or constants */
+    int32_t block_point;
+    int keep;              /* an output of the plan */
+    int used;              /* by a node, an output or an effect */
+    int32_t variable;      /* its memory is this variable's; -1 */
+    int32_t place;         /* its memory is this place of the arena; -1 */
+    int32_t slot;          /* in its step's tiles it lives in this slot; -1 */
+    int32_t step, last;    /* where it is computed; its last use */
+    int64_t elements;      /* at capacity */
+} apus_plan_tensor;
+
+typedef struct apus_plan_node {
+    const apus_op *op;
+    const apus_kernel_entry *kernel;
+    uint32_t n_in, n_out;
+    int32_t in[APUS_PLAN_INPUTS], out[APUS_MAX_OUTPUTS];
+    uint32_t shape_only;
+    uint32_t accumulate;   /* bit k: output k is added to its variable */
+    double attrs[APUS_MAX_ATTRS];
+    int32_t backward;
+    int32_t segment;       /* which stretch between block points (recompute) */
+    int32_t step;
+    int dead;
+    apus_view *views;      /* n_in then n_out: of the current extents */
+} apus_plan_node;
+
+typedef struct apus_plan_step {
+    int32_t first, count;  /* nodes order[first … first+count) */
+    int elementwise;
+    int32_t slots;         /* of a tile */
+    int64_t tile;          /* elements */
+    int32_t scratch;       /* place; -1 */
+    double flops, seconds;
+} apus_plan_step;
+
+typedef struct apus_plan_leaf {
+    char *name;
+    int32_t tensor;
+    void *memory;          /* a variable's, bound by the caller; a constant's */
+    double *values;        /* of a constant, until it is uploaded */
+    int used;
+} apus_plan_leaf;
+
+typedef struct apus_plan_place {
+    size_t bytes, offset;
+    int32_t first, last;   /* steps in which it is taken */
+} apus_plan_place;
+
+typedef struct apus_plan_effect {
+    int accumulate;
+    int32_t variable, value; /* tensors */
+} apus_plan_effect;
+
+/* A growing array: items, their count, their room. */
+#define APUS_LIST(type) \
+    struct {            \
+        type *at;       \
+        size_t n, cap;  \
+    }
+
+struct apus_plan {
+    apus_device *device;
+    int64_t capacity[APUS_N_DIM_SYMBOLS];
+    APUS_LIST(apus_plan_tensor) tensors;
+    APUS_LIST(apus_plan_node) nodes;
+    APUS_LIST(int32_t) order;
+    APUS_LIST(apus_plan_step) steps;
+    APUS_LIST(apus_plan_leaf) inputs;
+    APUS_LIST(apus_plan_leaf) variables;
+    APUS_LIST(apus_plan_leaf) constants;
+    APUS_LIST(apus_plan_place) places;
+    APUS_LIST(apus_plan_effect) effects;
+    int32_t *outputs;
+    size_t n_outputs;
+    char **known_inputs; /* every input of the graph, planned or not */
+    size_t n_known_inputs;
+
+    char *arena, *constant_memory;
+    size_t arena_bytes, constant_bytes;
+    void *staging; /* for feeds of a device that is not in host memory */
+    size_t staging_bytes;
+    apus_view *views;      /* of tensors, at the current extents */
+    apus_view *call_views; /* of nodes */
+    int64_t extents[APUS_N_DIM_SYMBOLS];
+    int ready;             /* views are those of `extents` and of the bound memory */
+    int ran;
+    int profile, check_numbers;
+};
+
+/* Appends a zeroed item; NULL: out of memory. */
+#define APUS_LIST_ADD(list) apus_list_add((void **)&(list).at, &(list).n, &(list).cap, sizeof *(list).at)
+void *apus_list_add(void **at, size_t *n, size_t *cap, size_t item);
+
+int32_t apus_plan_add_tensor(apus_plan *p, const apus_shape *shape); /* -1: out of memory */
+int32_t apus_plan_add_node(apus_plan *p, const apus_plan_node *node);
+/* A node of one output like tensor `like`: op(in…); -1 with err. Not put into the order. */
+int32_t apus_plan_make(apus_plan *p, const char *op, const int32_t *in, uint32_t n_in, const double *attrs, int32_t like, apus_error *err);
+size_t apus_plan_bytes(const apus_plan_tensor *t); /* at capacity */
+int apus_plan_is_elementwise(const apus_plan_node *n);
+int apus_plan_reads(const apus_plan_node *n, uint32_t k); /* 0 where only the shape of input k counts */
+/* Marks what is used, drops dead nodes from the order. */
+void apus_plan_prune(apus_plan *p);
+
+apus_status apus_plan_flatten_effects(apus_plan *p, apus_error *err);
+apus_status apus_plan_lower_effects(apus_plan *p, apus_error *err);
+apus_status apus_plan_recompute(apus_plan *p, int mode, apus_error *err);
+apus_status apus_plan_group(apus_plan *p, apus_error *err);
+apus_status apus_plan_memory(apus_plan *p, apus_error *err);
+apus_status apus_plan_prepare(apus_plan *p, apus_error *err);
+
+/* The arena, so that tests can poison it. */
+void *apus_plan_arena(const apus_plan *p, size_t *bytes);
+
+#endif

@@ -1,0 +1,585 @@
+/*
+ * core/graph/run: a plan's memory made real, and its steps run: symbols scaled to the actual extents, inputs converted,
+ * elementwise steps worked tile by tile on the backend's threads. Nothing is allocated after apus_plan_prepare.
+ */
+#include "graph/plan.h"
+
+#include "value/node.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { TILE_STACK = 128 * 1024 }; /* holds slots * tile elements: memory.c keeps within it */
+
+static const char *const symbol_names[APUS_N_DIM_SYMBOLS] = {"tokens", "segments", "scored positions", "rows", "pairs"};
+
+/* ---------------------------------------------------------------- prepare */
+
+static void store_reals(apus_dtype real, void *dst, const double *src, size_t n)
+{
+    if (real == APUS_F64)
+        memcpy(dst, src, n * sizeof(double));
+    else
+        for (size_t i = 0; i < n; i++)
+            ((float *)dst)[i] = (float)src[i];
+}
+
+static apus_status prepare_constants(apus_plan *p, apus_error *err)
+{
+    const size_t real = apus_dtype_size(p->device->real);
+    size_t largest = 1;
+    p->constant_bytes = 64;
+    for (size_t i = 0; i < p->constants.n; i++) {
+        const size_t bytes = (size_t)p->tensors.at[p->constants.at[i].tensor].elements * real;
+        largest = bytes > largest ? bytes : largest;
+        p->constant_bytes += (bytes + 63) / 64 * 64;
+    }
+    p->constant_memory = apus_device_alloc(p->device, p->constant_bytes, err);
+    void *converted = malloc(largest);
+    apus_status st = p->constant_memory == NULL ? APUS_E_MEMORY : APUS_OK;
+    if (st == APUS_OK && converted == NULL)
+        st = apus_fail(err, APUS_E_MEMORY, "out of memory while planning");
+    char *at = p->constant_memory;
+    for (size_t i = 0; i < p->constants.n && st == APUS_OK; i++) {
+        apus_plan_leaf *c = &p->constants.at[i];
+        const size_t n = (size_t)p->tensors.at[c->tensor].elements;
+        store_reals(p->device->real, converted, c->values, n);
+        st = apus_device_upload(p->device, at, converted, n * real, err);
+        c->memory = at;
+        at += (n * real + 63) / 64 * 64;
+        free(c->values);
+        c->values = NULL;
+    }
+    free(converted);
+    return st;
+}
+
+static apus_kernel_call call_of(const apus_plan *p, const apus_plan_node *n, void *scratch)
+{
+    return (apus_kernel_call){.in = n->views,
+                              .out = n->views + n->n_in,
+                              .attrs = n->attrs,
+                              .scratch = scratch,
+                              .backend = p->device->backend,
+                              .n_in = n->n_in,
+                              .n_out = n->n_out,
+                              .accumulate = n->accumulate};
+}
+
+static int is_wanted(const apus_plan_tensor *t)
+{
+    return t->used || t->keep || t->variable >= 0;
+}
+
+/* Views of every tensor and call at these extents. */
+static void set_views(apus_plan *p, const int64_t *extents, int with_memory)
+{
+    for (size_t i = 0; i < p->tensors.n; i++) {
+        const apus_plan_tensor *t = &p->tensors.at[i];
+        apus_view *v = &p->views[i];
+        *v = (apus_view){.dtype = t->shape.dtype, .ndim = t->shape.ndim};
+        for (int32_t d = 0; d < t->shape.ndim; d++)
+            v->dims[d] = t->shape.dims[d] >= 0 ? t->shape.dims[d] : extents[-1 - t->shape.dims[d]];
+        if (!with_memory)
+            continue;
+        if (t->leaf == APUS_NODE_CONSTANT)
+            v->data = p->constants.at[t->leaf_index].memory;
+        else if (t->variable >= 0)
+            v->data = p->variables.at[t->variable].memory;
+        else if (t->place >= 0)
+            v->data = p->arena + p->places.at[t->place].offset;
+    }
+    for (size_t i = 0; i < p->order.n; i++) {
+        const apus_plan_node *n = &p->nodes.at[p->order.at[i]];
+        for (uint32_t k = 0; k < n->n_in; k++) {
+            n->views[k] = p->views[n->in[k]];
+            if (!apus_plan_reads(n, k))
+                n->views[k].data = NULL;
+        }
+        for (uint32_t k = 0; k < n->n_out; k++) {
+            n->views[n->n_in + k] = p->views[n->out[k]];
+            if (!is_wanted(&p->tensors.at[n->out[k]]))
+                n->views[n->n_in + k].data = NULL;
+        }
+    }
+}
+
+static void count_flops(apus_plan *p)
+{
+    for (size_t s = 0; s < p->steps.n; s++) {
+        for (int32_t i = 0; i < p->steps.at[s].count; i++) {
+            const apus_plan_node *n = &p->nodes.at[p->order.at[p->steps.at[s].first + i]];
+            for (uint32_t k = 0; k < n->n_out; k++)
+                if (!is_wanted(&p->tensors.at[n->out[k]]))
+                    n->views[n->n_in + k] = (apus_view){.dtype = p->device->real};
+            const apus_kernel_call call = call_of(p, n, NULL);
+            p->steps.at[s].flops +=
+                n->kernel->kernel.flops != NULL ? n->kernel->kernel.flops(&call) : apus_op_flops(&call, n->op->name);
+        }
+    }
+}
+
+static void mark_leaves(apus_plan *p)
+{
+    for (size_t i = 0; i < p->inputs.n; i++)
+        p->inputs.at[i].used = p->tensors.at[p->inputs.at[i].tensor].used;
+    for (size_t i = 0; i < p->variables.n; i++)
+        p->variables.at[i].used = p->tensors.at[p->variables.at[i].tensor].used;
+    for (size_t i = 0; i < p->order.n; i++) {
+        const apus_plan_node *n = &p->nodes.at[p->order.at[i]];
+        for (uint32_t k = 0; k < n->n_out; k++)
+            if (p->tensors.at[n->out[k]].variable >= 0)
+                p->variables.at[p->tensors.at[n->out[k]].variable].used = 1;
+    }
+    size_t kept = 0; /* names of variables are given out by index: the used ones first, in order */
+    int32_t *to = malloc((p->variables.n + 1) * sizeof *to);
+    apus_plan_leaf *sorted = malloc((p->variables.n + 1) * sizeof *sorted);
+    if (to != NULL && sorted != NULL) {
+        for (int used = 1; used >= 0; used--)
+            for (size_t i = 0; i < p->variables.n; i++)
+                if ((p->variables.at[i].used != 0) == used) {
+                    to[i] = (int32_t)kept;
+                    sorted[kept++] = p->variables.at[i];
+                }
+        memcpy(p->variables.at, sorted, kept * sizeof *sorted);
+        for (size_t i = 0; i < p->tensors.n; i++) {
+            apus_plan_tensor *t = &p->tensors.at[i];
+            t->variable = t->variable >= 0 ? to[t->variable] : -1;
+            if (t->leaf == APUS_NODE_VARIABLE)
+                t->leaf_index = t->variable;
+        }
+    }
+    free(to);
+    free(sorted);
+}
+
+apus_status apus_plan_prepare(apus_plan *p, apus_error *err)
+{
+    size_t views = 0;
+    for (size_t i = 0; i < p->order.n; i++)
+        views += p->nodes.at[p->order.at[i]].n_in + p->nodes.at[p->order.at[i]].n_out;
+    p->views = calloc(p->tensors.n + 1, sizeof *p->views);
+    p->call_views = calloc(views + 1, sizeof *p->call_views);
+    if (p->views == NULL || p->call_views == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory while planning");
+    views = 0;
+    for (size_t i = 0; i < p->order.n; i++) {
+        apus_plan_node *n = &p->nodes.at[p->order.at[i]];
+        n->views = p->call_views + views;
+        views += n->n_in + n->n_out;
+    }
+    mark_leaves(p);
+    set_views(p, p->capacity, 0);
+    count_flops(p);
+    for (size_t i = 0; i < p->inputs.n; i++) {
+        const size_t bytes = apus_plan_bytes(&p->tensors.at[p->inputs.at[i].tensor]);
+        p->staging_bytes = bytes > p->staging_bytes ? bytes : p->staging_bytes;
+    }
+    if (!apus_device_host_memory(p->device) && (p->staging = malloc(p->staging_bytes + 1)) == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory while planning");
+    p->arena = apus_device_alloc(p->device, p->arena_bytes + 64, err);
+    if (p->arena == NULL)
+        return APUS_E_MEMORY;
+    p->arena_bytes += 64;
+    return prepare_constants(p, err);
+}
+
+/* ---------------------------------------------------------------- variables and inputs */
+
+size_t apus_plan_variable_count(const apus_plan *p)
+{
+    size_t n = 0;
+    while (n < p->variables.n && p->variables.at[n].used)
+        n++;
+    return n;
+}
+
+const char *apus_plan_variable_at(const apus_plan *p, size_t i, apus_shape *shape)
+{
+    if (i >= apus_plan_variable_count(p))
+        return NULL;
+    if (shape != NULL)
+        *shape = p->tensors.at[p->variables.at[i].tensor].shape;
+    return p->variables.at[i].name;
+}
+
+int apus_plan_uses_input(const apus_plan *p, const char *name)
+{
+    for (size_t i = 0; i < p->inputs.n; i++)
+        if (strcmp(p->inputs.at[i].name, name) == 0)
+            return p->inputs.at[i].used != 0;
+    return 0;
+}
+
+apus_status apus_plan_bind(apus_plan *p, const char *variable, void *device, apus_error *err)
+{
+    for (size_t i = 0; i < p->variables.n; i++) {
+        if (strcmp(p->variables.at[i].name, variable) != 0)
+            continue;
+        p->variables.at[i].memory = device;
+        p->ready = 0;
+        return APUS_OK;
+    }
+    return apus_fail(err, APUS_E_NOT_FOUND, "plan: no variable named '%s'", variable);
+}
+
+static apus_status feed(apus_plan *p, const apus_plan_leaf *in, const void *data, apus_error *err)
+{
+    const apus_view *v = &p->views[in->tensor];
+    size_t n = 1;
+    for (int32_t d = 0; d < v->ndim; d++)
+        n *= (size_t)v->dims[d];
+    if (n == 0)
+        return APUS_OK;
+    if (data == NULL)
+        return apus_fail(err, APUS_E_INTERNAL, "plan: input '%s' has no data", in->name);
+    const apus_shape *s = &p->tensors.at[in->tensor].shape;
+    const size_t bytes = n * apus_dtype_size(s->dtype);
+    const void *from = data;
+    if (s->dtype == p->device->real) {
+        void *to = p->staging != NULL ? p->staging : v->data;
+        store_reals(s->dtype, to, data, n);
+        from = to;
+        if (p->staging == NULL)
+            return APUS_OK;
+    }
+    return apus_device_upload(p->device, v->data, from, bytes, err);
+}
+
+static apus_status feed_all(apus_plan *p, const apus_feed *feeds, size_t n_feeds, apus_error *err)
+{
+    for (size_t f = 0; f < n_feeds; f++) {
+        size_t k = 0;
+        while (k < p->n_known_inputs && strcmp(p->known_inputs[k], feeds[f].input) != 0)
+            k++;
+        if (k == p->n_known_inputs)
+            return apus_fail(err, APUS_E_INTERNAL, "plan: the graph has no input named '%s'", feeds[f].input);
+    }
+    for (size_t i = 0; i < p->inputs.n; i++) {
+        const apus_plan_leaf *in = &p->inputs.at[i];
+        size_t f = 0;
+        if (!in->used)
+            continue;
+        while (f < n_feeds && strcmp(feeds[f].input, in->name) != 0)
+            f++;
+        if (f == n_feeds)
+            return apus_fail(err, APUS_E_INTERNAL, "plan: input '%s' is not given", in->name);
+        const apus_status st = feed(p, in, feeds[f].data, err);
+        if (st != APUS_OK)
+            return st;
+    }
+    return APUS_OK;
+}
+
+/* ---------------------------------------------------------------- tiles */
+
+typedef struct tile_context {
+    const apus_plan *p;
+    const apus_plan_step *s;
+    int64_t elements, tile;
+    atomic_int failed;
+    apus_status status;
+    apus_error error;
+    const apus_op *op;
+} tile_context;
+
+static char *slot_at(char *slots, int32_t slot, int64_t tile, size_t real)
+{
+    return slots + (size_t)slot * (size_t)tile * real;
+}
+
+static void run_tile(void *context, int64_t i)
+{
+    tile_context *c = context;
+    const apus_plan *p = c->p;
+    const size_t real = apus_dtype_size(p->device->real);
+    const int64_t begin = i * c->tile, n = c->elements - begin < c->tile ? c->elements - begin : c->tile;
+    _Alignas(64) char slots[TILE_STACK];
+    for (int32_t m = 0; m < c->s->count; m++) {
+        const apus_plan_node *node = &p->nodes.at[p->order.at[c->s->first + m]];
+        apus_view views[APUS_PLAN_INPUTS + APUS_MAX_OUTPUTS];
+        for (uint32_t k = 0; k < node->n_in + node->n_out; k++) {
+            const int is_out = k >= node->n_in;
+            const apus_plan_tensor *t = &p->tensors.at[is_out ? node->out[k - node->n_in] : node->in[k]];
+            apus_view *v = &views[k];
+            *v = (apus_view){.data = node->views[k].data, .dtype = t->shape.dtype, .ndim = 1, .dims = {n}};
+            if (t->slot >= 0 && t->step == node->step && (is_out || apus_plan_reads(node, k)))
+                v->data = slot_at(slots, t->slot, c->tile, real);
+            else if (apus_shape_single(&t->shape) && c->elements != 1)
+                v->dims[0] = 1;
+            else if (v->data != NULL)
+                v->data = (char *)v->data + (size_t)begin * real;
+        }
+        apus_kernel_call call = call_of(p, node, NULL);
+        call.in = views;
+        call.out = views + node->n_in;
+        apus_error error = {.hint = ""};
+        const apus_status st = node->kernel->kernel.run(&call, &error);
+        if (st != APUS_OK) {
+            if (atomic_exchange(&c->failed, 1) == 0) {
+                c->status = st;
+                c->error = error;
+                c->op = node->op;
+            }
+            return;
+        }
+    }
+    for (int32_t m = 0; m < c->s->count; m++) { /* stores that had to wait */
+        const apus_plan_node *node = &p->nodes.at[p->order.at[c->s->first + m]];
+        for (uint32_t k = 0; k < node->n_out; k++) {
+            const apus_plan_tensor *t = &p->tensors.at[node->out[k]];
+            if (t->slot >= 0 && t->variable >= 0)
+                memcpy((char *)p->variables.at[t->variable].memory + (size_t)begin * real, slot_at(slots, t->slot, c->tile, real),
+                       (size_t)n * real);
+        }
+    }
+}
+
+static int64_t count_of(const apus_view *v)
+{
+    int64_t n = 1;
+    for (int32_t d = 0; d < v->ndim; d++)
+        n *= v->dims[d];
+    return n;
+}
+
+static apus_status named_failure(const apus_op *op, apus_status st, const apus_error *why, apus_error *err)
+{
+    if (err != NULL) {
+        (void)snprintf(err->message, sizeof err->message, "%s: %.1400s", op->name, why->message);
+        memcpy(err->hint, why->hint, sizeof err->hint);
+    }
+    return st;
+}
+
+static apus_status run_elementwise(const apus_plan *p, const apus_plan_step *s, apus_error *err)
+{
+    const apus_plan_node *first = &p->nodes.at[p->order.at[s->first]];
+    tile_context c = {.p = p, .s = s, .elements = count_of(&p->views[first->out[0]]), .tile = s->tile};
+    if (c.elements == 0)
+        return APUS_OK;
+    if (p->device->ops.parallel == NULL)
+        c.tile = c.elements;
+    const int64_t tiles = (c.elements + c.tile - 1) / c.tile;
+    if (tiles > 2 && p->device->ops.parallel != NULL)
+        p->device->ops.parallel(p->device->backend, tiles, run_tile, &c);
+    else
+        for (int64_t i = 0; i < tiles; i++)
+            run_tile(&c, i);
+    return atomic_load(&c.failed) ? named_failure(c.op, c.status, &c.error, err) : APUS_OK;
+}
+
+/* ---------------------------------------------------------------- run */
+
+static apus_status run_kernel(const apus_plan *p, const apus_plan_step *s, apus_error *err)
+{
+    const apus_plan_node *n = &p->nodes.at[p->order.at[s->first]];
+    int64_t most = 0;
+    for (uint32_t k = 0; k < n->n_out; k++) {
+        const int64_t count = count_of(&n->views[n->n_in + k]);
+        most = count > most ? count : most;
+    }
+    if (most == 0)
+        return APUS_OK;
+    const apus_kernel_call call = call_of(p, n, s->scratch >= 0 ? p->arena + p->places.at[s->scratch].offset : NULL);
+    apus_error why = {.message = "", .hint = ""};
+    const apus_status st = n->kernel->kernel.run(&call, &why);
+    return st == APUS_OK ? APUS_OK : named_failure(n->op, st, &why, err);
+}
+
+/* For debugging (APUS_CHECK_NUMBERS=1): the first op that gives a number that is not finite. */
+static apus_status check_step(apus_plan *p, const apus_plan_step *s, apus_error *err)
+{
+    const size_t real = apus_dtype_size(p->device->real);
+    for (int32_t m = 0; m < s->count; m++) {
+        const apus_plan_node *n = &p->nodes.at[p->order.at[s->first + m]];
+        for (uint32_t k = 0; k < n->n_out; k++) {
+            const apus_view *v = &p->views[n->out[k]];
+            const int64_t count = v->data != NULL && v->dtype == p->device->real && is_wanted(&p->tensors.at[n->out[k]]) ? count_of(v) : 0;
+            for (int64_t i = 0; i < count;) {
+                double buffer[512];
+                const int64_t c = count - i < 512 ? count - i : 512;
+                const apus_status st = apus_device_download(p->device, buffer, (const char *)v->data + (size_t)i * real, (size_t)c * real, err);
+                if (st != APUS_OK)
+                    return st;
+                for (int64_t j = 0; j < c; j++, i++) {
+                    const double x = real == 8 ? buffer[j] : (double)((const float *)(const void *)buffer)[j];
+                    if (!isfinite(x))
+                        return apus_fail(err, APUS_E_NUMERIC, "%s: element %lld of output %u is %g", n->op->name, (long long)i, k, x);
+                }
+            }
+        }
+    }
+    return APUS_OK;
+}
+
+static double now(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+apus_status apus_plan_run(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds,
+                          apus_error *err)
+{
+    p->ran = 0;
+    for (int i = 0; i < APUS_N_DIM_SYMBOLS; i++)
+        if (extents[i] < 0 || extents[i] > p->capacity[i])
+            return apus_fail(err, APUS_E_INTERNAL, "plan: %lld %s, planned for at most %lld", (long long)extents[i], symbol_names[i],
+                             (long long)p->capacity[i]);
+    if (!p->ready || memcmp(p->extents, extents, sizeof p->extents) != 0) {
+        for (size_t i = 0; i < p->variables.n; i++)
+            if (p->variables.at[i].used && p->variables.at[i].memory == NULL)
+                return apus_fail(err, APUS_E_INTERNAL, "plan: variable '%s' has no memory", p->variables.at[i].name);
+        memcpy(p->extents, extents, sizeof p->extents);
+        set_views(p, extents, 1);
+        p->ready = 1;
+    }
+    apus_status st = feed_all(p, feeds, n_feeds, err);
+    for (size_t i = 0; i < p->steps.n && st == APUS_OK; i++) {
+        apus_plan_step *s = &p->steps.at[i];
+        const double start = p->profile ? now() : 0.0;
+        st = s->elementwise ? run_elementwise(p, s, err) : run_kernel(p, s, err);
+        if (st == APUS_OK && p->profile) {
+            st = p->device->ops.finish(p->device->backend, err);
+            s->seconds += now() - start;
+        }
+        if (st == APUS_OK && p->check_numbers)
+            st = check_step(p, s, err);
+    }
+    if (st == APUS_OK)
+        st = p->device->ops.finish(p->device->backend, err);
+    p->ran = st == APUS_OK;
+    return st;
+}
+
+apus_view apus_plan_output_view(const apus_plan *p, size_t k)
+{
+    return k < p->n_outputs ? p->views[p->outputs[k]] : (apus_view){.data = NULL};
+}
+
+apus_status apus_plan_output(apus_plan *p, size_t k, double *values, int64_t n, apus_error *err)
+{
+    if (k >= p->n_outputs || !p->ran)
+        return apus_fail(err, APUS_E_INTERNAL, "plan: no output %zu", k);
+    const apus_view *v = &p->views[p->outputs[k]];
+    const int64_t count = count_of(v);
+    if (n != count)
+        return apus_fail(err, APUS_E_INTERNAL, "plan: output %zu has %lld elements, not %lld", k, (long long)count, (long long)n);
+    const size_t size = apus_dtype_size(v->dtype);
+    if (size == 0)
+        return apus_fail(err, APUS_E_UNSUPPORTED, "plan: output %zu is stored as %s", k, apus_dtype_name(v->dtype));
+    for (int64_t i = 0; i < n;) {
+        double buffer[512];
+        const int64_t c = n - i < 512 ? n - i : 512;
+        const apus_status st = apus_device_download(p->device, buffer, (const char *)v->data + (size_t)i * size, (size_t)c * size, err);
+        if (st != APUS_OK)
+            return st;
+        const void *b = buffer;
+        for (int64_t j = 0; j < c; j++, i++) {
+            switch (v->dtype) {
+            case APUS_F64:
+                values[i] = buffer[j];
+                break;
+            case APUS_F32:
+                values[i] = (double)((const float *)b)[j];
+                break;
+            case APUS_I32:
+                values[i] = (double)((const int32_t *)b)[j];
+                break;
+            case APUS_I64:
+                values[i] = (double)((const int64_t *)b)[j];
+                break;
+            case APUS_U8:
+                values[i] = (double)((const uint8_t *)b)[j];
+                break;
+            default:
+                return apus_fail(err, APUS_E_UNSUPPORTED, "plan: output %zu is stored as %s", k, apus_dtype_name(v->dtype));
+            }
+        }
+    }
+    return APUS_OK;
+}
+
+void *apus_plan_arena(const apus_plan *p, size_t *bytes)
+{
+    *bytes = p->arena_bytes;
+    return p->arena;
+}
+
+/* ---------------------------------------------------------------- cost, description */
+
+apus_plan_cost apus_plan_costs(const apus_plan *p)
+{
+    apus_plan_cost c = {.arena_bytes = p->arena_bytes + p->constant_bytes, .nodes = p->order.n};
+    for (size_t i = 0; i < p->steps.n; i++)
+        c.flops += p->steps.at[i].flops;
+    for (size_t i = 0; i < p->variables.n; i++)
+        if (p->variables.at[i].used)
+            c.variable_bytes += apus_plan_bytes(&p->tensors.at[p->variables.at[i].tensor]);
+    return c;
+}
+
+void apus_plan_profile(apus_plan *p, int on)
+{
+    p->profile = on;
+}
+
+/* One line for all steps of the same op and kernel. */
+static void describe_step(const apus_plan *p, const apus_plan_step *s, apus_node *ops)
+{
+    const apus_node_api *api = apus_nodes();
+    const apus_plan_node *n = &p->nodes.at[p->order.at[s->first]];
+    const char *name = s->count > 1 ? "elementwise" : n->op->name, *then = n->kernel->kernel.then;
+    char kernel[160];
+    (void)snprintf(kernel, sizeof kernel, "%s%s%s", n->kernel->table, then != NULL ? " + " : "", then != NULL ? then : "");
+    apus_node *row = NULL;
+    int64_t count = 0, nodes = 0;
+    double flops = 0, seconds = 0;
+    for (size_t i = 0; i < api->length(ops) && row == NULL; i++) {
+        const apus_node *r = api->at(ops, i);
+        if (strcmp(api->as_string(api->get(r, "op"), NULL), name) == 0 &&
+            strcmp(api->as_string(api->get(r, "kernel"), NULL), kernel) == 0) {
+            row = (apus_node *)(uintptr_t)r; /* children of a tree that is ours */
+            count = api->as_int(api->get(r, "count"), 0);
+            nodes = api->as_int(api->get(r, "nodes"), 0);
+            flops = api->as_float(api->get(r, "flops"), 0);
+            seconds = api->as_float(api->get(r, "seconds"), 0);
+        }
+    }
+    if (row == NULL) {
+        row = api->make_map();
+        if (row == NULL || api->append(ops, row) != APUS_OK)
+            return;
+        (void)api->set(row, "op", api->make_string(name, (size_t)-1));
+        (void)api->set(row, "kernel", api->make_string(kernel, (size_t)-1));
+    }
+    (void)api->set(row, "count", api->make_int(count + 1));
+    (void)api->set(row, "nodes", api->make_int(nodes + s->count));
+    (void)api->set(row, "flops", api->make_float(flops + s->flops));
+    (void)api->set(row, "seconds", api->make_float(seconds + s->seconds));
+}
+
+apus_node *apus_plan_describe(const apus_plan *p)
+{
+    const apus_node_api *api = apus_nodes();
+    apus_node *map = api->make_map(), *ops = api->make_list();
+    if (map == NULL || ops == NULL || api->set(map, "ops", ops) != APUS_OK) {
+        api->release(map);
+        return NULL;
+    }
+    for (size_t i = 0; i < p->steps.n; i++)
+        describe_step(p, &p->steps.at[i], ops);
+    const apus_plan_cost cost = apus_plan_costs(p);
+    (void)api->set(map, "device", api->make_string(apus_device_describe(p->device), (size_t)-1));
+    (void)api->set(map, "arena", api->make_int((int64_t)cost.arena_bytes));
+    (void)api->set(map, "variables", api->make_int((int64_t)cost.variable_bytes));
+    (void)api->set(map, "flops", api->make_float(cost.flops));
+    (void)api->set(map, "nodes", api->make_int((int64_t)cost.nodes));
+    (void)api->set(map, "steps", api->make_int((int64_t)p->steps.n));
+    return map;
+}
