@@ -345,7 +345,7 @@ static int node_remove(apus_node *map, const char *key)
 
 void apus_node_trim(apus_node *n)
 {
-    if (n->kind == APUS_NODE_LIST && n->as.list.count < n->as.list.capacity) {
+    if (n->kind == APUS_NODE_LIST && n->as.list.capacity > 3 && n->as.list.count < n->as.list.capacity) {
         apus_node **items = realloc(n->as.list.items, n->as.list.count * sizeof *items);
         if (items != NULL) {
             n->as.list.items = items;
@@ -514,7 +514,7 @@ static apus_status node_append(apus_node *list, apus_node *item)
         return item == NULL || list == NULL ? APUS_E_MEMORY : APUS_E_INTERNAL;
     }
     if (list->as.list.count == list->as.list.capacity) {
-        uint32_t capacity = list->as.list.capacity < 4 ? 4 : list->as.list.capacity * 2;
+        uint32_t capacity = list->as.list.capacity < 3 ? 3 : list->as.list.capacity * 2;
         apus_node **items = NULL;
         if (list->as.list.capacity <= (1u << 30))
             items = realloc(list->as.list.items, capacity * sizeof(apus_node *));
