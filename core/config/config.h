@@ -29,7 +29,7 @@ apus_node *apus_config_load(const char *path, const char *const *overrides, size
 /* Validate `given` (a map, NULL or null: empty) against params; returns a new map that holds every parameter: typed
  * (2GiB -> int), defaulted (null where nullable and unset), range- and choice-checked. An unknown key is an error with
  * "did you mean" or, for an alias, the name we use. `ignore`: space-separated keys that belong to someone else
- * ("type"). `what` names the thing in messages ("loss dpo"). COMPONENT values come back as maps with `type:` (their own
+ * ("type"). `what` names the thing in messages ("loss NAME"). COMPONENT values come back as maps with `type:` (their own
  * parameters not yet validated; a map without `type:` passes: who resolves it may recognise the type). A FLOAT is a
  * float node, an INT or BYTES an int node whatever was written; given and min, max in the table: min == max == 0 is no
  * bound, as in a table that leaves both out. Validating a result again changes nothing. owner: caller. */

@@ -15,7 +15,7 @@ enum { EXPECTED = 400, FOUND = 120 };
 
 typedef struct check {
     const apus_param *p;
-    const char *what;    /* "loss dpo" */
+    const char *what;    /* "loss NAME" */
     const apus_node *at; /* where a value made in memory is to be blamed on */
     apus_error *err;
 } check;

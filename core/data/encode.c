@@ -404,7 +404,7 @@ apus_status apus_encode_example(const apus_encoder *e, const apus_node *example,
         apus_fail(err, APUS_E_INVALID, pair ? "row %llu is a preference pair, but this loss trains on single answers"
                                             : "row %llu is not a preference pair, which this loss needs",
                   (unsigned long long)source);
-        return apus_hint(err, APUS_E_INVALID, pair ? "use a preference loss such as dpo" : "give rows with chosen and rejected answers");
+        return apus_hint(err, APUS_E_INVALID, pair ? "use a loss for preference pairs" : "give rows with chosen and rejected answers");
     }
     if (NODE->get(example, "input_ids") != NULL)
         return encode_ready(e, example, source, out, losses, err);

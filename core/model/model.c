@@ -19,7 +19,7 @@ apus_status apus_format_open(const char *path, apus_format_file *f, apus_error *
     memset(f, 0, sizeof *f);
     if (!apus_path_exists(path)) {
         apus_fail(err, APUS_E_NOT_FOUND, "%s: no such file or folder", path);
-        return apus_hint(err, APUS_E_NOT_FOUND, "a model is a Hugging Face folder, a GGUF file, an adapter folder or a run's stage (runs/x:stage)");
+        return apus_hint(err, APUS_E_NOT_FOUND, "a model is a folder or file that a loaded format reads, or a run's stage (runs/x:stage)");
     }
     for (size_t i = 0; i < apus_component_count("format"); i++) {
         const apus_component *c = apus_component_at("format", i);

@@ -327,7 +327,7 @@ apus_node *apus_model_locate(const char *name, apus_error *err)
     }
     if (!apus_path_exists(path)) {
         (void)apus_fail(err, APUS_E_NOT_FOUND, "%s: no such file or folder%s", name, colon != NULL ? ", and no stage of a run" : "");
-        (void)apus_hint(err, APUS_E_NOT_FOUND, "a model is a Hugging Face folder, a GGUF file, an adapter folder or a run's stage (runs/x:stage)");
+        (void)apus_hint(err, APUS_E_NOT_FOUND, "a model is a folder or file that a loaded format reads, or a run's stage (runs/x:stage)");
         return NULL;
     }
     apus_node *spec = NODE->make_map();
