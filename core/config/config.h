@@ -33,8 +33,8 @@ apus_node *apus_config_load(const char *path, const char *const *overrides, size
  * parameters not yet validated; a map without `type:` passes: who resolves it may recognise the type). A FLOAT is a
  * float node, an INT or BYTES an int node whatever was written; given and min, max in the table: min == max == 0 is no
  * bound, as in a table that leaves both out. Validating a result again changes nothing. owner: caller. */
-apus_node *apus_params_validate(const apus_node *given, const apus_param *params, uint32_t n_params, const char *ignore,
-                                const char *what, apus_error *err);
+apus_node *apus_params_validate(const apus_node *given, const apus_param *params, uint32_t n_params, const char *ignore, const char *what,
+                                apus_error *err);
 
 /* JSON Schema (draft 2020-12) of one parameter table: a node {type: object, properties: …}. owner: caller. */
 apus_node *apus_params_schema(const apus_param *params, uint32_t n_params);

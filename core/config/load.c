@@ -53,8 +53,7 @@ static const char *nearest(const apus_node *n, const char *word)
     if (names == NULL)
         return NULL;
     for (size_t i = 0; i < count; i++)
-        names[i] =
-            api->kind(n) == APUS_NODE_MAP ? api->key_at(n, i) : api->as_string(api->get(api->at(n, i), "name"), NULL);
+        names[i] = api->kind(n) == APUS_NODE_MAP ? api->key_at(n, i) : api->as_string(api->get(api->at(n, i), "name"), NULL);
     const char *found = apus_did_you_mean(word, names, count);
     free(names);
     return found;
@@ -102,26 +101,23 @@ static apus_status merge(apus_node *base, apus_node *over)
 }
 
 static apus_node *expand(const apus_node *root, const apus_node *n, apus_error *err);
-static apus_node *read_merged(const char *path, const apus_node *asked_at, const open_file *outer, int *files,
-                              apus_error *err);
+static apus_node *read_merged(const char *path, const apus_node *asked_at, const open_file *outer, int *files, apus_error *err);
 
 /* One entry of `include:`, relative to the folder of the file it stands in; its tree, or NULL. */
-static apus_node *read_include(const char *file, const apus_node *entry, const open_file *self, int *files,
-                               apus_error *err)
+static apus_node *read_include(const char *file, const apus_node *entry, const open_file *self, int *files, apus_error *err)
 {
     char at[PATH_MAX + 40], found[120], path[PATH_MAX];
     size_t length = 0;
     const char *name = apus_nodes()->as_string(entry, &length);
     if (name == NULL || length == 0 || strlen(name) != length) {
-        (void)apus_fail(err, APUS_E_INVALID, "%s'include' expects a file name or a list of them, found %s",
-                        apus_scalar_at(entry, at, sizeof at), apus_scalar_found(entry, found, sizeof found));
+        (void)apus_fail(err, APUS_E_INVALID, "%s'include' expects a file name or a list of them, found %s", apus_scalar_at(entry, at, sizeof at),
+                        apus_scalar_found(entry, found, sizeof found));
         return NULL;
     }
     const char *slash = strrchr(file, '/');
     size_t folder = slash == NULL || name[0] == '/' ? 0 : (size_t)(slash - file) + 1;
     if (folder + length >= sizeof path) {
-        (void)apus_fail(err, APUS_E_INVALID, "%sthe path of this include is too long",
-                        apus_scalar_at(entry, at, sizeof at));
+        (void)apus_fail(err, APUS_E_INVALID, "%sthe path of this include is too long", apus_scalar_at(entry, at, sizeof at));
         return NULL;
     }
     memcpy(path, file, folder);
@@ -130,8 +126,7 @@ static apus_node *read_include(const char *file, const apus_node *entry, const o
 }
 
 /* The file with what it includes beneath it; `include` itself is gone. */
-static apus_node *read_merged(const char *path, const apus_node *asked_at, const open_file *outer, int *files,
-                              apus_error *err)
+static apus_node *read_merged(const char *path, const apus_node *asked_at, const open_file *outer, int *files, apus_error *err)
 {
     const apus_node_api *api = apus_nodes();
     char at[PATH_MAX + 40], found[120];
@@ -143,8 +138,7 @@ static apus_node *read_merged(const char *path, const apus_node *asked_at, const
         self.inode = st.st_ino;
         for (const open_file *o = outer; o != NULL; o = o->outer) {
             if (o->device == self.device && o->inode == self.inode) {
-                (void)apus_fail(err, APUS_E_INVALID, "%s'%s' includes itself, directly or through another file", place,
-                                path);
+                (void)apus_fail(err, APUS_E_INVALID, "%s'%s' includes itself, directly or through another file", place, path);
                 return NULL;
             }
         }
@@ -154,16 +148,15 @@ static apus_node *read_merged(const char *path, const apus_node *asked_at, const
         return NULL;
     }
     if (self.depth > INCLUDE_DEPTH || ++*files > INCLUDE_FILES) {
-        (void)apus_fail(err, APUS_E_INVALID, "%sincludes nest deeper than %d or read more than %d files", place,
-                        INCLUDE_DEPTH, INCLUDE_FILES);
+        (void)apus_fail(err, APUS_E_INVALID, "%sincludes nest deeper than %d or read more than %d files", place, INCLUDE_DEPTH, INCLUDE_FILES);
         return NULL;
     }
     apus_node *tree = apus_yaml_read(path, err);
     if (tree == NULL)
         return NULL;
     if (api->kind(tree) != APUS_NODE_MAP) {
-        (void)apus_fail(err, APUS_E_INVALID, "%sexpected a mapping (key: value), found %s",
-                        apus_scalar_at(tree, at, sizeof at), apus_scalar_found(tree, found, sizeof found));
+        (void)apus_fail(err, APUS_E_INVALID, "%sexpected a mapping (key: value), found %s", apus_scalar_at(tree, at, sizeof at),
+                        apus_scalar_found(tree, found, sizeof found));
         api->release(tree);
         return NULL;
     }
@@ -196,8 +189,7 @@ static apus_node *read_merged(const char *path, const apus_node *asked_at, const
 
 /* ---------------------------------------------------------------- overrides */
 
-static apus_status bad_step(const char *override, const apus_node *n, const char *path, size_t done, const char *name,
-                            apus_error *err)
+static apus_status bad_step(const char *override, const apus_node *n, const char *path, size_t done, const char *name, apus_error *err)
 {
     const apus_node_api *api = apus_nodes();
     char shown[PATH_SHOWN], found[120];
@@ -205,14 +197,12 @@ static apus_status bad_step(const char *override, const apus_node *n, const char
     (void)apus_show(shown, sizeof shown, path, done > 0 ? done - 1 : 0);
     if (kind == APUS_NODE_LIST) {
         const char *near = nearest(n, name);
-        (void)apus_fail(err, APUS_E_INVALID, "override '%s': no item '%s' in '%s', a list of %zu", override, name,
-                        shown, api->length(n));
+        (void)apus_fail(err, APUS_E_INVALID, "override '%s': no item '%s' in '%s', a list of %zu", override, name, shown, api->length(n));
         if (near != NULL)
             return apus_hint(err, APUS_E_INVALID, "did you mean '%s'?", near);
         return apus_hint(err, APUS_E_INVALID, "name an item by its index (from 0) or by its `name:`");
     }
-    (void)apus_fail(err, APUS_E_INVALID, "override '%s': '%s' is %s, not a mapping", override, shown,
-                    apus_scalar_found(n, found, sizeof found));
+    (void)apus_fail(err, APUS_E_INVALID, "override '%s': '%s' is %s, not a mapping", override, shown, apus_scalar_found(n, found, sizeof found));
     if (kind == APUS_NODE_STRING)
         return apus_hint(err, APUS_E_INVALID, "write %s='{type: %s, %s: …}'", shown, api->as_string(n, NULL), name);
     return APUS_E_INVALID;
@@ -260,8 +250,7 @@ static apus_status override_set(apus_node *root, const char *override, apus_erro
         }
         if (last) {
             if (inner == NULL)
-                return api->set(n, name, value) == APUS_OK ? APUS_OK
-                                                           : apus_fail(err, APUS_E_MEMORY, "%s: out of memory", source);
+                return api->set(n, name, value) == APUS_OK ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "%s: out of memory", source);
             apus_node_replace(inner, value);
             return APUS_OK;
         }
@@ -365,12 +354,10 @@ static const apus_node *find(const apus_node *root, const char *name)
     return NULL;
 }
 
-static int fill(expander *x, const apus_node *n, const char *s, size_t length, text *out, apus_node **whole,
-                const reference *outer);
+static int fill(expander *x, const apus_node *n, const char *s, size_t length, text *out, apus_node **whole, const reference *outer);
 
 /* The value of one key, expanded: into *whole when it stands alone, else as text. */
-static int put_key(expander *x, const apus_node *n, const char *name, const apus_node *target, text *out,
-                   apus_node **whole, const reference *outer)
+static int put_key(expander *x, const apus_node *n, const char *name, const apus_node *target, text *out, apus_node **whole, const reference *outer)
 {
     const apus_node_api *api = apus_nodes();
     char shown[PATH_SHOWN], found[120], number[40];
@@ -410,8 +397,7 @@ static int put_key(expander *x, const apus_node *n, const char *name, const apus
         ok = add(out, s, length);
         break;
     default:
-        (void)refuse(x, n, "${%s} inside a text: expected a word or a number there, found %s", shown,
-                     apus_scalar_found(value, found, sizeof found));
+        (void)refuse(x, n, "${%s} inside a text: expected a word or a number there, found %s", shown, apus_scalar_found(value, found, sizeof found));
         api->release(value);
         return 0;
     }
@@ -422,8 +408,7 @@ static int put_key(expander *x, const apus_node *n, const char *name, const apus
 }
 
 /* One ${…}: begin..end is what stands between the braces. */
-static int put_reference(expander *x, const apus_node *n, const char *begin, const char *end, text *out,
-                         apus_node **whole, const reference *outer)
+static int put_reference(expander *x, const apus_node *n, const char *begin, const char *end, text *out, apus_node **whole, const reference *outer)
 {
     char name[256], shown[PATH_SHOWN];
     size_t size = strspn(begin, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-");
@@ -431,8 +416,7 @@ static int put_reference(expander *x, const apus_node *n, const char *begin, con
     int fallback = end - rest >= 2 && rest[0] == ':' && rest[1] == '-';
     (void)apus_show(shown, sizeof shown, begin, (size_t)(end - begin));
     if (size == 0 || size >= sizeof name || (rest != end && !fallback))
-        return refuse(x, n, "'${%s}': expected ${NAME}, ${NAME:-fallback} or ${key.path} (a literal '${' is '$${')",
-                      shown);
+        return refuse(x, n, "'${%s}': expected ${NAME}, ${NAME:-fallback} or ${key.path} (a literal '${' is '$${')", shown);
     memcpy(name, begin, size);
     name[size] = '\0';
     const apus_node *target = find(x->root, name);
@@ -459,8 +443,7 @@ static int put_reference(expander *x, const apus_node *n, const char *begin, con
 }
 
 /* Append s with every ${…} filled in. When s is one reference to a key and nothing else, its value goes to *whole. */
-static int fill(expander *x, const apus_node *n, const char *s, size_t length, text *out, apus_node **whole,
-                const reference *outer)
+static int fill(expander *x, const apus_node *n, const char *s, size_t length, text *out, apus_node **whole, const reference *outer)
 {
     const char *p = s, *end = s + length;
     if (x->nesting >= NESTING)
@@ -512,8 +495,7 @@ static apus_node *expand_string(expander *x, const apus_node *n, const reference
     }
     apus_node *made = whole;
     if (made == NULL)
-        made = apus_node_marks(n) ? api->make_string(out.bytes, out.length)
-                                  : apus_scalar_plain(out.bytes == NULL ? "" : out.bytes, out.length);
+        made = apus_node_marks(n) ? api->make_string(out.bytes, out.length) : apus_scalar_plain(out.bytes == NULL ? "" : out.bytes, out.length);
     free(out.bytes);
     apus_node *result = apus_node_like(n);
     if (made == NULL || result == NULL) {
@@ -560,9 +542,8 @@ static apus_node *expand_node(expander *x, const apus_node *n, const reference *
             }
             int line = 0, column = 0;
             apus_node_key_place(n, i, &line, &column);
-            apus_status st = api->kind(n) == APUS_NODE_LIST
-                                 ? api->append(made, item)
-                                 : apus_node_set_placed(made, api->key_at(n, i), item, line, column);
+            apus_status st =
+                api->kind(n) == APUS_NODE_LIST ? api->append(made, item) : apus_node_set_placed(made, api->key_at(n, i), item, line, column);
             if (st != APUS_OK) {
                 api->release(made);
                 made = NULL;

@@ -60,8 +60,7 @@ static size_t count_choices(const apus_param *p)
 
 static int bounded(const apus_param *p, apus_param_type type)
 {
-    return p->min <= p->max && (p->min != 0 || p->max != 0) &&
-           (type == APUS_PARAM_INT || type == APUS_PARAM_FLOAT || type == APUS_PARAM_BYTES);
+    return p->min <= p->max && (p->min != 0 || p->max != 0) && (type == APUS_PARAM_INT || type == APUS_PARAM_FLOAT || type == APUS_PARAM_BYTES);
 }
 
 static const char *expected(const apus_param *p, apus_param_type type, char *buffer, size_t capacity)
@@ -102,8 +101,7 @@ static void hint_for(const check *c, const apus_node *n, apus_param_type type)
         if (kind == APUS_NODE_BOOL || kind == APUS_NODE_INT || kind == APUS_NODE_FLOAT)
             (void)apus_hint(c->err, 0, "put it in quotes to make it a string");
     } else if (type == APUS_PARAM_BOOL) {
-        static const char *const yes[] = {"yes", "on", "y", "true", "1"}, *const no[] = {"no", "off", "n", "false",
-                                                                                         "0"};
+        static const char *const yes[] = {"yes", "on", "y", "true", "1"}, *const no[] = {"no", "off", "n", "false", "0"};
         for (size_t i = 0; s != NULL && i < sizeof yes / sizeof yes[0]; i++)
             if (strcasecmp(s, yes[i]) == 0 || strcasecmp(s, no[i]) == 0)
                 (void)apus_hint(c->err, 0, "write %s", strcasecmp(s, yes[i]) == 0 ? "true" : "false");
@@ -117,8 +115,7 @@ static void hint_for(const check *c, const apus_node *n, apus_param_type type)
                 plain[o++] = s[i];
         double v;
         if (apus_read_double(plain, o, &v))
-            (void)apus_hint(c->err, 0, "write %s%s", apus_show(shown, sizeof shown, plain, o),
-                            o == length ? " without quotes" : "");
+            (void)apus_hint(c->err, 0, "write %s%s", apus_show(shown, sizeof shown, plain, o), o == length ? " without quotes" : "");
     } else if (type == APUS_PARAM_BYTES && s != NULL) {
         (void)apus_hint(c->err, 0, "units are B, kB, MB, GB, TB (1000) and KiB, MiB, GiB, TiB (1024)");
     }
@@ -130,8 +127,8 @@ static apus_node *refuse(const check *c, const apus_node *n, apus_param_type typ
     (void)apus_scalar_at(n, at, sizeof at);
     if (at[0] == '\0')
         (void)apus_scalar_at(c->at, at, sizeof at);
-    (void)apus_fail(c->err, APUS_E_INVALID, "%s'%s' of %s: expected %s, found %s", at, label, c->what,
-                    expected(c->p, type, want, sizeof want), apus_scalar_found(n, have, sizeof have));
+    (void)apus_fail(c->err, APUS_E_INVALID, "%s'%s' of %s: expected %s, found %s", at, label, c->what, expected(c->p, type, want, sizeof want),
+                    apus_scalar_found(n, have, sizeof have));
     hint_for(c, n, type);
     return NULL;
 }
@@ -195,10 +192,8 @@ static apus_node *convert_component(const check *c, const apus_node *n, const ch
         return refuse(c, n, APUS_PARAM_COMPONENT, label);
     if (type != NULL && (name = api->as_string(type, &length), name == NULL || length == 0 || strlen(name) != length)) {
         char at[PATH_MAX + 40], have[FOUND];
-        (void)apus_fail(c->err, APUS_E_INVALID, "%s'type' in '%s' of %s: expected the name of a %s, found %s",
-                        apus_scalar_at(type, at, sizeof at), label, c->what,
-                        c->p->of_kind != NULL ? c->p->of_kind : "component",
-                        apus_scalar_found(type, have, sizeof have));
+        (void)apus_fail(c->err, APUS_E_INVALID, "%s'type' in '%s' of %s: expected the name of a %s, found %s", apus_scalar_at(type, at, sizeof at),
+                        label, c->what, c->p->of_kind != NULL ? c->p->of_kind : "component", apus_scalar_found(type, have, sizeof have));
         return NULL;
     }
     return api->copy(n);
@@ -215,8 +210,7 @@ static apus_node *convert_items(const check *c, const apus_node *n, const char *
     for (size_t i = 0; i < count && made != NULL; i++) {
         char name[200], key[80];
         if (map)
-            (void)snprintf(name, sizeof name, "%s.%s", label,
-                           apus_show(key, sizeof key, api->key_at(n, i), (size_t)-1));
+            (void)snprintf(name, sizeof name, "%s.%s", label, apus_show(key, sizeof key, api->key_at(n, i), (size_t)-1));
         else if (alone)
             (void)snprintf(name, sizeof name, "%s", label);
         else
@@ -228,8 +222,7 @@ static apus_node *convert_items(const check *c, const apus_node *n, const char *
         }
         int line, column;
         apus_node_key_place(n, i, &line, &column);
-        if ((map ? apus_node_set_placed(made, api->key_at(n, i), item, line, column) : api->append(made, item)) !=
-            APUS_OK) {
+        if ((map ? apus_node_set_placed(made, api->key_at(n, i), item, line, column) : api->append(made, item)) != APUS_OK) {
             api->release(made);
             made = NULL;
         }
@@ -353,8 +346,7 @@ static const apus_param *nearest(const apus_param *params, uint32_t n, const cha
     return found;
 }
 
-static apus_status unknown_key(const apus_node *given, size_t i, const apus_param *params, uint32_t n, const char *what,
-                               apus_error *err)
+static apus_status unknown_key(const apus_node *given, size_t i, const apus_param *params, uint32_t n, const char *what, apus_error *err)
 {
     const char *key = apus_nodes()->key_at(given, i);
     char at[PATH_MAX + 40], shown[120], known[400];
@@ -363,20 +355,17 @@ static apus_status unknown_key(const apus_node *given, size_t i, const apus_para
     (void)apus_show(shown, sizeof shown, key, (size_t)-1);
     for (uint32_t p = 0; p < n; p++)
         if (has_word(params[p].aliases, key))
-            return apus_fail(err, APUS_E_INVALID, "%s%sunknown key '%s' in %s: use '%s'", at, colon, shown, what,
-                             params[p].name);
+            return apus_fail(err, APUS_E_INVALID, "%s%sunknown key '%s' in %s: use '%s'", at, colon, shown, what, params[p].name);
     const apus_param *near = nearest(params, n, key);
     if (near != NULL)
-        return apus_fail(err, APUS_E_INVALID, "%s%sunknown key '%s' in %s: did you mean '%s'?", at, colon, shown, what,
-                         near->name);
+        return apus_fail(err, APUS_E_INVALID, "%s%sunknown key '%s' in %s: did you mean '%s'?", at, colon, shown, what, near->name);
     size_t o = 0;
     for (uint32_t p = 0; p < n && o < sizeof known; p++)
         o += (size_t)snprintf(known + o, sizeof known - o, "%s%s", p > 0 ? ", " : "", params[p].name);
     if (o >= sizeof known)
         (void)snprintf(known + sizeof known - 6, 6, ", …");
     (void)apus_fail(err, APUS_E_INVALID, "%s%sunknown key '%s' in %s", at, colon, shown, what);
-    return n > 0 ? apus_hint(err, APUS_E_INVALID, "its keys are: %s", known)
-                 : apus_hint(err, APUS_E_INVALID, "%s takes no parameters", what);
+    return n > 0 ? apus_hint(err, APUS_E_INVALID, "its keys are: %s", known) : apus_hint(err, APUS_E_INVALID, "%s takes no parameters", what);
 }
 
 /* The value of one parameter: given, or its default; NULL after an error. */
@@ -387,15 +376,15 @@ static apus_node *value_of(const check *c, const apus_node *given)
     const apus_node *n = api->get(given, p->name);
     char at[PATH_MAX + 40], want[EXPECTED];
     if (n != NULL) {
-        int may_be_unset = (p->flags & APUS_PARAM_NULLABLE) || p->type == APUS_PARAM_NODE ||
-                           (p->fallback == NULL && !(p->flags & APUS_PARAM_REQUIRED));
+        int may_be_unset =
+            (p->flags & APUS_PARAM_NULLABLE) || p->type == APUS_PARAM_NODE || (p->fallback == NULL && !(p->flags & APUS_PARAM_REQUIRED));
         if (api->kind(n) == APUS_NODE_NULL && may_be_unset)
             return apus_node_like(n);
         return convert(c, n, p->type, p->name);
     }
     if (p->flags & APUS_PARAM_REQUIRED) {
-        (void)apus_fail(c->err, APUS_E_INVALID, "%s%s needs '%s': expected %s", apus_scalar_at(given, at, sizeof at),
-                        c->what, p->name, expected(p, p->type, want, sizeof want));
+        (void)apus_fail(c->err, APUS_E_INVALID, "%s%s needs '%s': expected %s", apus_scalar_at(given, at, sizeof at), c->what, p->name,
+                        expected(p, p->type, want, sizeof want));
         if (p->doc != NULL)
             (void)apus_hint(c->err, 0, "%s: %s", p->name, p->doc);
         return NULL;
@@ -412,21 +401,20 @@ static apus_node *value_of(const check *c, const apus_node *given)
         made = convert(&d, value, p->type, p->name);
     api->release(value);
     if (made == NULL)
-        (void)apus_fail(c->err, APUS_E_INTERNAL, "the parameter table of %s is wrong: the default of '%s': %s", c->what,
-                        p->name, inner.message);
+        (void)apus_fail(c->err, APUS_E_INTERNAL, "the parameter table of %s is wrong: the default of '%s': %s", c->what, p->name, inner.message);
     else
         apus_node_unplace(made);
     return made;
 }
 
-apus_node *apus_params_validate(const apus_node *given, const apus_param *params, uint32_t n_params, const char *ignore,
-                                const char *what, apus_error *err)
+apus_node *apus_params_validate(const apus_node *given, const apus_param *params, uint32_t n_params, const char *ignore, const char *what,
+                                apus_error *err)
 {
     const apus_node_api *api = apus_nodes();
     char at[PATH_MAX + 40], have[FOUND];
     if (api->kind(given) != APUS_NODE_MAP && api->kind(given) != APUS_NODE_NULL) {
-        (void)apus_fail(err, APUS_E_INVALID, "%s%s: expected a mapping (key: value), found %s",
-                        apus_scalar_at(given, at, sizeof at), what, apus_scalar_found(given, have, sizeof have));
+        (void)apus_fail(err, APUS_E_INVALID, "%s%s: expected a mapping (key: value), found %s", apus_scalar_at(given, at, sizeof at), what,
+                        apus_scalar_found(given, have, sizeof have));
         return NULL;
     }
     for (size_t i = 0; i < api->length(given); i++) {

@@ -81,8 +81,7 @@ apus_node *apus_scalar_plain(const char *text, size_t length)
         return api->make_bool(1);
     if (is(text, length, "false False FALSE"))
         return api->make_bool(0);
-    if (length > 2 && text[0] == '0' && (text[1] == 'x' || text[1] == 'o') &&
-        read_digits(text + 2, length - 2, text[1] == 'x' ? 16 : 8, 0, &v))
+    if (length > 2 && text[0] == '0' && (text[1] == 'x' || text[1] == 'o') && read_digits(text + 2, length - 2, text[1] == 'x' ? 16 : 8, 0, &v))
         return api->make_int(v);
     if (is_decimal(text, length, &whole)) {
         size_t sign = text[0] == '-' || text[0] == '+';

@@ -24,8 +24,7 @@ static size_t distance(const char *a, size_t n, const char *b, size_t m)
             size_t d = last[j - 1] + (lower(a[i - 1]) != lower(b[j - 1]));
             d = last[j] + 1 < d ? last[j] + 1 : d;
             d = now[j - 1] + 1 < d ? now[j - 1] + 1 : d;
-            if (i > 1 && j > 1 && lower(a[i - 1]) == lower(b[j - 2]) && lower(a[i - 2]) == lower(b[j - 1]) &&
-                before[j - 2] + 1 < d)
+            if (i > 1 && j > 1 && lower(a[i - 1]) == lower(b[j - 2]) && lower(a[i - 2]) == lower(b[j - 1]) && before[j - 2] + 1 < d)
                 d = before[j - 2] + 1;
             now[j] = d;
         }

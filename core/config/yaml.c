@@ -182,8 +182,7 @@ static apus_node *read_alias(reader *r)
         return fail(r, at, "'*%s' stands inside the value that '&%s' names: it would hold itself", shown, shown);
     int depth = measure(a->node, &r->alias_nodes, &r->alias_bytes);
     if (r->alias_nodes > ALIAS_NODES || r->alias_bytes > ALIAS_BYTES)
-        return fail(r, at, "'*%s' makes the aliases expand to more than %d values or %d MiB", shown, ALIAS_NODES,
-                    ALIAS_BYTES >> 20);
+        return fail(r, at, "'*%s' makes the aliases expand to more than %d values or %d MiB", shown, ALIAS_NODES, ALIAS_BYTES >> 20);
     if (r->depth + depth > DEPTH_LIMIT)
         return fail(r, at, "'*%s' makes values nest deeper than %d levels", shown, DEPTH_LIMIT);
     apus_node *copy = apus_nodes()->copy(a->node);
@@ -196,8 +195,7 @@ static apus_node *read_alias(reader *r)
 static int tag_is(const yaml_char_t *tag, const char *name)
 {
     static const char core[] = "tag:yaml.org,2002:";
-    return tag != NULL && strncmp((const char *)tag, core, sizeof core - 1) == 0 &&
-           strcmp((const char *)tag + sizeof core - 1, name) == 0;
+    return tag != NULL && strncmp((const char *)tag, core, sizeof core - 1) == 0 && strcmp((const char *)tag + sizeof core - 1, name) == 0;
 }
 
 static apus_node *bad_tag(reader *r, const yaml_char_t *tag)
@@ -246,8 +244,8 @@ static apus_node *read_scalar(reader *r)
         n = api->make_float(v);
     } else if (wanted != kind) {
         api->release(n);
-        return fail(r, r->event.start_mark, "'%s' is not what its tag !!%s says",
-                    apus_show(shown, sizeof shown, text, length), strrchr((const char *)tag, ':') + 1);
+        return fail(r, r->event.start_mark, "'%s' is not what its tag !!%s says", apus_show(shown, sizeof shown, text, length),
+                    strrchr((const char *)tag, ':') + 1);
     }
     return placed(r, n, r->event.start_mark);
 }
@@ -300,9 +298,7 @@ static int read_key(reader *r, const apus_node *map, char **key, int *merge)
     char shown[NAME_SHOWN], where[256];
     yaml_mark_t at = r->event.start_mark;
     if (r->event.type != YAML_SCALAR_EVENT) {
-        const char *what = r->event.type == YAML_ALIAS_EVENT            ? "an alias"
-                           : r->event.type == YAML_SEQUENCE_START_EVENT ? "a list"
-                                                                        : "a mapping";
+        const char *what = r->event.type == YAML_ALIAS_EVENT ? "an alias" : r->event.type == YAML_SEQUENCE_START_EVENT ? "a list" : "a mapping";
         (void)fail(r, at, "%s as a key: expected a word", what);
         if (r->event.type == YAML_MAPPING_START_EVENT)
             (void)apus_hint(r->err, 0, "quote '{{ … }}' and '${…}' that begin a value inside { }");
@@ -431,8 +427,7 @@ apus_node *apus_yaml_parse(const char *text, size_t length, const char *name, ap
     if (text == NULL)
         length = 0, text = "";
     if (length > SIZE_LIMIT) {
-        (void)apus_fail(err, APUS_E_INVALID, "%s: %zu bytes of YAML: expected at most %d MiB", name, length,
-                        SIZE_LIMIT >> 20);
+        (void)apus_fail(err, APUS_E_INVALID, "%s: %zu bytes of YAML: expected at most %d MiB", name, length, SIZE_LIMIT >> 20);
         return NULL;
     }
     size_t name_length = strlen(name);

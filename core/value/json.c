@@ -146,8 +146,7 @@ static const char *scan_string(reader *r, size_t *raw, int *escapes)
             if (*p == '\n')
                 (void)fail(r, p, "a line break inside a string: write \\n, or close the string with '\"'");
             else
-                (void)fail(r, p, "a control character (byte 0x%02x) inside a string: write \\u%04x", (unsigned)*p,
-                           (unsigned)*p);
+                (void)fail(r, p, "a control character (byte 0x%02x) inside a string: write \\u%04x", (unsigned)*p, (unsigned)*p);
             return NULL;
         }
         *escapes = 1;
@@ -191,8 +190,7 @@ static size_t decode_string(reader *r, const char *raw, size_t n, char *o)
         const char *at = p;
         p += 6;
         if (c >= 0xD800 && c < 0xE000) {
-            if (c >= 0xDC00 || end - p < 2 || p[0] != '\\' || p[1] != 'u' || !hex4(p + 2, end, &low) || low < 0xDC00 ||
-                low > 0xDFFF) {
+            if (c >= 0xDC00 || end - p < 2 || p[0] != '\\' || p[1] != 'u' || !hex4(p + 2, end, &low) || low < 0xDC00 || low > 0xDFFF) {
                 (void)fail(r, at, "\\u%04x is half of a surrogate pair: its other half is missing", c);
                 return SIZE_MAX;
             }
@@ -336,8 +334,7 @@ static apus_node *read_list(reader *r)
             const char *comma = r->p++;
             skip_space(r);
             if (r->p < r->end && *r->p == ']') {
-                (void)fail(r, comma < r->mark ? r->p : comma,
-                           "a comma before ']': JSON wants a value after each comma");
+                (void)fail(r, comma < r->mark ? r->p : comma, "a comma before ']': JSON wants a value after each comma");
                 break;
             }
         } else if (r->p < r->end && *r->p == ']') {
@@ -394,10 +391,8 @@ static apus_node *read_map(reader *r)
                 break;
             }
             char key_text[80];
-            (void)apus_fail(r->err, APUS_E_INVALID, "%s:%u:%u: the key '%s' is there twice (first on line %u)", r->name,
-                            key_line, key_column,
-                            apus_show(key_text, sizeof key_text, api->key_at(map, at), (size_t)-1),
-                            map->as.map->entries[at].line);
+            (void)apus_fail(r->err, APUS_E_INVALID, "%s:%u:%u: the key '%s' is there twice (first on line %u)", r->name, key_line, key_column,
+                            apus_show(key_text, sizeof key_text, api->key_at(map, at), (size_t)-1), map->as.map->entries[at].line);
             break;
         }
         map->as.map->entries[at].line = key_line;
@@ -567,8 +562,7 @@ static size_t get_utf8(const unsigned char *p, const unsigned char *end, uint32_
         }
         *c = *c << 6 | (p[i] & 63u);
     }
-    if (n == 1 || (n == 3 && *c < 0x800) || (n == 4 && (*c < 0x10000 || *c > 0x10FFFF)) ||
-        (*c >= 0xD800 && *c < 0xE000)) {
+    if (n == 1 || (n == 3 && *c < 0x800) || (n == 4 && (*c < 0x10000 || *c > 0x10FFFF)) || (*c >= 0xD800 && *c < 0xE000)) {
         *c = 0xFFFD;
         n = 1;
     }

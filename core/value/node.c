@@ -89,8 +89,7 @@ static const char *place_text(uint32_t file, uint32_t line, uint32_t column, cha
 
 static const char *node_where(const apus_node *n, char *buffer, size_t capacity)
 {
-    return n == NULL ? place_text(0, 0, 0, buffer, capacity)
-                     : place_text(n->file, n->line, n->column, buffer, capacity);
+    return n == NULL ? place_text(0, 0, 0, buffer, capacity) : place_text(n->file, n->line, n->column, buffer, capacity);
 }
 
 /* The next character of text[0..length) as a message shows it; returns how many bytes it took. */
@@ -168,8 +167,8 @@ static inline void sip_round(uint64_t v[4])
 static uint32_t hash_key(const char *key)
 {
     pthread_once(&sip_once, sip_start);
-    uint64_t v[4] = {sip_key[0] ^ 0x736f6d6570736575u, sip_key[1] ^ 0x646f72616e646f6du,
-                     sip_key[0] ^ 0x6c7967656e657261u, sip_key[1] ^ 0x7465646279746573u};
+    uint64_t v[4] = {sip_key[0] ^ 0x736f6d6570736575u, sip_key[1] ^ 0x646f72616e646f6du, sip_key[0] ^ 0x6c7967656e657261u,
+                     sip_key[1] ^ 0x7465646279746573u};
     size_t length = strlen(key), left = length;
     for (; left >= 8; left -= 8, key += 8) {
         uint64_t m;
@@ -553,8 +552,8 @@ static apus_node *node_copy(const apus_node *n)
             st = node_append(c, node_copy(n->as.list.items[i]));
     } else if (n->kind == APUS_NODE_MAP && n->as.map != NULL) {
         for (uint32_t i = 0; i < n->as.map->count && st == APUS_OK; i++)
-            st = apus_node_set_placed(c, n->as.map->entries[i].key, node_copy(n->as.map->entries[i].value),
-                                      (int)n->as.map->entries[i].line, (int)n->as.map->entries[i].column);
+            st = apus_node_set_placed(c, n->as.map->entries[i].key, node_copy(n->as.map->entries[i].value), (int)n->as.map->entries[i].line,
+                                      (int)n->as.map->entries[i].column);
     }
     if (st != APUS_OK) {
         node_release(c);
@@ -639,8 +638,7 @@ const char *apus_node_key_where(const apus_node *map, size_t i, char *buffer, si
     if (key_at(map, i) == NULL)
         return place_text(0, 0, 0, buffer, capacity);
     const apus_map_entry *e = &map->as.map->entries[i];
-    return e->line == 0 ? node_where(e->value, buffer, capacity)
-                        : place_text(e->value->file, e->line, e->column, buffer, capacity);
+    return e->line == 0 ? node_where(e->value, buffer, capacity) : place_text(e->value->file, e->line, e->column, buffer, capacity);
 }
 
 void apus_node_key_place(const apus_node *map, size_t i, int *line, int *column)
@@ -657,8 +655,7 @@ static int node_equal(const apus_node *a, const apus_node *b)
     if (k != node_kind(b)) {
         const apus_node *i = k == APUS_NODE_INT ? a : b, *f = k == APUS_NODE_INT ? b : a;
         int64_t v;
-        return node_kind(i) == APUS_NODE_INT && node_kind(f) == APUS_NODE_FLOAT && integral(f->as.real, &v) &&
-               v == i->as.integer;
+        return node_kind(i) == APUS_NODE_INT && node_kind(f) == APUS_NODE_FLOAT && integral(f->as.real, &v) && v == i->as.integer;
     }
     switch (k) {
     case APUS_NODE_BOOL:
@@ -668,8 +665,7 @@ static int node_equal(const apus_node *a, const apus_node *b)
     case APUS_NODE_FLOAT:
         return a->as.real == b->as.real || (a->as.real != a->as.real && b->as.real != b->as.real);
     case APUS_NODE_STRING:
-        return a->as.string.length == b->as.string.length &&
-               memcmp(a->as.string.bytes, b->as.string.bytes, a->as.string.length) == 0;
+        return a->as.string.length == b->as.string.length && memcmp(a->as.string.bytes, b->as.string.bytes, a->as.string.length) == 0;
     case APUS_NODE_LIST:
     case APUS_NODE_MAP: {
         size_t n = node_length(a);

@@ -9,27 +9,13 @@
 
 static const char *const choices[] = {"sigmoid", "ipo", NULL};
 static const apus_param params[] = {
-    {.size = sizeof(apus_param),
-     .name = "epochs",
-     .type = APUS_PARAM_INT,
-     .fallback = "1",
-     .min = 1,
-     .max = 9,
-     .aliases = "num_train_epochs"},
+    {.size = sizeof(apus_param), .name = "epochs", .type = APUS_PARAM_INT, .fallback = "1", .min = 1, .max = 9, .aliases = "num_train_epochs"},
     {.size = sizeof(apus_param), .name = "rate", .type = APUS_PARAM_FLOAT, .fallback = "5e-5"},
-    {.size = sizeof(apus_param),
-     .name = "loss_type",
-     .type = APUS_PARAM_STRING,
-     .fallback = "sigmoid",
-     .choices = choices},
+    {.size = sizeof(apus_param), .name = "loss_type", .type = APUS_PARAM_STRING, .fallback = "sigmoid", .choices = choices},
     {.size = sizeof(apus_param), .name = "memory", .type = APUS_PARAM_BYTES, .fallback = "2GiB"},
     {.size = sizeof(apus_param), .name = "modules", .type = APUS_PARAM_LIST, .item = APUS_PARAM_STRING},
     {.size = sizeof(apus_param), .name = "columns", .type = APUS_PARAM_MAP, .item = APUS_PARAM_PATH},
-    {.size = sizeof(apus_param),
-     .name = "tuner",
-     .type = APUS_PARAM_COMPONENT,
-     .of_kind = "tuner",
-     .flags = APUS_PARAM_NULLABLE},
+    {.size = sizeof(apus_param), .name = "tuner", .type = APUS_PARAM_COMPONENT, .of_kind = "tuner", .flags = APUS_PARAM_NULLABLE},
     {.size = sizeof(apus_param), .name = "any", .type = APUS_PARAM_NODE},
 };
 
@@ -52,9 +38,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     apus_node *n = apus_config_load(path, overrides, first > 0, &err);
     if (n == NULL && (err.message[0] == '\0' || strchr(err.message, '\n') != NULL))
         abort();
-    apus_node *valid =
-        n == NULL ? NULL
-                  : apus_params_validate(n, params, sizeof params / sizeof params[0], "stages run", "fuzz", &err);
+    apus_node *valid = n == NULL ? NULL : apus_params_validate(n, params, sizeof params / sizeof params[0], "stages run", "fuzz", &err);
     if (n != NULL && valid == NULL && (err.message[0] == '\0' || strchr(err.message, '\n') != NULL))
         abort();
     if (valid != NULL) { /* validating again changes nothing */

@@ -73,14 +73,12 @@ static apus_node *load(const char *name, const char *const *overrides, apus_erro
 static void scalars_follow_the_core_schema(void **state)
 {
     (void)state;
-    apus_node *n =
-        yaml("[1, -7, +3, 007, 0x1F, 0o17, 1.0, 1e-4, 1.0e-4, -.5, 2., .inf, -.Inf, .NaN, ~, null, Null, true, "
-             "FALSE, yes, no, on, off, 1_000, 0b1, 1:30, '1', \"true\", !!str 5, !!float 2, !!int \"3\", ! 4, "
-             "99999999999999999999, nan, 2024-01-01]");
-    assert_json(
-        n, "[1, -7, 3, 7, 31, 15, 1.0, 0.0001, 0.0001, -0.5, 2.0, Infinity, -Infinity, NaN, null, null, null, true, "
-           "false, \"yes\", \"no\", \"on\", \"off\", \"1_000\", \"0b1\", \"1:30\", \"1\", \"true\", \"5\", 2.0, 3, "
-           "\"4\", 1e+20, \"nan\", \"2024-01-01\"]");
+    apus_node *n = yaml("[1, -7, +3, 007, 0x1F, 0o17, 1.0, 1e-4, 1.0e-4, -.5, 2., .inf, -.Inf, .NaN, ~, null, Null, true, "
+                        "FALSE, yes, no, on, off, 1_000, 0b1, 1:30, '1', \"true\", !!str 5, !!float 2, !!int \"3\", ! 4, "
+                        "99999999999999999999, nan, 2024-01-01]");
+    assert_json(n, "[1, -7, 3, 7, 31, 15, 1.0, 0.0001, 0.0001, -0.5, 2.0, Infinity, -Infinity, NaN, null, null, null, true, "
+                   "false, \"yes\", \"no\", \"on\", \"off\", \"1_000\", \"0b1\", \"1:30\", \"1\", \"true\", \"5\", 2.0, 3, "
+                   "\"4\", 1e+20, \"nan\", \"2024-01-01\"]");
     api->release(n);
     n = yaml("a: |\n  one\n  two\nb: >-\n  one\n  two\nc:\n");
     assert_json(n, "{\"a\": \"one\\ntwo\\n\", \"b\": \"one two\", \"c\": null}");
@@ -106,11 +104,9 @@ static void nodes_know_their_place(void **state)
 static void aliases_are_copies(void **state)
 {
     (void)state;
-    apus_node *n =
-        yaml("a: &x {r: 1, s: &y [2]}\nb: *x\nc: *y\nd: {<<: *x, s: 3}\ne:\n  <<: [{q: &z 9}, *x]\n  r: 0\nf: *z\n");
-    assert_json(
-        n, "{\"a\": {\"r\": 1, \"s\": [2]}, \"b\": {\"r\": 1, \"s\": [2]}, \"c\": [2], \"d\": {\"s\": 3, \"r\": 1}, "
-           "\"e\": {\"r\": 0, \"q\": 9, \"s\": [2]}, \"f\": 9}");
+    apus_node *n = yaml("a: &x {r: 1, s: &y [2]}\nb: *x\nc: *y\nd: {<<: *x, s: 3}\ne:\n  <<: [{q: &z 9}, *x]\n  r: 0\nf: *z\n");
+    assert_json(n, "{\"a\": {\"r\": 1, \"s\": [2]}, \"b\": {\"r\": 1, \"s\": [2]}, \"c\": [2], \"d\": {\"s\": 3, \"r\": 1}, "
+                   "\"e\": {\"r\": 0, \"q\": 9, \"s\": [2]}, \"f\": 9}");
     api->release(n);
 }
 
@@ -139,20 +135,16 @@ static void wrong_yaml_names_the_place(void **state)
         {"a: {b: 1, b: 2}", "t.yaml:1:11: the key 'b' is there twice (first at t.yaml:1:5)", ""},
         {"a:\n\tb: 1\n", "t.yaml:2:1: found character that cannot start any token while scanning for the next token",
          "YAML indents with spaces, not tabs"},
-        {"a: b: c\n", "t.yaml:1:5: mapping values are not allowed in this context",
-         "quote a value that holds ': ', or check the indentation"},
-        {"a: 1\n  b: 2\n", "t.yaml:2:4: mapping values are not allowed in this context",
-         "quote a value that holds ': ', or check the indentation"},
+        {"a: b: c\n", "t.yaml:1:5: mapping values are not allowed in this context", "quote a value that holds ': ', or check the indentation"},
+        {"a: 1\n  b: 2\n", "t.yaml:2:4: mapping values are not allowed in this context", "quote a value that holds ': ', or check the indentation"},
         {"a: `x`\n", "t.yaml:1:4: found character that cannot start any token while scanning for the next token",
          "quote a value that begins with @, ` or %"},
         {"a: [1, 2\nb: 3\n", "t.yaml:2:2: expected ',' or ']' while parsing a flow sequence that began on line 1", ""},
-        {"a: \"x\n", "t.yaml:2:1: found unexpected end of stream while scanning a quoted scalar that began on line 1",
-         ""},
+        {"a: \"x\n", "t.yaml:2:1: found unexpected end of stream while scanning a quoted scalar that began on line 1", ""},
         {"a: 1\n b: 2\n- c\n", "t.yaml:2:3: mapping values are not allowed in this context", NULL},
         {"a:\n  b: 1\n c: 2\n", "t.yaml:3:2: expected key while parsing a block mapping that began on line 1",
          "check the indentation of this line and of the one before it"},
-        {"a: {r: ${rank}}", "t.yaml:1:9: expected ',' or '}' while parsing a flow mapping",
-         "inside { } and [ ] a reference needs quotes: \"${…}\""},
+        {"a: {r: ${rank}}", "t.yaml:1:9: expected ',' or '}' while parsing a flow mapping", "inside { } and [ ] a reference needs quotes: \"${…}\""},
         {"a: 1\nb: \xff\n", "t.yaml:2:4: invalid leading UTF-8 octet", "save the file as UTF-8 text"},
         {"a: \x01\n", "t.yaml:1:4: control characters are not allowed", "save the file as UTF-8 text"},
         {"a: !secret x\n",
@@ -202,8 +194,8 @@ static void yaml_is_bounded(void **state)
     /* A billion laughs. */
     size_t o = (size_t)sprintf(text, "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
     for (int i = 1; i < 10; i++)
-        o += (size_t)sprintf(text + o, "a%d: &a%d [*a%d,*a%d,*a%d,*a%d,*a%d,*a%d,*a%d,*a%d,*a%d,*a%d]\n", i, i, i - 1,
-                             i - 1, i - 1, i - 1, i - 1, i - 1, i - 1, i - 1, i - 1, i - 1);
+        o += (size_t)sprintf(text + o, "a%d: &a%d [*a%d,*a%d,*a%d,*a%d,*a%d,*a%d,*a%d,*a%d,*a%d,*a%d]\n", i, i, i - 1, i - 1, i - 1, i - 1, i - 1,
+                             i - 1, i - 1, i - 1, i - 1, i - 1);
     assert_null(apus_yaml_parse(text, o, "t.yaml", &err));
     assert_non_null(strstr(err.message, "makes the aliases expand to more than 100000 values or 16 MiB"));
 
@@ -236,11 +228,9 @@ static void includes_merge(void **state)
     apus_node *n = load("main.yaml", NULL, &err);
     if (n == NULL)
         fail_msg("%s", err.message);
-    assert_json(
-        n, "{\"from_c\": 1, \"tuner\": {\"type\": \"lora\", \"lora_alpha\": 32, \"r\": 8}, \"seed\": 2, \"from_a\": "
-           "false, \"stages\": [{\"name\": \"own\"}], \"again\": 2}");
-    assert_string_equal(without_folder(api->where(api->get(api->get(n, "tuner"), "lora_alpha"), where, sizeof where)),
-                        "sub/b.yaml:1:21");
+    assert_json(n, "{\"from_c\": 1, \"tuner\": {\"type\": \"lora\", \"lora_alpha\": 32, \"r\": 8}, \"seed\": 2, \"from_a\": "
+                   "false, \"stages\": [{\"name\": \"own\"}], \"again\": 2}");
+    assert_string_equal(without_folder(api->where(api->get(api->get(n, "tuner"), "lora_alpha"), where, sizeof where)), "sub/b.yaml:1:21");
     api->release(n);
 }
 
@@ -249,25 +239,16 @@ static void overrides_are_set(void **state)
     (void)state;
     char where[600];
     apus_error err = {0};
-    write_file(
-        "o.yaml",
-        "seed: 1\nbackend: {type: cpu}\nempty:\nstages:\n- name: sft\n  max_steps: 9\n- name: '0'\n  x: ${seed}\n");
-    const char *const overrides[] = {"seed=7",
-                                     "stages.sft.max_steps=2",
-                                     "stages.1.lr=1e-4",
-                                     "stages.0.y=[a, {b: 3}]",
-                                     "new.deep.key=a=b",
-                                     "empty.k=x",
-                                     "backend=ref",
-                                     "seed2=",
-                                     NULL};
+    write_file("o.yaml", "seed: 1\nbackend: {type: cpu}\nempty:\nstages:\n- name: sft\n  max_steps: 9\n- name: '0'\n  x: ${seed}\n");
+    const char *const overrides[] = {
+        "seed=7", "stages.sft.max_steps=2", "stages.1.lr=1e-4", "stages.0.y=[a, {b: 3}]", "new.deep.key=a=b", "empty.k=x", "backend=ref", "seed2=",
+        NULL};
     apus_node *n = load("o.yaml", overrides, &err);
     if (n == NULL)
         fail_msg("%s", err.message);
-    assert_json(n,
-                "{\"seed\": 7, \"backend\": \"ref\", \"empty\": {\"k\": \"x\"}, \"stages\": [{\"name\": \"sft\", "
-                "\"max_steps\": 2}, {\"name\": \"0\", \"x\": 7, \"lr\": 0.0001, \"y\": [\"a\", {\"b\": 3}]}], \"new\": "
-                "{\"deep\": {\"key\": \"a=b\"}}, \"seed2\": null}");
+    assert_json(n, "{\"seed\": 7, \"backend\": \"ref\", \"empty\": {\"k\": \"x\"}, \"stages\": [{\"name\": \"sft\", "
+                   "\"max_steps\": 2}, {\"name\": \"0\", \"x\": 7, \"lr\": 0.0001, \"y\": [\"a\", {\"b\": 3}]}], \"new\": "
+                   "{\"deep\": {\"key\": \"a=b\"}}, \"seed2\": null}");
     assert_string_equal(api->where(api->get(n, "seed"), where, sizeof where), "override 'seed':1:1");
     api->release(n);
 }
@@ -299,13 +280,11 @@ static void references_are_filled_in(void **state)
     apus_node *n = load("i.yaml", NULL, &err);
     if (n == NULL)
         fail_msg("%s", err.message);
-    assert_json(
-        n,
-        "{\"seed\": 42, \"plain\": 0.0003, \"quoted\": \"3e-4\", \"text\": \"run-42-0.0001-true\", \"x\": {\"rate\": "
-        "0.0001, \"on\": true, \"l\": [\"a\", \"b\"]}, \"list\": [\"a\", \"b\"], \"item\": \"b\", \"stage\": 3, "
-        "\"stages\": [{\"name\": \"sft\", \"n\": 3}], \"fallback\": 5, \"empty\": \"e\", \"nothing\": null, "
-        "\"nested\": 42, \"literal\": \"${seed} $seed 5$\", \"chain\": \"b\", \"map\": {\"rate\": 0.0001, \"on\": "
-        "true, \"l\": [\"a\", \"b\"]}}");
+    assert_json(n, "{\"seed\": 42, \"plain\": 0.0003, \"quoted\": \"3e-4\", \"text\": \"run-42-0.0001-true\", \"x\": {\"rate\": "
+                   "0.0001, \"on\": true, \"l\": [\"a\", \"b\"]}, \"list\": [\"a\", \"b\"], \"item\": \"b\", \"stage\": 3, "
+                   "\"stages\": [{\"name\": \"sft\", \"n\": 3}], \"fallback\": 5, \"empty\": \"e\", \"nothing\": null, "
+                   "\"nested\": 42, \"literal\": \"${seed} $seed 5$\", \"chain\": \"b\", \"map\": {\"rate\": 0.0001, \"on\": "
+                   "true, \"l\": [\"a\", \"b\"]}}");
     assert_string_equal(without_folder(api->where(api->get(n, "list"), where, sizeof where)), "i.yaml:6:7");
     api->release(n);
 }
@@ -319,36 +298,28 @@ static void wrong_files_give_one_line(void **state)
         {"[1]\n", NULL, "w.yaml:1:1: expected a mapping (key: value), found a list", ""},
         {"", NULL, "w.yaml:1:1: expected a mapping (key: value), found nothing (null)", ""},
         {"include: w.yaml\n", NULL, "w.yaml:1:10: 'w.yaml' includes itself, directly or through another file", ""},
-        {"include: cycle.yaml\n", NULL, "cycle.yaml:1:10: 'w.yaml' includes itself, directly or through another file",
-         ""},
+        {"include: cycle.yaml\n", NULL, "cycle.yaml:1:10: 'w.yaml' includes itself, directly or through another file", ""},
         {"include: nope.yaml\n", NULL, "w.yaml:1:10: the included file 'nope.yaml' cannot be opened",
          "the path of an include is relative to the file that includes it"},
-        {"include: {a: 1}\n", NULL, "w.yaml:1:10: 'include' expects a file name or a list of them, found a mapping",
-         ""},
+        {"include: {a: 1}\n", NULL, "w.yaml:1:10: 'include' expects a file name or a list of them, found a mapping", ""},
         {"include: [3]\n", NULL, "w.yaml:1:11: 'include' expects a file name or a list of them, found 3", ""},
         {"include: list.yaml\n", NULL, "list.yaml:1:1: expected a mapping (key: value), found a list", ""},
         {"include: twice.yaml\n", NULL, "twice.yaml:2:1: the key 'a' is there twice (first at twice.yaml:1:1)", ""},
         {"a: ${b}\nb: ${a}\n", NULL, "w.yaml:1:4: ${b} refers to itself, directly or through another key", ""},
         {"a:\n  b: ${a}\n", NULL, "w.yaml:2:6: ${a} refers to itself, directly or through another key", ""},
-        {"seed: 1\na: ${sed}\n", NULL, "w.yaml:2:4: ${sed}: no such environment variable, and no such key in the file",
-         "did you mean ${seed}?"},
-        {"a: ${APUS_TEST_UNSET}\n", NULL,
-         "w.yaml:1:4: ${APUS_TEST_UNSET}: no such environment variable, and no such key in the file",
+        {"seed: 1\na: ${sed}\n", NULL, "w.yaml:2:4: ${sed}: no such environment variable, and no such key in the file", "did you mean ${seed}?"},
+        {"a: ${APUS_TEST_UNSET}\n", NULL, "w.yaml:1:4: ${APUS_TEST_UNSET}: no such environment variable, and no such key in the file",
          "set it, or give a fallback: ${APUS_TEST_UNSET:-value}"},
         {"a: ${b.c}\nb: {d: 1}\n", NULL, "w.yaml:1:4: ${b.c}: no such key in the file", ""},
-        {"a: x${b}\nb: [1]\n", NULL, "w.yaml:1:4: ${b} inside a text: expected a word or a number there, found a list",
-         ""},
+        {"a: x${b}\nb: [1]\n", NULL, "w.yaml:1:4: ${b} inside a text: expected a word or a number there, found a list", ""},
         {"a: ${b\n", NULL, "w.yaml:1:4: '${' without its '}' (a literal '${' is '$${')", ""},
-        {"a: ${b c}\n", NULL,
-         "w.yaml:1:4: '${b c}': expected ${NAME}, ${NAME:-fallback} or ${key.path} (a literal '${' is '$${')", ""},
+        {"a: ${b c}\n", NULL, "w.yaml:1:4: '${b c}': expected ${NAME}, ${NAME:-fallback} or ${key.path} (a literal '${' is '$${')", ""},
         {"a: 1\n", "a", "override 'a': expected key.path=value", ""},
         {"a: 1\n", "=1", "override '=1': expected key.path=value", ""},
         {"a: 1\n", "a..b=1", "override 'a..b=1': expected key.path=value, found an empty key", ""},
         {"a: 1\n", "a={x: 1", NULL, NULL},
-        {"a: cpu\n", "a.threads=2", "override 'a.threads=2': 'a' is the string 'cpu', not a mapping",
-         "write a='{type: cpu, threads: …}'"},
-        {"s: [{name: align}]\n", "s.algn.x=2", "override 's.algn.x=2': no item 'algn' in 's', a list of 1",
-         "did you mean 'align'?"},
+        {"a: cpu\n", "a.threads=2", "override 'a.threads=2': 'a' is the string 'cpu', not a mapping", "write a='{type: cpu, threads: …}'"},
+        {"s: [{name: align}]\n", "s.algn.x=2", "override 's.algn.x=2': no item 'algn' in 's', a list of 1", "did you mean 'align'?"},
         {"s: [{name: align}]\n", "s.1=2", "override 's.1=2': no item '1' in 's', a list of 1",
          "name an item by its index (from 0) or by its `name:`"},
         {"a: 1\n", "include=x", "override 'include=x': 'include' can only be written in a file", ""},
@@ -406,8 +377,7 @@ static void expansion_is_bounded(void **state)
         write_file(name, text);
     }
     assert_null(load("chain0.yaml", NULL, &err));
-    assert_string_equal(without_folder(err.message),
-                        "chain20.yaml:1:10: includes nest deeper than 20 or read more than 256 files");
+    assert_string_equal(without_folder(err.message), "chain20.yaml:1:10: includes nest deeper than 20 or read more than 256 files");
     for (int i = 0; i < 12; i++) { /* two includes a level: 2^12 reads */
         char name[32];
         (void)snprintf(name, sizeof name, "tree%d.yaml", i);
@@ -426,21 +396,16 @@ static const char *const loss_types[] = {"sigmoid", "ipo", "hinge", NULL};
 static const apus_param params[] = {
     {PARAM, .name = "model", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_REQUIRED, .doc = "What is trained.",
      .aliases = "model_name_or_path base_model"},
-    {PARAM, .name = "epochs", .type = APUS_PARAM_INT, .fallback = "1", .min = 1, .max = 1000,
-     .aliases = "num_train_epochs"},
-    {PARAM, .name = "learning_rate", .type = APUS_PARAM_FLOAT, .fallback = "5e-5", .min = 0, .max = INFINITY,
-     .aliases = "lr"},
+    {PARAM, .name = "epochs", .type = APUS_PARAM_INT, .fallback = "1", .min = 1, .max = 1000, .aliases = "num_train_epochs"},
+    {PARAM, .name = "learning_rate", .type = APUS_PARAM_FLOAT, .fallback = "5e-5", .min = 0, .max = INFINITY, .aliases = "lr"},
     {PARAM, .name = "any_number", .type = APUS_PARAM_FLOAT, .fallback = "2", .min = 1, .max = -1},
     {PARAM, .name = "loss_type", .type = APUS_PARAM_STRING, .fallback = "sigmoid", .choices = loss_types},
     {PARAM, .name = "memory", .type = APUS_PARAM_BYTES, .fallback = "2GiB", .unit = "bytes"},
-    {PARAM, .name = "target_modules", .type = APUS_PARAM_LIST, .item = APUS_PARAM_STRING,
-     .fallback = "[q_proj, v_proj]"},
-    {PARAM, .name = "betas", .type = APUS_PARAM_LIST, .item = APUS_PARAM_FLOAT, .fallback = "[0.9, 0.999]", .min = 0,
-     .max = 1},
+    {PARAM, .name = "target_modules", .type = APUS_PARAM_LIST, .item = APUS_PARAM_STRING, .fallback = "[q_proj, v_proj]"},
+    {PARAM, .name = "betas", .type = APUS_PARAM_LIST, .item = APUS_PARAM_FLOAT, .fallback = "[0.9, 0.999]", .min = 0, .max = 1},
     {PARAM, .name = "columns", .type = APUS_PARAM_MAP, .item = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE},
     {PARAM, .name = "shuffle", .type = APUS_PARAM_BOOL, .fallback = "true"},
-    {PARAM, .name = "tuner", .type = APUS_PARAM_COMPONENT, .of_kind = "tuner", .flags = APUS_PARAM_NULLABLE,
-     .fallback = "full"},
+    {PARAM, .name = "tuner", .type = APUS_PARAM_COMPONENT, .of_kind = "tuner", .flags = APUS_PARAM_NULLABLE, .fallback = "full"},
     {PARAM, .name = "max_steps", .type = APUS_PARAM_INT, .flags = APUS_PARAM_NULLABLE},
     {PARAM, .name = "extra", .type = APUS_PARAM_NODE},
     {PARAM, .name = "seed", .type = APUS_PARAM_INT},
@@ -463,12 +428,10 @@ static void defaults_are_filled_in(void **state)
     apus_node *n = validate("stage: train\nmodel: m.gguf\n", &err);
     if (n == NULL)
         fail_msg("%s", err.message);
-    assert_json(
-        n,
-        "{\"model\": \"m.gguf\", \"epochs\": 1, \"learning_rate\": 5e-05, \"any_number\": 2.0, \"loss_type\": "
-        "\"sigmoid\", \"memory\": 2147483648, \"target_modules\": [\"q_proj\", \"v_proj\"], \"betas\": [0.9, 0.999], "
-        "\"columns\": null, \"shuffle\": true, \"tuner\": {\"type\": \"full\"}, \"max_steps\": null, \"extra\": null, "
-        "\"seed\": null}");
+    assert_json(n, "{\"model\": \"m.gguf\", \"epochs\": 1, \"learning_rate\": 5e-05, \"any_number\": 2.0, \"loss_type\": "
+                   "\"sigmoid\", \"memory\": 2147483648, \"target_modules\": [\"q_proj\", \"v_proj\"], \"betas\": [0.9, 0.999], "
+                   "\"columns\": null, \"shuffle\": true, \"tuner\": {\"type\": \"full\"}, \"max_steps\": null, \"extra\": null, "
+                   "\"seed\": null}");
     assert_string_equal(api->where(api->get(n, "betas"), where, sizeof where), "");
     assert_string_equal(api->where(api->at(api->get(n, "betas"), 0), where, sizeof where), "");
     assert_string_equal(api->where(api->get(n, "model"), where, sizeof where), "t.yaml:2:8");
@@ -485,33 +448,24 @@ static void values_are_typed(void **state)
 {
     (void)state;
     apus_error err = {0};
-    apus_node *n =
-        validate("model: m\nepochs: 1e2\nlearning_rate: 1\nany_number: -.inf\nloss_type: ipo\nmemory: 1.5 kB\n"
-                 "target_modules: q_proj\nbetas: [0, 1]\ncolumns: {prompt: q}\nshuffle: false\n"
-                 "tuner: {type: lora, r: 8}\nmax_steps: null\nextra: {x: [1]}\nseed: 3\n",
-                 &err);
+    apus_node *n = validate("model: m\nepochs: 1e2\nlearning_rate: 1\nany_number: -.inf\nloss_type: ipo\nmemory: 1.5 kB\n"
+                            "target_modules: q_proj\nbetas: [0, 1]\ncolumns: {prompt: q}\nshuffle: false\n"
+                            "tuner: {type: lora, r: 8}\nmax_steps: null\nextra: {x: [1]}\nseed: 3\n",
+                            &err);
     if (n == NULL)
         fail_msg("%s", err.message);
-    assert_json(
-        n,
-        "{\"model\": \"m\", \"epochs\": 100, \"learning_rate\": 1.0, \"any_number\": -Infinity, \"loss_type\": "
-        "\"ipo\", "
-        "\"memory\": 1500, \"target_modules\": [\"q_proj\"], \"betas\": [0.0, 1.0], \"columns\": {\"prompt\": \"q\"}, "
-        "\"shuffle\": false, \"tuner\": {\"type\": \"lora\", \"r\": 8}, \"max_steps\": null, \"extra\": {\"x\": [1]}, "
-        "\"seed\": 3}");
+    assert_json(n, "{\"model\": \"m\", \"epochs\": 100, \"learning_rate\": 1.0, \"any_number\": -Infinity, \"loss_type\": "
+                   "\"ipo\", "
+                   "\"memory\": 1500, \"target_modules\": [\"q_proj\"], \"betas\": [0.0, 1.0], \"columns\": {\"prompt\": \"q\"}, "
+                   "\"shuffle\": false, \"tuner\": {\"type\": \"lora\", \"r\": 8}, \"max_steps\": null, \"extra\": {\"x\": [1]}, "
+                   "\"seed\": 3}");
     assert_int_equal(api->kind(api->get(n, "epochs")), APUS_NODE_INT);
     assert_int_equal(api->kind(api->get(n, "learning_rate")), APUS_NODE_FLOAT);
     api->release(n);
     static const struct {
         const char *text;
         int64_t bytes;
-    } sizes[] = {{"7", 7},
-                 {"1e3", 1000},
-                 {"500MB", 500000000},
-                 {"2GiB", (int64_t)2 << 30},
-                 {"0.5KiB", 512},
-                 {"1 tib", (int64_t)1 << 40},
-                 {"3B", 3}};
+    } sizes[] = {{"7", 7}, {"1e3", 1000}, {"500MB", 500000000}, {"2GiB", (int64_t)2 << 30}, {"0.5KiB", 512}, {"1 tib", (int64_t)1 << 40}, {"3B", 3}};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         char text[64];
         (void)snprintf(text, sizeof text, "{model: m, memory: %s}", sizes[i].text);
@@ -552,40 +506,27 @@ static void wrong_values_give_one_line(void **state)
         const char *text, *message, *hint;
     } cases[] = {
         {"epochs: 2\n", "t.yaml:1:1: stage train needs 'model': expected a path", "model: What is trained."},
-        {"model: m\nnum_train_epochs: 3\n", "t.yaml:2:1: unknown key 'num_train_epochs' in stage train: use 'epochs'",
-         ""},
-        {"model: m\nnum_train_epoch: 3\n",
-         "t.yaml:2:1: unknown key 'num_train_epoch' in stage train: did you mean 'epochs'?", ""},
-        {"model: m\nlearning-rate:\n  - 3\n",
-         "t.yaml:2:1: unknown key 'learning-rate' in stage train: did you mean 'learning_rate'?", ""},
+        {"model: m\nnum_train_epochs: 3\n", "t.yaml:2:1: unknown key 'num_train_epochs' in stage train: use 'epochs'", ""},
+        {"model: m\nnum_train_epoch: 3\n", "t.yaml:2:1: unknown key 'num_train_epoch' in stage train: did you mean 'epochs'?", ""},
+        {"model: m\nlearning-rate:\n  - 3\n", "t.yaml:2:1: unknown key 'learning-rate' in stage train: did you mean 'learning_rate'?", ""},
         {"model: m\nfrobnicate: 3\n", "t.yaml:2:1: unknown key 'frobnicate' in stage train",
          "its keys are: model, epochs, learning_rate, any_number, loss_type, memory, target_modules, betas, columns, "
          "shuffle, "
          "tuner, max_steps, extra, seed"},
-        {"model: m\nepochs: three\n",
-         "t.yaml:2:9: 'epochs' of stage train: expected a whole number from 1 to 1000, found the string 'three'", ""},
-        {"model: m\nepochs: '3'\n",
-         "t.yaml:2:9: 'epochs' of stage train: expected a whole number from 1 to 1000, found the string '3'",
+        {"model: m\nepochs: three\n", "t.yaml:2:9: 'epochs' of stage train: expected a whole number from 1 to 1000, found the string 'three'", ""},
+        {"model: m\nepochs: '3'\n", "t.yaml:2:9: 'epochs' of stage train: expected a whole number from 1 to 1000, found the string '3'",
          "write 3 without quotes"},
         {"model: m\nepochs: 1_000\n", NULL, "write 1000"},
-        {"model: m\nepochs: 0\n",
-         "t.yaml:2:9: 'epochs' of stage train: expected a whole number from 1 to 1000, found 0", ""},
-        {"model: m\nepochs: 1.5\n",
-         "t.yaml:2:9: 'epochs' of stage train: expected a whole number from 1 to 1000, found 1.5", ""},
-        {"model: m\nepochs:\n",
-         "t.yaml:2:8: 'epochs' of stage train: expected a whole number from 1 to 1000, found nothing (null)", ""},
-        {"model: m\nlearning_rate: -1\n",
-         "t.yaml:2:16: 'learning_rate' of stage train: expected a number of at least 0, found -1", ""},
-        {"model: m\nlearning_rate: .nan\n",
-         "t.yaml:2:16: 'learning_rate' of stage train: expected a number of at least 0, found NaN", ""},
+        {"model: m\nepochs: 0\n", "t.yaml:2:9: 'epochs' of stage train: expected a whole number from 1 to 1000, found 0", ""},
+        {"model: m\nepochs: 1.5\n", "t.yaml:2:9: 'epochs' of stage train: expected a whole number from 1 to 1000, found 1.5", ""},
+        {"model: m\nepochs:\n", "t.yaml:2:8: 'epochs' of stage train: expected a whole number from 1 to 1000, found nothing (null)", ""},
+        {"model: m\nlearning_rate: -1\n", "t.yaml:2:16: 'learning_rate' of stage train: expected a number of at least 0, found -1", ""},
+        {"model: m\nlearning_rate: .nan\n", "t.yaml:2:16: 'learning_rate' of stage train: expected a number of at least 0, found NaN", ""},
         {"model: m\nany_number: .nan\n", "t.yaml:2:13: 'any_number' of stage train: expected a number, found NaN", ""},
-        {"model: m\nloss_type: sigmod\n",
-         "t.yaml:2:12: 'loss_type' of stage train: expected one of sigmoid, ipo, hinge, found the string 'sigmod'",
+        {"model: m\nloss_type: sigmod\n", "t.yaml:2:12: 'loss_type' of stage train: expected one of sigmoid, ipo, hinge, found the string 'sigmod'",
          "did you mean 'sigmoid'?"},
-        {"model: m\nloss_type: [ipo]\n",
-         "t.yaml:2:12: 'loss_type' of stage train: expected one of sigmoid, ipo, hinge, found a list", ""},
-        {"model: 3\n", "t.yaml:1:8: 'model' of stage train: expected a path, found 3",
-         "put it in quotes to make it a string"},
+        {"model: m\nloss_type: [ipo]\n", "t.yaml:2:12: 'loss_type' of stage train: expected one of sigmoid, ipo, hinge, found a list", ""},
+        {"model: 3\n", "t.yaml:1:8: 'model' of stage train: expected a path, found 3", "put it in quotes to make it a string"},
         {"model: ''\n", "t.yaml:1:8: 'model' of stage train: expected a path, found the string ''", ""},
         {"model: \"a\\0b\"\n", "t.yaml:1:8: 'model' of stage train: expected a path, found the string 'a\\x00b'", ""},
         {"model: m\nmemory: 2 gigs\n",
@@ -594,23 +535,15 @@ static void wrong_values_give_one_line(void **state)
          "units are B, kB, MB, GB, TB (1000) and KiB, MiB, GiB, TiB (1024)"},
         {"model: m\nmemory: 99999999TiB\n", NULL, NULL},
         {"model: m\nmemory: -1\n", NULL, NULL},
-        {"model: m\nshuffle: yes\n",
-         "t.yaml:2:10: 'shuffle' of stage train: expected true or false, found the string 'yes'", "write true"},
-        {"model: m\nshuffle: 0\n", "t.yaml:2:10: 'shuffle' of stage train: expected true or false, found 0",
-         "write false"},
-        {"model: m\nbetas: [0.9, 2]\n",
-         "t.yaml:2:14: 'betas[1]' of stage train: expected a number from 0 to 1, found 2", ""},
+        {"model: m\nshuffle: yes\n", "t.yaml:2:10: 'shuffle' of stage train: expected true or false, found the string 'yes'", "write true"},
+        {"model: m\nshuffle: 0\n", "t.yaml:2:10: 'shuffle' of stage train: expected true or false, found 0", "write false"},
+        {"model: m\nbetas: [0.9, 2]\n", "t.yaml:2:14: 'betas[1]' of stage train: expected a number from 0 to 1, found 2", ""},
         {"model: m\nbetas: null\n", "t.yaml:2:8: 'betas' of stage train: expected a list, found nothing (null)", ""},
-        {"model: m\ntarget_modules: {a: b}\n",
-         "t.yaml:2:17: 'target_modules' of stage train: expected a string, found a mapping", ""},
-        {"model: m\ncolumns: {prompt: [a]}\n",
-         "t.yaml:2:19: 'columns.prompt' of stage train: expected a string, found a list", ""},
-        {"model: m\ncolumns: a\n", "t.yaml:2:10: 'columns' of stage train: expected a mapping, found the string 'a'",
-         ""},
-        {"model: m\ntuner: 3\n",
-         "t.yaml:2:8: 'tuner' of stage train: expected a name, or a mapping with 'type:', found 3", ""},
-        {"model: m\ntuner: {type: 3}\n",
-         "t.yaml:2:15: 'type' in 'tuner' of stage train: expected the name of a tuner, found 3", ""},
+        {"model: m\ntarget_modules: {a: b}\n", "t.yaml:2:17: 'target_modules' of stage train: expected a string, found a mapping", ""},
+        {"model: m\ncolumns: {prompt: [a]}\n", "t.yaml:2:19: 'columns.prompt' of stage train: expected a string, found a list", ""},
+        {"model: m\ncolumns: a\n", "t.yaml:2:10: 'columns' of stage train: expected a mapping, found the string 'a'", ""},
+        {"model: m\ntuner: 3\n", "t.yaml:2:8: 'tuner' of stage train: expected a name, or a mapping with 'type:', found 3", ""},
+        {"model: m\ntuner: {type: 3}\n", "t.yaml:2:15: 'type' in 'tuner' of stage train: expected the name of a tuner, found 3", ""},
         {"model: \"a\\nb\"\nepochs: \"x\\ny\"\n",
          "t.yaml:2:9: 'epochs' of stage train: expected a whole number from 1 to 1000, found the string 'x\\ny'", ""},
         {"- a\n", "t.yaml:1:1: stage train: expected a mapping (key: value), found a list", ""},
@@ -648,23 +581,18 @@ static void schema_says_what_validation_does(void **state)
     assert_json(api->get(s, "additionalProperties"), "false");
     const apus_node *p = api->get(s, "properties");
     assert_int_equal(api->length(p), N_PARAMS);
-    assert_json(api->get(p, "epochs"),
-                "{\"anyOf\": [{\"type\": \"integer\", \"minimum\": 1, \"maximum\": 1000}, {\"type\": "
-                "\"string\", \"pattern\": \"\\\\$\\\\{\"}], \"default\": 1}");
-    assert_json(api->get(p, "learning_rate"),
-                "{\"anyOf\": [{\"type\": \"number\", \"minimum\": 0}, {\"type\": \"string\", "
-                "\"pattern\": \"\\\\$\\\\{\"}], \"default\": 5e-05}");
-    assert_json(api->get(p, "loss_type"),
-                "{\"anyOf\": [{\"enum\": [\"sigmoid\", \"ipo\", \"hinge\"]}, {\"type\": \"string\", "
-                "\"pattern\": \"\\\\$\\\\{\"}], \"default\": \"sigmoid\"}");
-    assert_json(api->get(p, "model"),
-                "{\"type\": \"string\", \"minLength\": 1, \"description\": \"What is trained.\"}");
+    assert_json(api->get(p, "epochs"), "{\"anyOf\": [{\"type\": \"integer\", \"minimum\": 1, \"maximum\": 1000}, {\"type\": "
+                                       "\"string\", \"pattern\": \"\\\\$\\\\{\"}], \"default\": 1}");
+    assert_json(api->get(p, "learning_rate"), "{\"anyOf\": [{\"type\": \"number\", \"minimum\": 0}, {\"type\": \"string\", "
+                                              "\"pattern\": \"\\\\$\\\\{\"}], \"default\": 5e-05}");
+    assert_json(api->get(p, "loss_type"), "{\"anyOf\": [{\"enum\": [\"sigmoid\", \"ipo\", \"hinge\"]}, {\"type\": \"string\", "
+                                          "\"pattern\": \"\\\\$\\\\{\"}], \"default\": \"sigmoid\"}");
+    assert_json(api->get(p, "model"), "{\"type\": \"string\", \"minLength\": 1, \"description\": \"What is trained.\"}");
     assert_json(api->get(p, "extra"), "{}");
     assert_json(api->get(api->get(p, "tuner"), "x-apus-kind"), "\"tuner\"");
     assert_json(api->get(api->get(p, "memory"), "description"), "\"Unit: bytes.\"");
-    assert_json(api->get(p, "max_steps"),
-                "{\"anyOf\": [{\"anyOf\": [{\"type\": \"integer\"}, {\"type\": \"string\", \"pattern\": "
-                "\"\\\\$\\\\{\"}]}, {\"type\": \"null\"}]}");
+    assert_json(api->get(p, "max_steps"), "{\"anyOf\": [{\"anyOf\": [{\"type\": \"integer\"}, {\"type\": \"string\", \"pattern\": "
+                                          "\"\\\\$\\\\{\"}]}, {\"type\": \"null\"}]}");
     api->release(s);
 }
 

@@ -36,8 +36,8 @@ static void reading_never_fails(void **state)
     (void)state;
     char where[64];
     size_t length = 7;
-    apus_node *s = api->make_string("x", 1), *f = api->make_float(3.0), *g = api->make_float(3.5),
-              *h = api->make_float(1e30), *i = api->make_int(-4), *b = api->make_bool(2);
+    apus_node *s = api->make_string("x", 1), *f = api->make_float(3.0), *g = api->make_float(3.5), *h = api->make_float(1e30), *i = api->make_int(-4),
+              *b = api->make_bool(2);
     assert_int_equal(api->kind(NULL), APUS_NODE_NULL);
     assert_int_equal(api->as_int(NULL, 5), 5);
     assert_int_equal(api->as_bool(s, 9), 9);
@@ -186,9 +186,8 @@ static void json_reads_values(void **state)
 {
     (void)state;
     size_t length = 0;
-    apus_node *n =
-        parse("\xEF\xBB\xBF [\"\\u0000\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e9\\ud83d\\ude00\", -0, 9223372036854775807, "
-              "-9223372036854775808, 9223372036854775808, 1e2, -Infinity, NaN, true, null, {}, []]");
+    apus_node *n = parse("\xEF\xBB\xBF [\"\\u0000\\\"\\\\\\/\\b\\f\\n\\r\\t\\u00e9\\ud83d\\ude00\", -0, 9223372036854775807, "
+                         "-9223372036854775808, 9223372036854775808, 1e2, -Infinity, NaN, true, null, {}, []]");
     const char *s = api->as_string(api->at(n, 0), &length);
     assert_int_equal(length, 15);
     assert_memory_equal(s, "\0\"\\/\b\f\n\r\t\xC3\xA9\xF0\x9F\x98\x80", 16);
@@ -283,15 +282,12 @@ static void rows_count_from_their_line(void **state)
 static void json_writes_as_python(void **state)
 {
     (void)state;
-    apus_node *n = parse(
-        "{\"a\": [1, 2.5, \"q\\\"\\\\\\n\\u0001\\u007f\xC3\xA9\xF0\x9F\x98\x80\"], \"b\": {}, \"c\": [], \"d\": true, "
-        "\"e\": null, \"f\": [NaN, -Infinity]}");
-    assert_json(
-        n, 0,
-        "{\"a\": [1, 2.5, \"q\\\"\\\\\\n\\u0001\x7f\xC3\xA9\xF0\x9F\x98\x80\"], \"b\": {}, \"c\": [], \"d\": true, "
-        "\"e\": null, \"f\": [NaN, -Infinity]}");
-    assert_json(api->get(n, "a"), APUS_JSON_ASCII | APUS_JSON_INDENT,
-                "[\n  1,\n  2.5,\n  \"q\\\"\\\\\\n\\u0001\x7f\\u00e9\\ud83d\\ude00\"\n]");
+    apus_node *n = parse("{\"a\": [1, 2.5, \"q\\\"\\\\\\n\\u0001\\u007f\xC3\xA9\xF0\x9F\x98\x80\"], \"b\": {}, \"c\": [], \"d\": true, "
+                         "\"e\": null, \"f\": [NaN, -Infinity]}");
+    assert_json(n, 0,
+                "{\"a\": [1, 2.5, \"q\\\"\\\\\\n\\u0001\x7f\xC3\xA9\xF0\x9F\x98\x80\"], \"b\": {}, \"c\": [], \"d\": true, "
+                "\"e\": null, \"f\": [NaN, -Infinity]}");
+    assert_json(api->get(n, "a"), APUS_JSON_ASCII | APUS_JSON_INDENT, "[\n  1,\n  2.5,\n  \"q\\\"\\\\\\n\\u0001\x7f\\u00e9\\ud83d\\ude00\"\n]");
     api->release(n);
     apus_node *bad = api->make_string("a\xff\xc3z\xed\xa0\x80", 7); /* no UTF-8 */
     assert_json(bad, APUS_JSON_ASCII, "\"a\\ufffd\\ufffdz\\ufffd\\ufffd\\ufffd\"");
@@ -375,8 +371,7 @@ static void text_for_messages_stays_on_one_line(void **state)
 {
     (void)state;
     char small[10], big[64];
-    assert_string_equal(apus_show(big, sizeof big, "a\n\t\x01\x7f\xff\xC3\xA9", (size_t)-1),
-                        "a\\n\\t\\x01\\x7f\\xff\xC3\xA9");
+    assert_string_equal(apus_show(big, sizeof big, "a\n\t\x01\x7f\xff\xC3\xA9", (size_t)-1), "a\\n\\t\\x01\\x7f\\xff\xC3\xA9");
     assert_string_equal(apus_show(small, sizeof small, "123456789", 9), "123456789");
     assert_string_equal(apus_show(small, sizeof small, "1234567890", 10), "123456...");
     assert_string_equal(apus_show(small, sizeof small, "12345\xC3\xA9\xC3\xA9\xC3\xA9", 11), "12345...");
