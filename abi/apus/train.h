@@ -71,11 +71,13 @@ typedef struct apus_tuner_ops {
     /* Its own parameters, after bind: named "<module>.lora_A.weight"…; trained always. Strings: owner: tuner. */
     size_t (*parameters)(void *tuner);
     apus_status (*parameter)(void *tuner, size_t i, apus_weight_spec *spec);
-    /* Wrap y = W x (+b). Own matrices through graph->weight. dropout 0: leave dropout out. Returns y or the new tensor. */
+    /* Wrap y = W x (+b). Own matrices through graph->weight. dropout 0: leave dropout out. Returns y or the new tensor. NULL:
+     * matrices stay as they are. */
     apus_tensor (*linear)(void *tuner, apus_graph *g, apus_tensor x, const apus_weight_spec *weight, apus_tensor y, int dropout);
     /* NULL: embeddings stay as they are. */
     apus_tensor (*embedding)(void *tuner, apus_graph *g, apus_tensor ids, const apus_weight_spec *weight, apus_tensor y, int dropout);
-    /* Add to w (rows row … row+rows of the weight, float32 [rows, dims[1]]) what this tuner adds. 1 if it changed anything. */
+    /* Add to w (rows row … row+rows of the weight, float32 [rows, dims[1]]) what this tuner adds. 1 if it changed anything.
+     * NULL: it adds nothing. */
     int (*merge)(void *tuner, const apus_weight_spec *weight, int64_t row, int64_t rows, float *w, apus_tuner_values values, void *context);
     /* adapter_config.json as PEFT writes it (base model name added by the host); NULL: nothing but the weights themselves
      * (full). owner: caller. */

@@ -123,7 +123,8 @@ static void *take_array(const char *what, const void *theirs, size_t n, size_t l
 
 static int is_item_type(apus_param_type t)
 {
-    return (t >= APUS_PARAM_BOOL && t <= APUS_PARAM_BYTES) || t == APUS_PARAM_COMPONENT || t == APUS_PARAM_NODE;
+    return (t >= APUS_PARAM_BOOL && t <= APUS_PARAM_BYTES) ||
+           (t >= APUS_PARAM_COMPONENT && t <= APUS_PARAM_DATASET && t != APUS_PARAM_MAP);
 }
 
 /* The default must be a value that a user could have written. */
@@ -175,7 +176,7 @@ static apus_status check_param(const char *component, const apus_param *all, siz
     if (strcmp(p->name, "type") == 0) {
         return apus_fail(err, APUS_E_INVALID, "%s: this name is taken: it selects the component", what);
     }
-    if (p->type < APUS_PARAM_BOOL || p->type > APUS_PARAM_MAP) {
+    if (p->type < APUS_PARAM_BOOL || p->type > APUS_PARAM_DATASET) {
         return apus_fail(err, APUS_E_INVALID, "%s: type %d is unknown", what, (int)p->type);
     }
     if (listy && !is_item_type(p->item)) {

@@ -14,33 +14,30 @@
 #include <string.h>
 
 #define COUNT(a) (sizeof(a) / sizeof(a)[0])
-#define NEED(type, field)                                                                                              \
-    {                                                                                                                  \
-#field, offsetof(type, field)                                                                                  \
+#define NEED(type, field)                                                                                                                            \
+    {                                                                                                                                                \
+#field, offsetof(type, field)                                                                                                                \
     }
-#define KIND(name, type, r)                                                                                            \
-    {                                                                                                                  \
-        name, sizeof(type), r, COUNT(r), NULL                                                                          \
+#define KIND(name, type, r)                                                                                                                          \
+    {                                                                                                                                                \
+        name, sizeof(type), r, COUNT(r), NULL                                                                                                        \
     }
 
 static const apus_required backend[] = {
-    NEED(apus_backend_ops, open),     NEED(apus_backend_ops, close),    NEED(apus_backend_ops, real),
-    NEED(apus_backend_ops, alloc),    NEED(apus_backend_ops, free),     NEED(apus_backend_ops, host_memory),
-    NEED(apus_backend_ops, upload),   NEED(apus_backend_ops, download), NEED(apus_backend_ops, finish),
-    NEED(apus_backend_ops, describe),
+    NEED(apus_backend_ops, open),   NEED(apus_backend_ops, close),       NEED(apus_backend_ops, real),   NEED(apus_backend_ops, alloc),
+    NEED(apus_backend_ops, free),   NEED(apus_backend_ops, host_memory), NEED(apus_backend_ops, upload), NEED(apus_backend_ops, download),
+    NEED(apus_backend_ops, finish), NEED(apus_backend_ops, describe),
 };
 static const apus_required kernels[] = {NEED(apus_kernels_ops, backend), NEED(apus_kernels_ops, kernels)};
 static const apus_required kernel[] = {NEED(apus_kernel, op), NEED(apus_kernel, run)};
 static const apus_required ops[] = {NEED(apus_ops_ops, ops)};
 static const apus_required op[] = {NEED(apus_op, name), NEED(apus_op, doc), NEED(apus_op, shapes)};
 static const apus_required arch[] = {
-    NEED(apus_arch_ops, claims), NEED(apus_arch_ops, open),  NEED(apus_arch_ops, close),
-    NEED(apus_arch_ops, facts),  NEED(apus_arch_ops, build),
+    NEED(apus_arch_ops, claims), NEED(apus_arch_ops, open), NEED(apus_arch_ops, close), NEED(apus_arch_ops, facts), NEED(apus_arch_ops, build),
 };
 static const apus_required format[] = {
-    NEED(apus_format_ops, claims), NEED(apus_format_ops, open),   NEED(apus_format_ops, close),
-    NEED(apus_format_ops, card),   NEED(apus_format_ops, count),  NEED(apus_format_ops, tensor),
-    NEED(apus_format_ops, find),   NEED(apus_format_ops, unused),
+    NEED(apus_format_ops, claims), NEED(apus_format_ops, open),   NEED(apus_format_ops, close), NEED(apus_format_ops, card),
+    NEED(apus_format_ops, count),  NEED(apus_format_ops, tensor), NEED(apus_format_ops, find),  NEED(apus_format_ops, unused),
 };
 static const apus_required tokenizer[] = {
     NEED(apus_tokenizer_ops, claims), NEED(apus_tokenizer_ops, open),   NEED(apus_tokenizer_ops, close),
@@ -62,11 +59,10 @@ static const apus_required loss[] = {
 static const apus_required tuner[] = {
     NEED(apus_tuner_ops, open),   NEED(apus_tuner_ops, close),      NEED(apus_tuner_ops, bind),
     NEED(apus_tuner_ops, trains), NEED(apus_tuner_ops, parameters), NEED(apus_tuner_ops, parameter),
-    NEED(apus_tuner_ops, linear), NEED(apus_tuner_ops, merge),
 };
 static const apus_required optimizer[] = {
-    NEED(apus_optimizer_ops, open),   NEED(apus_optimizer_ops, close),         NEED(apus_optimizer_ops, flags),
-    NEED(apus_optimizer_ops, states), NEED(apus_optimizer_ops, learning_rate), NEED(apus_optimizer_ops, build),
+    NEED(apus_optimizer_ops, open),       NEED(apus_optimizer_ops, close),         NEED(apus_optimizer_ops, flags), NEED(apus_optimizer_ops, states),
+    NEED(apus_optimizer_ops, state_name), NEED(apus_optimizer_ops, learning_rate), NEED(apus_optimizer_ops, build),
 };
 static const apus_required sampler[] = {
     NEED(apus_sampler_ops, open),

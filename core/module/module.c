@@ -189,7 +189,7 @@ static apus_status enter(lt_dlhandle handle, const char *path, const char *base,
         if (st != NULL) {
             m->st = *st;
         }
-        status = apus_plugin_check(path, theirs, &m->keep, &m->plugin, err);
+        status = apus_plugin_check(st != NULL ? path : base, theirs, &m->keep, &m->plugin, err);
     }
     if (status == APUS_OK) {
         status = add_module(m, err);
@@ -327,11 +327,13 @@ static apus_status load_dir(const char *dir, int lenient, apus_error *err)
     return status;
 }
 
-static apus_status load_preloaded(apus_error *err)
+static apus_status load_preloaded(int lenient, apus_error *err)
 {
-    if (apus_preloaded == NULL) {
+    static int loaded;
+    if (apus_preloaded == NULL || loaded) {
         return APUS_OK;
     }
+    loaded = 1;
     apus_status status = start_ltdl(err);
     for (const lt_dlsymlist *s = apus_preloaded; status == APUS_OK && s->name != NULL; s++) {
         size_t n = strlen(s->name);
@@ -345,7 +347,7 @@ static apus_status load_preloaded(apus_error *err)
         if (handle == NULL) {
             return apus_fail(err, APUS_E_INTERNAL, "%s: built in, but libltdl does not find it", name);
         }
-        status = enter(handle, "(built in)", name, NULL, err);
+        status = settle(enter(handle, "(built in)", name, NULL, err), lenient, err);
     }
     return status;
 }
@@ -372,7 +374,7 @@ apus_status apus_modules_load(const char *const *dirs, size_t n_dirs, int lenien
 {
     apus_error local;
     err = err != NULL ? err : &local;
-    apus_status status = load_preloaded(err);
+    apus_status status = load_preloaded(lenient, err);
     for (size_t i = 0; status == APUS_OK && i < n_dirs; i++) {
         status = load_dir(dirs[i], lenient, err);
     }

@@ -38,7 +38,7 @@ typedef struct apus_module {
 size_t apus_module_count(void);
 const apus_module *apus_module_at(size_t i);
 
-/* A component, or NULL with the error filled: "no loss named 'dop': did you mean 'dpo'?". */
+/* A component, or NULL with the error filled: "no loss named 'x': did you mean 'y'?". */
 const apus_component *apus_component_find(const char *kind, const char *name, apus_error *err);
 size_t apus_component_count(const char *kind);                       /* kind NULL: all */
 const apus_component *apus_component_at(const char *kind, size_t i); /* in name order */

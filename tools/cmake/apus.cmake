@@ -37,6 +37,7 @@ endfunction()
 # With APUS_STATIC: the table of preloaded plugins that core/module hands to libltdl.
 function(apus_preload target)
   get_property(plugins GLOBAL PROPERTY APUS_PRELOADED)
+  set(PROGRAM "@PROGRAM@") # libltdl's name for the program itself, which must come through file(CONFIGURE)
   set(externs "")
   set(rows "")
   foreach(p ${plugins})

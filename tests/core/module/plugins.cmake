@@ -16,4 +16,7 @@ foreach(case ${module_cases})
   add_dependencies(module_cases case_${case})
 endforeach()
 add_dependencies(core_module_test_module module_cases)
-target_compile_definitions(core_module_test_module PRIVATE APUS_TEST_CASES="${CMAKE_BINARY_DIR}/tests/cases")
+get_property(preloaded GLOBAL PROPERTY APUS_PRELOADED)
+list(LENGTH preloaded n_preloaded)
+target_compile_definitions(core_module_test_module PRIVATE
+  APUS_TEST_CASES="${CMAKE_BINARY_DIR}/tests/cases" APUS_TEST_BUILT_IN=${n_preloaded})

@@ -443,6 +443,13 @@ static void test_folders(void **state)
     setenv("APUS_PLUGIN_PATH", "relative", 1);
     assert_int_equal(apus_modules_load(dirs, 1, 0, &err), APUS_E_INVALID);
     unsetenv("APUS_PLUGIN_PATH");
+
+    /* Plugins linked into this program (APUS_STATIC) came first, by the same checks. */
+    size_t built_in = 0;
+    for (size_t i = 0; i < apus_module_count(); i++) {
+        built_in += strcmp(apus_module_at(i)->path, "(built in)") == 0;
+    }
+    assert_int_equal(built_in, APUS_TEST_BUILT_IN);
 }
 
 int main(void)
