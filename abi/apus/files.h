@@ -60,6 +60,29 @@ static inline void apus_map_close(apus_map *m)
     m->length = 0;
 }
 
+/* Replace control characters, so that a text out of a file stays on its line of a message. Returns s. */
+static inline char *apus_one_line(char *s)
+{
+    for (char *p = s; *p != '\0'; p++)
+        if ((unsigned char)*p < ' ' || *p == 127)
+            *p = '?';
+    return s;
+}
+
+/* As apus_fail, of a message with texts out of a file. */
+static inline APUS_PRINTF(3, 4) apus_status apus_fail_line(apus_error *err, apus_status status, const char *fmt, ...)
+{
+    if (err != NULL) {
+        va_list args;
+        va_start(args, fmt);
+        (void)vsnprintf(err->message, sizeof err->message, fmt, args);
+        va_end(args);
+        apus_one_line(err->message);
+        err->hint[0] = '\0';
+    }
+    return status;
+}
+
 /* "folder/name" into a buffer; 0 when it does not fit. */
 static inline int apus_path_join(char *buffer, size_t capacity, const char *folder, const char *name)
 {

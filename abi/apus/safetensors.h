@@ -79,41 +79,43 @@ static inline apus_status apus_safetensors_entry_(const apus_node_api *node, con
     t->name = name;
     if (node->kind(entry) != APUS_NODE_MAP || node->length(entry) != 3 || dtype == NULL ||
         node->kind(shape) != APUS_NODE_LIST || node->kind(offsets) != APUS_NODE_LIST || node->length(offsets) != 2)
-        return apus_fail(err, APUS_E_INVALID,
-                         "%s: tensor '%.200s': expected {dtype, shape, data_offsets: [begin, end]}", path, name);
+        return apus_fail_line(err, APUS_E_INVALID,
+                              "%s: tensor '%.200s': expected {dtype, shape, data_offsets: [begin, end]}", path, name);
     t->dtype = apus_safetensors_dtype(dtype);
     if (t->dtype == APUS_REAL) {
-        apus_fail(err, APUS_E_UNSUPPORTED, "%s: tensor '%.200s' has element type '%.40s'", path, name, dtype);
+        apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: tensor '%.200s' has element type '%.40s'", path, name, dtype);
         return apus_hint(err, APUS_E_UNSUPPORTED, "readable types are F32, F16, BF16, F64, I64, I32, U8, I8 and BOOL");
     }
     if (node->length(shape) > APUS_MAX_DIMS)
-        return apus_fail(err, APUS_E_UNSUPPORTED, "%s: tensor '%.200s' has %zu dimensions, at most %d are read", path,
-                         name, node->length(shape), APUS_MAX_DIMS);
+        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: tensor '%.200s' has %zu dimensions, at most %d are read",
+                              path, name, node->length(shape), APUS_MAX_DIMS);
     t->ndim = (int32_t)node->length(shape);
     uint64_t bytes = apus_row_bytes(t->dtype, 1);
     for (int32_t k = 0; k < t->ndim; k++) {
         const apus_node *d = node->at(shape, (size_t)k);
         t->dims[k] = node->as_int(d, -1);
         if (node->kind(d) != APUS_NODE_INT || t->dims[k] < 0)
-            return apus_fail(err, APUS_E_INVALID, "%s: tensor '%.200s': shape has an entry that is not a size", path,
-                             name);
+            return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%.200s': shape has an entry that is not a size",
+                                  path, name);
         if (t->dims[k] != 0 && bytes > UINT64_MAX / (uint64_t)t->dims[k])
-            return apus_fail(err, APUS_E_INVALID, "%s: tensor '%.200s': its shape overflows", path, name);
+            return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%.200s': its shape overflows", path, name);
         bytes *= (uint64_t)t->dims[k];
     }
     const int64_t begin = node->as_int(node->at(offsets, 0), -1), end = node->as_int(node->at(offsets, 1), -1);
     if (begin < 0 || end < begin || node->kind(node->at(offsets, 0)) != APUS_NODE_INT ||
         node->kind(node->at(offsets, 1)) != APUS_NODE_INT)
-        return apus_fail(err, APUS_E_INVALID, "%s: tensor '%.200s': data_offsets are not [begin, end]", path, name);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%.200s': data_offsets are not [begin, end]", path,
+                              name);
     if ((uint64_t)end > data_bytes) {
-        apus_fail(err, APUS_E_INVALID, "%s: tensor '%.200s' ends at byte %lld of the data, but only %llu are there",
-                  path, name, (long long)end, (unsigned long long)data_bytes);
+        apus_fail_line(err, APUS_E_INVALID,
+                       "%s: tensor '%.200s' ends at byte %lld of the data, but only %llu are there", path, name,
+                       (long long)end, (unsigned long long)data_bytes);
         return apus_hint(err, APUS_E_INVALID, "the file is cut: fetch or copy it again");
     }
     if ((uint64_t)(end - begin) != bytes)
-        return apus_fail(err, APUS_E_INVALID,
-                         "%s: tensor '%.200s': its shape and type need %llu bytes, data_offsets give %lld", path, name,
-                         (unsigned long long)bytes, (long long)(end - begin));
+        return apus_fail_line(err, APUS_E_INVALID,
+                              "%s: tensor '%.200s': its shape and type need %llu bytes, data_offsets give %lld", path,
+                              name, (unsigned long long)bytes, (long long)(end - begin));
     t->bytes = bytes;
     t->data = data + begin;
     return APUS_OK;
@@ -134,7 +136,7 @@ static inline apus_status apus_safetensors_cover_(const apus_host *host, const c
     const apus_tensor_info **order =
         (const apus_tensor_info **)host->alloc((s->count + 1) * sizeof(const apus_tensor_info *));
     if (order == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", path);
     for (size_t i = 0; i < s->count; i++)
         order[i] = &s->tensors[i];
     qsort(order, s->count, sizeof *order, apus_safetensors_by_place_);
@@ -143,16 +145,17 @@ static inline apus_status apus_safetensors_cover_(const apus_host *host, const c
     for (size_t i = 0; i < s->count && st == APUS_OK; i++) {
         const uint64_t begin = (uint64_t)((const unsigned char *)order[i]->data - data);
         if (begin < place)
-            st = apus_fail(err, APUS_E_INVALID, "%s: tensors '%.200s' and '%.200s' overlap at byte %llu of the data",
-                           path, order[i - (i > 0)]->name, order[i]->name, (unsigned long long)begin);
+            st = apus_fail_line(err, APUS_E_INVALID,
+                                "%s: tensors '%.200s' and '%.200s' overlap at byte %llu of the data", path,
+                                order[i - (i > 0)]->name, order[i]->name, (unsigned long long)begin);
         else if (begin > place)
-            st = apus_fail(err, APUS_E_INVALID, "%s: bytes %llu to %llu of the data belong to no tensor", path,
-                           (unsigned long long)place, (unsigned long long)begin);
+            st = apus_fail_line(err, APUS_E_INVALID, "%s: bytes %llu to %llu of the data belong to no tensor", path,
+                                (unsigned long long)place, (unsigned long long)begin);
         place = begin + order[i]->bytes;
     }
     if (st == APUS_OK && place != data_bytes)
-        st = apus_fail(err, APUS_E_INVALID, "%s: %llu bytes after the last tensor", path,
-                       (unsigned long long)(data_bytes - place));
+        st = apus_fail_line(err, APUS_E_INVALID, "%s: %llu bytes after the last tensor", path,
+                            (unsigned long long)(data_bytes - place));
     host->free((void *)order);
     return st;
 }
@@ -164,23 +167,23 @@ static inline apus_status apus_safetensors_read(const apus_host *host, const cha
     const apus_node_api *node = host->node;
     uint64_t header = 0;
     if (length < 8)
-        return apus_fail(err, APUS_E_INVALID, "%s: %zu bytes are too few for a safetensors file", path, length);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: %zu bytes are too few for a safetensors file", path, length);
     for (int i = 7; i >= 0; i--)
         header = header << 8 | bytes[i];
     if (header > APUS_SAFETENSORS_MAX_HEADER || header > length - 8) {
-        apus_fail(err, APUS_E_INVALID, "%s: its header is said to be %llu bytes long, but %zu follow", path,
-                  (unsigned long long)header, length - 8);
+        apus_fail_line(err, APUS_E_INVALID, "%s: its header is said to be %llu bytes long, but %zu follow", path,
+                       (unsigned long long)header, length - 8);
         return apus_hint(err, APUS_E_INVALID, "the file is cut or is not a safetensors file (a Git LFS pointer?)");
     }
     s->header = node->parse_json((const char *)bytes + 8, (size_t)header, path, err);
     if (s->header == NULL)
         return APUS_E_INVALID;
     if (node->kind(s->header) != APUS_NODE_MAP)
-        return apus_fail(err, APUS_E_INVALID, "%s: its header is not a JSON object", path);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: its header is not a JSON object", path);
     const size_t n = node->length(s->header);
     s->tensors = (apus_tensor_info *)host->alloc((n + 1) * sizeof(apus_tensor_info));
     if (s->tensors == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", path);
     const unsigned char *data = bytes + 8 + header;
     const uint64_t data_bytes = length - 8 - header;
     for (size_t i = 0; i < n; i++) {
@@ -188,7 +191,7 @@ static inline apus_status apus_safetensors_read(const apus_host *host, const cha
         const apus_node *entry = node->at(s->header, i);
         if (strcmp(name, "__metadata__") == 0) {
             if (node->kind(entry) != APUS_NODE_MAP)
-                return apus_fail(err, APUS_E_INVALID, "%s: __metadata__ is not a JSON object", path);
+                return apus_fail_line(err, APUS_E_INVALID, "%s: __metadata__ is not a JSON object", path);
             s->metadata = entry;
             continue;
         }
@@ -259,12 +262,12 @@ static inline apus_status apus_safetensors_put_(const apus_host *host, FILE *f, 
     float *values = (float *)host->alloc(capacity * sizeof(float) + 64);
     float *turned = it->transposed ? (float *)host->alloc(capacity * sizeof(float) + 64) : NULL;
     apus_status st = values == NULL || (it->transposed && turned == NULL)
-                         ? apus_fail(err, APUS_E_MEMORY, "%s: out of memory", it->name)
+                         ? apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", it->name)
                          : APUS_OK;
     for (int64_t row = 0; row < rows && st == APUS_OK; row += chunk) {
         const int64_t n = rows - row < chunk ? rows - row : chunk;
         const size_t elements = (size_t)n * (size_t)columns;
-        st = host->stopping() ? apus_fail(err, APUS_E_STOPPED, "stopped")
+        st = host->stopping() ? apus_fail_line(err, APUS_E_STOPPED, "stopped")
                               : read(context, it->weight, row, n, values, err);
         if (st != APUS_OK)
             break;
@@ -275,7 +278,7 @@ static inline apus_status apus_safetensors_put_(const apus_host *host, FILE *f, 
         apus_encode_plain(it->dtype, turned != NULL ? turned : values, values, elements);
         const size_t bytes = elements * apus_row_bytes(it->dtype, 1);
         if (fwrite(values, 1, bytes, f) != bytes)
-            st = apus_fail(err, APUS_E_IO, "%s: cannot be written: %s", it->name, strerror(errno));
+            st = apus_fail_line(err, APUS_E_IO, "%s: cannot be written: %s", it->name, strerror(errno));
     }
     host->free(turned);
     host->free(values);
@@ -314,11 +317,11 @@ apus_safetensors_write(const apus_host *host, const char *path, const apus_safet
     char *text = st == APUS_OK ? node->write_json(header, 0, &length) : NULL;
     node->release(header);
     if (text == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", path);
     FILE *f = fopen(path, "wb");
     if (f == NULL) {
         host->free(text);
-        return apus_fail(err, APUS_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+        return apus_fail_line(err, APUS_E_IO, "%s: cannot be written: %s", path, strerror(errno));
     }
     const uint64_t padded = ((uint64_t)length + 7) & ~(uint64_t)7; /* the data begins at a multiple of 8 */
     unsigned char size[8];
@@ -328,7 +331,7 @@ apus_safetensors_write(const apus_host *host, const char *path, const apus_safet
     for (uint64_t i = length; i < padded; i++)
         ok = ok && fputc(' ', f) != EOF;
     host->free(text);
-    st = ok ? APUS_OK : apus_fail(err, APUS_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+    st = ok ? APUS_OK : apus_fail_line(err, APUS_E_IO, "%s: cannot be written: %s", path, strerror(errno));
     for (size_t i = 0; i < n && st == APUS_OK; i++)
         st = apus_safetensors_put_(host, f, &items[i], read, context, err);
     return apus_stdio_finish(f, path, st, err);

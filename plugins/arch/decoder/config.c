@@ -15,6 +15,9 @@ apus_status decoder_refuse(const decoder *d, apus_error *err, const apus_node *v
     va_start(args, fmt);
     vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
+    for (char *p = text; *p != '\0'; p++) /* a text out of the file stays on the message's line */
+        if ((unsigned char)*p < ' ')
+            *p = '?';
     d->host->node->where(value, where, sizeof where);
     return apus_fail(err, APUS_E_INVALID, "%s%s%s: %s", where[0] != '\0' ? where : "model configuration", ": ", key,
                      text);

@@ -35,8 +35,8 @@ static apus_status layer_int(const gguf_file *f, const char *key, int64_t fallba
     for (uint64_t i = 0; i < v->count; i++) {
         const double x = gguf_item(v, i);
         if (!(x >= 0 && x <= INT32_MAX) || (i > 0 && x != (double)*out))
-            return apus_fail(err, APUS_E_UNSUPPORTED, "%s: %s.%s differs between layers, which is not read", f->path,
-                             f->architecture, key);
+            return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: %s.%s differs between layers, which is not read",
+                                  f->path, f->architecture, key);
         *out = (int64_t)x;
     }
     return APUS_OK;
@@ -46,7 +46,7 @@ static apus_status need(const gguf_file *f, const char *key, int64_t *out, apus_
 {
     const apus_status st = layer_int(f, key, -1, out, err);
     if (st == APUS_OK && (*out < 0 || *out > INT32_MAX))
-        return apus_fail(err, APUS_E_INVALID, "%s: %s.%s is missing or no size", f->path, f->architecture, key);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: %s.%s is missing or no size", f->path, f->architecture, key);
     return st;
 }
 
@@ -120,7 +120,7 @@ static apus_status decoder_config(gguf_file *f, apus_error *err)
     if (st == APUS_OK)
         st = layer_int(f, "attention.head_count_kv", heads, &groups, err);
     if (st == APUS_OK && heads <= 0)
-        st = apus_fail(err, APUS_E_INVALID, "%s: %s.attention.head_count is 0", f->path, f->architecture);
+        st = apus_fail_line(err, APUS_E_INVALID, "%s: %s.attention.head_count is 0", f->path, f->architecture);
     if (st == APUS_OK)
         st = layer_int(f, "attention.key_length", width / heads, &head_dim, err);
     if (st == APUS_OK)
@@ -128,18 +128,19 @@ static apus_status decoder_config(gguf_file *f, apus_error *err)
     if (st != APUS_OK)
         return st;
     if (value_dim != head_dim)
-        return apus_fail(err, APUS_E_UNSUPPORTED, "%s: keys of width %lld and values of width %lld", f->path,
-                         (long long)head_dim, (long long)value_dim);
+        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: keys of width %lld and values of width %lld", f->path,
+                              (long long)head_dim, (long long)value_dim);
     if (gguf_int(gguf_arch_get(f, "expert_count"), 0) > 0)
-        return apus_fail(err, APUS_E_UNSUPPORTED, "%s: a mixture of experts (%s.expert_count), which is not read",
-                         f->path, f->architecture);
+        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: a mixture of experts (%s.expert_count), which is not read",
+                              f->path, f->architecture);
     const int64_t rotary = gguf_int(gguf_arch_get(f, "rope.dimension_count"), head_dim);
     if (rotary <= 0 || rotary > head_dim || rotary % 2 != 0)
-        return apus_fail(err, APUS_E_INVALID, "%s: %s.rope.dimension_count is %lld of %lld", f->path, f->architecture,
-                         (long long)rotary, (long long)head_dim);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: %s.rope.dimension_count is %lld of %lld", f->path,
+                              f->architecture, (long long)rotary, (long long)head_dim);
     if (rotary != head_dim && strcmp(f->architecture, "llama") == 0)
-        return apus_fail(err, APUS_E_UNSUPPORTED, "%s: llama.rope.dimension_count %lld is less than the head's %lld",
-                         f->path, (long long)rotary, (long long)head_dim);
+        return apus_fail_line(err, APUS_E_UNSUPPORTED,
+                              "%s: llama.rope.dimension_count %lld is less than the head's %lld", f->path,
+                              (long long)rotary, (long long)head_dim);
     const double theta = gguf_float(gguf_arch_get(f, "rope.freq_base"), 10000.0);
     set_int(f, "hidden_size", width);
     set_int(f, "intermediate_size", inner);
@@ -215,7 +216,7 @@ apus_status gguf_make_config(gguf_file *f, apus_error *err)
     node->release(f->config);
     f->config = node->make_map();
     if (f->config == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", f->path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", f->path);
     if (class_name != NULL)
         set_class(f, class_name);
     set_text(f, "model_type", model_type);

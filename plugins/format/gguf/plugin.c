@@ -35,7 +35,7 @@ static apus_status open_file(const apus_host *host, const apus_node *params, con
     (void)params;
     gguf_file *f = host->alloc(sizeof *f);
     if (f == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", path);
     f->host = host;
     const apus_status st = gguf_open(f, path, err);
     if (st != APUS_OK) {
@@ -109,7 +109,7 @@ static apus_status tensor(void *file, uint64_t i, apus_tensor_info *info, apus_e
 {
     const gguf_file *f = file;
     if (i >= f->count)
-        return apus_fail(err, APUS_E_NOT_FOUND, "%s: has %llu tensors", f->path, (unsigned long long)f->count);
+        return apus_fail_line(err, APUS_E_NOT_FOUND, "%s: has %llu tensors", f->path, (unsigned long long)f->count);
     give(info, &f->tensors[i]);
     return APUS_OK;
 }
@@ -132,14 +132,14 @@ static apus_status unpair(gguf_file *f, size_t at, const char *role, apus_tensor
     const int64_t groups = query ? heads : gguf_int(gguf_arch_get(f, "attention.head_count_kv"), heads);
     const int64_t rows = t->dims[0];
     if (groups <= 0 || rows % (2 * groups) != 0)
-        return apus_fail(err, APUS_E_INVALID, "%s: tensor '%s' has %lld rows, which are not %lld heads", f->path,
-                         t->name, (long long)rows, (long long)groups);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%s' has %lld rows, which are not %lld heads", f->path,
+                              t->name, (long long)rows, (long long)groups);
     if (f->turned[at] == NULL) {
         const int64_t d = rows / groups, half = d / 2;
         const size_t bytes = (size_t)(t->bytes / (uint64_t)rows);
         unsigned char *to = f->host->alloc((size_t)t->bytes + 1);
         if (to == NULL)
-            return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", f->path);
+            return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", f->path);
         for (int64_t h = 0; h < groups; h++)
             for (int64_t j = 0; j < half; j++)
                 for (int64_t s = 0; s < 2; s++)
@@ -156,14 +156,14 @@ static apus_status find(void *file, const apus_weight_spec *weight, apus_tensor_
     gguf_file *f = file;
     char name[256];
     if (weight->role == NULL)
-        return apus_fail(err, APUS_E_NOT_FOUND, "%s: '%s' has no name in GGUF", f->path, weight->name);
+        return apus_fail_line(err, APUS_E_NOT_FOUND, "%s: '%s' has no name in GGUF", f->path, weight->name);
     if (weight->layer >= 0)
         snprintf(name, sizeof name, "blk.%d.%s", weight->layer, weight->role);
     else
         snprintf(name, sizeof name, "%s", weight->role);
     const apus_tensor_info *t = gguf_tensor(f, name);
     if (t == NULL)
-        return apus_fail(err, APUS_E_NOT_FOUND, "%s: no tensor '%s' for '%s'", f->path, name, weight->name);
+        return apus_fail_line(err, APUS_E_NOT_FOUND, "%s: no tensor '%s' for '%s'", f->path, name, weight->name);
     const size_t at = (size_t)(t - f->tensors);
     apus_tensor_info found = *t;
     if (gguf_rows_are_paired(f->architecture, weight->role) && t->bytes > 0) {

@@ -18,8 +18,8 @@ static size_t left(const reader *r)
 
 static apus_status cut(const reader *r, const char *what)
 {
-    apus_fail(r->err, APUS_E_INVALID, "%s: offset %zu: the file ends inside %s", r->f->path, (size_t)(r->p - r->begin),
-              what);
+    apus_fail_line(r->err, APUS_E_INVALID, "%s: offset %zu: the file ends inside %s", r->f->path,
+                   (size_t)(r->p - r->begin), what);
     return apus_hint(r->err, APUS_E_INVALID, "the file is cut or damaged: fetch or copy it again");
 }
 
@@ -83,9 +83,9 @@ static apus_status take_value(reader *r, gguf_value *v, const char *key)
         } else {
             const size_t size = scalar_size(v->item);
             if (size == 0)
-                return apus_fail(r->err, APUS_E_INVALID,
-                                 "%s: offset %zu: key '%.200s' is an array of type %u, which is not read", r->f->path,
-                                 (size_t)(r->p - r->begin), key, v->item);
+                return apus_fail_line(r->err, APUS_E_INVALID,
+                                      "%s: offset %zu: key '%.200s' is an array of type %u, which is not read",
+                                      r->f->path, (size_t)(r->p - r->begin), key, v->item);
             if (v->count > left(r) / size)
                 return cut(r, key);
             r->p += v->count * size;
@@ -99,8 +99,8 @@ static apus_status take_value(reader *r, gguf_value *v, const char *key)
     } else {
         const size_t size = scalar_size(v->type);
         if (size == 0)
-            return apus_fail(r->err, APUS_E_INVALID, "%s: offset %zu: key '%.200s' has the unknown type %u", r->f->path,
-                             (size_t)(r->p - r->begin), key, v->type);
+            return apus_fail_line(r->err, APUS_E_INVALID, "%s: offset %zu: key '%.200s' has the unknown type %u",
+                                  r->f->path, (size_t)(r->p - r->begin), key, v->type);
         if (size > left(r))
             return cut(r, key);
         v->data = r->p;
@@ -118,12 +118,12 @@ static apus_status keep_name(reader *r, const char *s, size_t n, const char **ke
     gguf_file *f = r->f;
     gguf_names_block *b = f->strings;
     if (n == 0 || n > NAME_MAX_BYTES || memchr(s, 0, n) != NULL)
-        return apus_fail(r->err, APUS_E_INVALID, "%s: offset %zu: %s: a name of %zu bytes that is no text", f->path,
-                         (size_t)((const unsigned char *)s - r->begin), what, n);
+        return apus_fail_line(r->err, APUS_E_INVALID, "%s: offset %zu: %s: a name of %zu bytes that is no text",
+                              f->path, (size_t)((const unsigned char *)s - r->begin), what, n);
     if (b == NULL || sizeof b->text - b->used < n + 1) {
         b = f->host->alloc(sizeof *b);
         if (b == NULL)
-            return apus_fail(r->err, APUS_E_MEMORY, "%s: out of memory", f->path);
+            return apus_fail_line(r->err, APUS_E_MEMORY, "%s: out of memory", f->path);
         b->next = f->strings;
         f->strings = b;
     }
@@ -151,7 +151,7 @@ static apus_status read_values(reader *r)
         if (st != APUS_OK)
             return st;
         if (!apus_names_add(&f->keys, v->key, n, (uint32_t)i))
-            return apus_fail(r->err, APUS_E_INVALID, "%s: key '%.200s' is there twice", f->path, v->key);
+            return apus_fail_line(r->err, APUS_E_INVALID, "%s: key '%.200s' is there twice", f->path, v->key);
     }
     return APUS_OK;
 }
@@ -189,8 +189,8 @@ static apus_status read_tensor(reader *r, apus_tensor_info *t)
     if (st != APUS_OK)
         return st;
     if (ndim == 0 || ndim > APUS_MAX_DIMS)
-        return apus_fail(r->err, APUS_E_INVALID, "%s: tensor '%.200s' has %u dimensions, 1 to %d are read", f->path,
-                         t->name, ndim, APUS_MAX_DIMS);
+        return apus_fail_line(r->err, APUS_E_INVALID, "%s: tensor '%.200s' has %u dimensions, 1 to %d are read",
+                              f->path, t->name, ndim, APUS_MAX_DIMS);
     t->ndim = (int32_t)ndim;
     for (uint32_t k = 0; k < ndim; k++) { /* the file has the innermost dimension first */
         uint64_t d = 0;
@@ -198,7 +198,7 @@ static apus_status read_tensor(reader *r, apus_tensor_info *t)
         if (st != APUS_OK)
             return st;
         if (d > INT64_MAX || (k > 0 && d != 0 && rows > (uint64_t)INT64_MAX / d))
-            return apus_fail(r->err, APUS_E_INVALID, "%s: tensor '%.200s': its shape overflows", f->path, t->name);
+            return apus_fail_line(r->err, APUS_E_INVALID, "%s: tensor '%.200s': its shape overflows", f->path, t->name);
         t->dims[ndim - 1 - k] = (int64_t)d;
         rows = k > 0 ? rows * d : rows;
     }
@@ -209,8 +209,8 @@ static apus_status read_tensor(reader *r, apus_tensor_info *t)
         return st;
     const int known = type < sizeof ggml_types / sizeof ggml_types[0] && ggml_types[type].name != NULL;
     if (!known || ggml_types[type].dtype == APUS_REAL) {
-        apus_fail(r->err, APUS_E_UNSUPPORTED, "%s: tensor '%.200s' is stored as %s (type %u), which is not read",
-                  f->path, t->name, known ? ggml_types[type].name : "an unknown type", type);
+        apus_fail_line(r->err, APUS_E_UNSUPPORTED, "%s: tensor '%.200s' is stored as %s (type %u), which is not read",
+                       f->path, t->name, known ? ggml_types[type].name : "an unknown type", type);
         return apus_hint(r->err, APUS_E_UNSUPPORTED,
                          "readable: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL");
     }
@@ -218,14 +218,15 @@ static apus_status read_tensor(reader *r, apus_tensor_info *t)
     const int64_t columns = t->dims[ndim - 1];
     const size_t row = apus_row_bytes(t->dtype, columns);
     if (row == 0 && columns != 0)
-        return apus_fail(r->err, APUS_E_INVALID, "%s: tensor '%.200s': rows of %lld elements do not fit blocks of %s",
-                         f->path, t->name, (long long)columns, ggml_types[type].name);
+        return apus_fail_line(r->err, APUS_E_INVALID,
+                              "%s: tensor '%.200s': rows of %lld elements do not fit blocks of %s", f->path, t->name,
+                              (long long)columns, ggml_types[type].name);
     if (rows != 0 && row > UINT64_MAX / rows)
-        return apus_fail(r->err, APUS_E_INVALID, "%s: tensor '%.200s': its shape overflows", f->path, t->name);
+        return apus_fail_line(r->err, APUS_E_INVALID, "%s: tensor '%.200s': its shape overflows", f->path, t->name);
     t->bytes = row * rows;
     t->data = (const void *)(uintptr_t)offset; /* made an address once the data's begin is known */
     if (!apus_names_add(&f->names, t->name, n, (uint32_t)(t - f->tensors)))
-        return apus_fail(r->err, APUS_E_INVALID, "%s: tensor '%.200s' is there twice", f->path, t->name);
+        return apus_fail_line(r->err, APUS_E_INVALID, "%s: tensor '%.200s' is there twice", f->path, t->name);
     return APUS_OK;
 }
 
@@ -243,24 +244,24 @@ static apus_status place_tensors(reader *r)
     gguf_file *f = r->f;
     const int64_t alignment = gguf_int(gguf_get(f, "general.alignment"), 32);
     if (alignment < 1 || alignment > 1 << 20 || (alignment & (alignment - 1)) != 0)
-        return apus_fail(r->err, APUS_E_INVALID, "%s: general.alignment is %lld, expected a power of two", f->path,
-                         (long long)alignment);
+        return apus_fail_line(r->err, APUS_E_INVALID, "%s: general.alignment is %lld, expected a power of two", f->path,
+                              (long long)alignment);
     const size_t begin = ((size_t)(r->p - r->begin) + (size_t)alignment - 1) & ~((size_t)alignment - 1);
     const size_t length = (size_t)(r->end - r->begin), data = begin < length ? length - begin : 0;
     const apus_tensor_info **order = f->host->alloc((f->count + 1) * sizeof *order);
     if (order == NULL)
-        return apus_fail(r->err, APUS_E_MEMORY, "%s: out of memory", f->path);
+        return apus_fail_line(r->err, APUS_E_MEMORY, "%s: out of memory", f->path);
     apus_status st = APUS_OK;
     for (uint64_t i = 0; i < f->count && st == APUS_OK; i++) {
         apus_tensor_info *t = &f->tensors[i];
         const uint64_t offset = (uintptr_t)t->data;
         if (offset % (uint64_t)alignment != 0) {
-            st = apus_fail(r->err, APUS_E_INVALID, "%s: tensor '%.200s' lies at %llu, not a multiple of %lld", f->path,
-                           t->name, (unsigned long long)offset, (long long)alignment);
+            st = apus_fail_line(r->err, APUS_E_INVALID, "%s: tensor '%.200s' lies at %llu, not a multiple of %lld",
+                                f->path, t->name, (unsigned long long)offset, (long long)alignment);
         } else if (offset > data || t->bytes > data - offset) {
-            apus_fail(r->err, APUS_E_INVALID,
-                      "%s: tensor '%.200s' needs bytes %llu to %llu of the data, but only %zu are there", f->path,
-                      t->name, (unsigned long long)offset, (unsigned long long)(offset + t->bytes), data);
+            apus_fail_line(r->err, APUS_E_INVALID,
+                           "%s: tensor '%.200s' needs bytes %llu to %llu of the data, but only %zu are there", f->path,
+                           t->name, (unsigned long long)offset, (unsigned long long)(offset + t->bytes), data);
             st = apus_hint(r->err, APUS_E_INVALID, "the file is cut: fetch or copy it again");
         }
         order[i] = t;
@@ -269,8 +270,8 @@ static apus_status place_tensors(reader *r)
         qsort(order, f->count, sizeof *order, by_place);
     for (uint64_t i = 1; i < f->count && st == APUS_OK; i++)
         if ((uintptr_t)order[i]->data < (uintptr_t)order[i - 1]->data + order[i - 1]->bytes)
-            st = apus_fail(r->err, APUS_E_INVALID, "%s: tensors '%.200s' and '%.200s' overlap", f->path,
-                           order[i - 1]->name, order[i]->name);
+            st = apus_fail_line(r->err, APUS_E_INVALID, "%s: tensors '%.200s' and '%.200s' overlap", f->path,
+                                order[i - 1]->name, order[i]->name);
     f->host->free((void *)order);
     for (uint64_t i = 0; i < f->count && st == APUS_OK; i++)
         f->tensors[i].data = r->begin + begin + (uintptr_t)f->tensors[i].data;
@@ -283,13 +284,13 @@ apus_status gguf_read(gguf_file *f, const unsigned char *bytes, size_t length, a
     uint32_t version = 0;
     uint64_t tensors = 0, values = 0;
     if (length < 4 || memcmp(bytes, "GGUF", 4) != 0) {
-        apus_fail(err, APUS_E_INVALID, "%s: does not begin with GGUF", f->path);
+        apus_fail_line(err, APUS_E_INVALID, "%s: does not begin with GGUF", f->path);
         return apus_hint(err, APUS_E_INVALID, "not a GGUF file (a Git LFS pointer, or a page instead of the file?)");
     }
     r.p += 4;
     apus_status st = take_u32(&r, &version, "the header");
     if (st == APUS_OK && version != 2 && version != 3) {
-        apus_fail(err, APUS_E_UNSUPPORTED, "%s: GGUF version %u; 2 and 3 are read", f->path, version);
+        apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: GGUF version %u; 2 and 3 are read", f->path, version);
         return apus_hint(err, APUS_E_UNSUPPORTED,
                          (version & 0xffff) == 0 ? "a big-endian file: gguf-convert-endian turns it"
                                                  : "convert the model again with a current llama.cpp");
@@ -302,8 +303,8 @@ apus_status gguf_read(gguf_file *f, const unsigned char *bytes, size_t length, a
         return st;
     /* a value takes at least 13 bytes, a tensor 33: so counts bound memory before anything is allocated */
     if (values > left(&r) / 13 || tensors > left(&r) / 33 || values >= UINT32_MAX || tensors >= UINT32_MAX)
-        return apus_fail(err, APUS_E_INVALID, "%s: %llu values and %llu tensors do not fit into %zu bytes", f->path,
-                         (unsigned long long)values, (unsigned long long)tensors, length);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: %llu values and %llu tensors do not fit into %zu bytes",
+                              f->path, (unsigned long long)values, (unsigned long long)tensors, length);
     f->n_values = (size_t)values;
     f->count = tensors;
     f->values = f->host->alloc((values + 1) * sizeof *f->values);
@@ -312,7 +313,7 @@ apus_status gguf_read(gguf_file *f, const unsigned char *bytes, size_t length, a
     f->turned = f->host->alloc((tensors + 1) * sizeof *f->turned);
     if (f->values == NULL || f->tensors == NULL || f->used == NULL || f->turned == NULL ||
         !apus_names_open(f->host, &f->keys, values) || !apus_names_open(f->host, &f->names, tensors))
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", f->path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", f->path);
     st = read_values(&r);
     for (uint64_t i = 0; i < tensors && st == APUS_OK; i++)
         st = read_tensor(&r, &f->tensors[i]);
@@ -324,14 +325,14 @@ apus_status gguf_read(gguf_file *f, const unsigned char *bytes, size_t length, a
     size_t n = 0;
     const char *s = gguf_string(architecture, &n);
     if (s == NULL || n > 64)
-        return apus_fail(err, APUS_E_INVALID, "%s: general.architecture is missing", f->path);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: general.architecture is missing", f->path);
     return keep_name(&r, s, n, &f->architecture, "general.architecture");
 }
 
 apus_status gguf_open(gguf_file *f, const char *path, apus_error *err)
 {
     if (strlen(path) >= sizeof f->path)
-        return apus_fail(err, APUS_E_INVALID, "%.200s…: the path is too long", path);
+        return apus_fail_line(err, APUS_E_INVALID, "%.200s…: the path is too long", path);
     memcpy(f->path, path, strlen(path) + 1);
     const apus_status st = apus_map_open(path, &f->map, err);
     return st == APUS_OK ? gguf_read(f, f->map.bytes, f->map.length, err) : st;

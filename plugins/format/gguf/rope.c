@@ -66,8 +66,8 @@ static apus_status read_factors(const gguf_file *f, const char *name, int64_t ro
 {
     *t = gguf_tensor(f, name);
     if (*t != NULL && ((*t)->dtype != APUS_F32 || (*t)->ndim != 1 || (*t)->dims[0] != rotary_dim / 2))
-        return apus_fail(err, APUS_E_INVALID, "%s: tensor '%s' is not F32 [%lld]", f->path, name,
-                         (long long)(rotary_dim / 2));
+        return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%s' is not F32 [%lld]", f->path, name,
+                              (long long)(rotary_dim / 2));
     return APUS_OK;
 }
 
@@ -159,7 +159,8 @@ apus_status gguf_read_rope(gguf_file *f, apus_node *config, int64_t rotary_dim, 
     const double factor = gguf_float(gguf_arch_get(f, "rope.scaling.factor"), old);
     apus_node *s = NULL;
     if (!isfinite(factor) || factor <= 0)
-        return apus_fail(err, APUS_E_INVALID, "%s: %s.rope.scaling.factor is %g", f->path, f->architecture, factor);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: %s.rope.scaling.factor is %g", f->path, f->architecture,
+                              factor);
     if (small != NULL && large != NULL) {
         s = longrope(f, small, large, gguf_float(gguf_arch_get(f, "rope.scaling.attn_factor"), 1.0));
     } else if (freqs != NULL) {
@@ -168,8 +169,8 @@ apus_status gguf_read_rope(gguf_file *f, apus_node *config, int64_t rotary_dim, 
         s = yarn(f, factor);
     } else if (type != NULL && !(n == 4 && memcmp(type, "none", 4) == 0) &&
                !(n == 6 && memcmp(type, "linear", 6) == 0)) {
-        return apus_fail(err, APUS_E_UNSUPPORTED, "%s: %s.rope.scaling.type '%.*s' is not read", f->path,
-                         f->architecture, (int)(n < 40 ? n : 40), type);
+        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: %s.rope.scaling.type '%.*s' is not read", f->path,
+                              f->architecture, (int)(n < 40 ? n : 40), type);
     } else if (factor != 1.0 && !(type != NULL && n == 4)) {
         s = scaling(node, "linear");
         node->set(s, "factor", node->make_float(factor));
@@ -178,5 +179,5 @@ apus_status gguf_read_rope(gguf_file *f, apus_node *config, int64_t rotary_dim, 
         return APUS_OK;
     return node->set(config, "rope_scaling", s) == APUS_OK
                ? APUS_OK
-               : apus_fail(err, APUS_E_MEMORY, "%s: out of memory", f->path);
+               : apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", f->path);
 }

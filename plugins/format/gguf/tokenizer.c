@@ -61,23 +61,23 @@ static apus_status read_vocabulary(gguf_file *f, vocabulary *v, apus_error *err)
         .f = f, .types = gguf_get(f, "tokenizer.ggml.token_type"), .scores = gguf_get(f, "tokenizer.ggml.scores")};
     if (tokens == NULL || tokens->type != GGUF_ARRAY || tokens->item != GGUF_STRING || tokens->count == 0 ||
         tokens->count > GGUF_MAX_TOKENS)
-        return apus_fail(err, APUS_E_INVALID, "%s: tokenizer.ggml.tokens is missing or no list of texts", f->path);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: tokenizer.ggml.tokens is missing or no list of texts", f->path);
     v->n = (size_t)tokens->count;
     if ((v->types != NULL && (!gguf_is_numbers(v->types) || v->types->count < v->n)) ||
         (v->scores != NULL && (!gguf_is_numbers(v->scores) || v->scores->count < v->n)))
-        return apus_fail(err, APUS_E_INVALID, "%s: tokenizer.ggml.token_type or scores is shorter than the vocabulary",
-                         f->path);
+        return apus_fail_line(err, APUS_E_INVALID,
+                              "%s: tokenizer.ggml.token_type or scores is shorter than the vocabulary", f->path);
     v->text = f->host->alloc(v->n * sizeof *v->text);
     v->length = f->host->alloc(v->n * sizeof *v->length);
     if (v->text == NULL || v->length == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", f->path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", f->path);
     const unsigned char *p = tokens->data;
     for (size_t i = 0; i < v->n; i++) {
         size_t n;
         v->text[i] = gguf_next_string(&p, &n);
         v->length[i] = (uint32_t)n;
         if (n > 65535 || !is_text(v->text[i], n))
-            return apus_fail(err, APUS_E_INVALID, "%s: token %zu is not UTF-8", f->path, i);
+            return apus_fail_line(err, APUS_E_INVALID, "%s: token %zu is not UTF-8", f->path, i);
     }
     static const char *const keys[] = {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id",
                                        "tokenizer.ggml.unknown_token_id", "tokenizer.ggml.padding_token_id"};
@@ -101,7 +101,7 @@ static apus_node *make_vocab(const vocabulary *v, apus_error *err)
     apus_node *map = node->make_map();
     char *key = v->f->host->alloc(65536);
     apus_status st =
-        map != NULL && key != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "%s: out of memory", v->f->path);
+        map != NULL && key != NULL ? APUS_OK : apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", v->f->path);
     for (size_t i = 0; i < v->n && st == APUS_OK; i++) {
         memcpy(key, v->text[i], v->length[i]);
         key[v->length[i]] = '\0';
@@ -109,7 +109,7 @@ static apus_node *make_vocab(const vocabulary *v, apus_error *err)
     }
     v->f->host->free(key);
     if (st == APUS_OK && node->length(map) != v->n)
-        st = apus_fail(err, APUS_E_INVALID, "%s: a token is in the vocabulary twice", v->f->path);
+        st = apus_fail_line(err, APUS_E_INVALID, "%s: a token is in the vocabulary twice", v->f->path);
     if (st == APUS_OK)
         return map;
     node->release(map);
@@ -179,7 +179,7 @@ static apus_status derive_merges(const vocabulary *v, merge **out, size_t *count
     merge *list = host->alloc(capacity * sizeof *list);
     if (list == NULL || !apus_names_open(host, &names, v->n)) {
         host->free(list);
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", v->f->path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", v->f->path);
     }
     for (size_t i = 0; i < v->n; i++) {
         const int type = type_of(v, i);
@@ -203,7 +203,7 @@ static apus_status derive_merges(const vocabulary *v, merge **out, size_t *count
             if (n == capacity) {
                 merge *more = host->realloc(list, capacity * sizeof *list, 2 * capacity * sizeof *list);
                 if (more == NULL) {
-                    st = apus_fail(err, APUS_E_MEMORY, "%s: out of memory", v->f->path);
+                    st = apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", v->f->path);
                     break;
                 }
                 list = more;
@@ -241,7 +241,7 @@ static apus_node *merges_of_scores(const vocabulary *v, apus_error *err)
     merge *list = NULL;
     size_t n = 0;
     if (v->scores == NULL) {
-        apus_fail(err, APUS_E_INVALID, "%s: tokenizer.ggml.scores is missing", v->f->path);
+        apus_fail_line(err, APUS_E_INVALID, "%s: tokenizer.ggml.scores is missing", v->f->path);
         return NULL;
     }
     if (derive_merges(v, &list, &n, err) != APUS_OK)
@@ -259,7 +259,7 @@ static apus_node *merges_of_file(const vocabulary *v, apus_error *err)
     const apus_node_api *node = v->f->host->node;
     const gguf_value *m = gguf_get(v->f, "tokenizer.ggml.merges");
     if (m == NULL || m->type != GGUF_ARRAY || m->item != GGUF_STRING) {
-        apus_fail(err, APUS_E_INVALID, "%s: tokenizer.ggml.merges is missing or no list of texts", v->f->path);
+        apus_fail_line(err, APUS_E_INVALID, "%s: tokenizer.ggml.merges is missing or no list of texts", v->f->path);
         return NULL;
     }
     apus_node *out = node->make_list();
@@ -269,8 +269,8 @@ static apus_node *merges_of_file(const vocabulary *v, apus_error *err)
         const char *s = gguf_next_string(&p, &n);
         const char *space = n > 2 ? memchr(s + 1, ' ', n - 2) : NULL;
         if (space == NULL || memchr(space + 1, ' ', (size_t)(s + n - space - 1)) != NULL || !is_text(s, n)) {
-            apus_fail(err, APUS_E_INVALID, "%s: merge %llu is not two pieces with a space between", v->f->path,
-                      (unsigned long long)i);
+            apus_fail_line(err, APUS_E_INVALID, "%s: merge %llu is not two pieces with a space between", v->f->path,
+                           (unsigned long long)i);
             node->release(out);
             return NULL;
         }
@@ -439,7 +439,7 @@ static apus_status make_tokenizer(gguf_file *f, const vocabulary *v, int spm, ap
     node->set(t, "decoder", spm ? metaspace_decoder(node, prefix) : byte_level(node));
     if (node->set(t, "model", model) != APUS_OK) {
         node->release(t);
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", f->path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", f->path);
     }
     f->tokenizer = t;
     f->tokenizer_config = tokenizer_config(v, bos, eos);

@@ -149,7 +149,7 @@ static apus_status measure(maker *m, apus_error *err)
     for (size_t i = 0; i < m->model->n_weights; i++) {
         const apus_weight_spec *w = spec_at(m, i);
         if (w->role == NULL)
-            return apus_fail(err, APUS_E_UNSUPPORTED, "%s: weight '%s' has no name in GGUF", m->path, w->name);
+            return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: weight '%s' has no name in GGUF", m->path, w->name);
         if (w->layer >= m->layers)
             m->layers = w->layer + 1;
         if (strcmp(w->role, "attn_q.weight") == 0)
@@ -166,7 +166,7 @@ static apus_status measure(maker *m, apus_error *err)
     const apus_node *heads = config_get(m, "num_attention_heads");
     m->heads = m->node->as_int(heads != NULL ? heads : config_get(m, "n_head"), 0);
     if (m->heads <= 0 || m->hidden <= 0)
-        return apus_fail(err, APUS_E_INVALID, "%s: the configuration has no num_attention_heads", m->path);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: the configuration has no num_attention_heads", m->path);
     m->head_dim = q_rows > 0 ? q_rows / m->heads : m->hidden / m->heads;
     m->groups = k_rows > 0 && m->head_dim > 0 ? k_rows / m->head_dim : m->heads;
     return APUS_OK;
@@ -229,7 +229,7 @@ static apus_status write_longrope(maker *m, double positions, double original, a
     m->short_factors = factor_list(m, "short_factor");
     m->long_factors = factor_list(m, "long_factor");
     if (m->short_factors == NULL || m->long_factors == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", m->path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", m->path);
     if (attention == 1.0 && memcmp(m->short_factors, m->long_factors, n) == 0) {
         m->freqs = m->short_factors; /* one list for every length */
         m->short_factors = NULL;
@@ -273,11 +273,11 @@ static apus_status write_rope(maker *m, apus_error *err)
     } else if (strcmp(type, "llama3") == 0) {
         m->freqs = m->host->alloc((size_t)m->rotary_dim / 2 * sizeof(float) + 64);
         if (m->freqs == NULL)
-            return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", m->path);
+            return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", m->path);
         gguf_llama3_factors(m->rotary_dim, m->theta, factor, rope_float(m, "low_freq_factor", 1.0),
                             rope_float(m, "high_freq_factor", 4.0), original, m->freqs);
     } else {
-        return apus_fail(err, APUS_E_UNSUPPORTED, "%s: rope type '%s' cannot be written to GGUF", m->path, type);
+        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: rope type '%s' cannot be written to GGUF", m->path, type);
     }
     return APUS_OK;
 }
@@ -309,9 +309,9 @@ static apus_status write_config(maker *m, apus_error *err)
     }
     const apus_node *act = config_get(m, "hidden_act");
     if (act != NULL && node->as_string(act, NULL) != NULL && strcmp(node->as_string(act, NULL), "silu") != 0)
-        return apus_fail(err, APUS_E_UNSUPPORTED,
-                         "%s: hidden_act '%s' cannot be written to GGUF, whose %s always has silu", m->path,
-                         node->as_string(act, NULL), m->architecture);
+        return apus_fail_line(err, APUS_E_UNSUPPORTED,
+                              "%s: hidden_act '%s' cannot be written to GGUF, whose %s always has silu", m->path,
+                              node->as_string(act, NULL), m->architecture);
     key_u32(m, "context_length", node->as_int(config_get(m, "max_position_embeddings"), 2048));
     key_u32(m, "attention.head_count_kv", m->groups);
     key_f32(m, "attention.layer_norm_rms_epsilon", node->as_float(config_get(m, "rms_norm_eps"), 1e-6));
@@ -460,20 +460,21 @@ static apus_status put_tensor(maker *m, FILE *f, size_t i, apus_error *err)
     const size_t row_bytes = w->ndim > 1 ? apus_row_bytes(t, columns) : sizeof(float);
     float *x = m->host->alloc((size_t)chunk * (size_t)columns * sizeof *x + 64);
     unsigned char *out = m->host->alloc((size_t)chunk * row_bytes + 64);
-    apus_status st = x == NULL || out == NULL ? apus_fail(err, APUS_E_MEMORY, "%s: out of memory", m->path) : APUS_OK;
+    apus_status st =
+        x == NULL || out == NULL ? apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", m->path) : APUS_OK;
     for (int64_t row = 0; row < rows && st == APUS_OK; row += chunk) {
         const int64_t n = rows - row < chunk ? rows - row : chunk;
-        st = m->host->stopping() ? apus_fail(err, APUS_E_STOPPED, "stopped")
+        st = m->host->stopping() ? apus_fail_line(err, APUS_E_STOPPED, "stopped")
                                  : m->model->read(m->model->context, i, row, n, x, err);
         for (int64_t r = 0; r < n && st == APUS_OK; r++)
             encode_row(t, x + (paired ? paired_row(r, d) : r) * columns, out + (size_t)r * row_bytes, columns);
         if (st == APUS_OK && fwrite(out, 1, (size_t)n * row_bytes, f) != (size_t)n * row_bytes)
-            st = apus_fail(err, APUS_E_IO, "%s: cannot be written: %s", m->path, strerror(errno));
+            st = apus_fail_line(err, APUS_E_IO, "%s: cannot be written: %s", m->path, strerror(errno));
     }
     m->host->free(x);
     m->host->free(out);
     if (st == APUS_OK && pad(f, (uint64_t)rows * row_bytes) != APUS_OK)
-        st = apus_fail(err, APUS_E_IO, "%s: cannot be written: %s", m->path, strerror(errno));
+        st = apus_fail_line(err, APUS_E_IO, "%s: cannot be written: %s", m->path, strerror(errno));
     return st;
 }
 
@@ -490,7 +491,8 @@ static apus_status put_file(maker *m, FILE *f, size_t tensors, apus_error *err)
     for (size_t i = 0; i < 3; i++)
         if (extra[i] != NULL)
             ok = ok && fwrite(extra[i], 1, bytes, f) == bytes && pad(f, bytes) == APUS_OK;
-    apus_status st = ok ? APUS_OK : apus_fail(err, APUS_E_IO, "%s: cannot be written: %s", m->path, strerror(errno));
+    apus_status st =
+        ok ? APUS_OK : apus_fail_line(err, APUS_E_IO, "%s: cannot be written: %s", m->path, strerror(errno));
     for (size_t i = 0; i < m->model->n_weights && st == APUS_OK; i++)
         st = put_tensor(m, f, i, err);
     return st;
@@ -501,9 +503,9 @@ static apus_status make_file(maker *m, apus_error *err)
     const char *type = m->node->as_string(config_get(m, "model_type"), NULL);
     m->architecture = gguf_architecture_of(type != NULL ? type : "llama");
     if (m->architecture == NULL)
-        return apus_fail(err, APUS_E_UNSUPPORTED,
-                         "%s: model_type '%s' cannot be written to GGUF (llama, mistral, qwen2, qwen3, gpt2)", m->path,
-                         type);
+        return apus_fail_line(err, APUS_E_UNSUPPORTED,
+                              "%s: model_type '%s' cannot be written to GGUF (llama, mistral, qwen2, qwen3, gpt2)",
+                              m->path, type);
     apus_status st = measure(m, err);
     if (st == APUS_OK)
         st = write_config(m, err);
@@ -514,10 +516,10 @@ static apus_status make_file(maker *m, apus_error *err)
     write_templates(m);
     const size_t tensors = list_tensors(m);
     if (m->meta.failed || m->list.failed)
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", m->path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", m->path);
     FILE *f = fopen(m->path, "wb");
     if (f == NULL)
-        return apus_fail(err, APUS_E_IO, "%s: cannot be written: %s", m->path, strerror(errno));
+        return apus_fail_line(err, APUS_E_IO, "%s: cannot be written: %s", m->path, strerror(errno));
     st = apus_stdio_finish(f, m->path, put_file(m, f, tensors, err), err);
     if (st == APUS_OK && m->fell_back > 0)
         warn(m, "%s: %zu tensors have rows that do not fit blocks of 32 and are stored as F16", m->path, m->fell_back);
@@ -533,9 +535,9 @@ apus_status gguf_write(const apus_host *host, const apus_node *params, const cha
     if (wanted.dtype == APUS_REAL)
         wanted.dtype = APUS_F32;
     if (ggml_type(wanted.dtype) == 0 && wanted.dtype != APUS_F32)
-        return apus_fail(err, APUS_E_UNSUPPORTED, "%s: GGUF is written as F32, F16, BF16, Q8_0 or Q4_0", path);
+        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: GGUF is written as F32, F16, BF16, Q8_0 or Q4_0", path);
     if (wanted.n_weights == 0 || wanted.card->config == NULL)
-        return apus_fail(err, APUS_E_INVALID, "%s: there is no model to write", path);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: there is no model to write", path);
     maker m = {.host = host,
                .node = host->node,
                .path = path,

@@ -90,8 +90,8 @@ static apus_status fill(const apus_node_api *node, const apus_node *t, entry *ta
         const int64_t id = node->as_int(node->at(vocab, i), -1);
         const char *s = node->key_at(vocab, i);
         if (id < 0 || (uint64_t)id >= n)
-            return apus_fail(err, APUS_E_INVALID, "token '%.100s' has the id %lld, but the embedding has %zu rows", s,
-                             (long long)id, n);
+            return apus_fail_line(err, APUS_E_INVALID, "token '%.100s' has the id %lld, but the embedding has %zu rows",
+                                  s, (long long)id, n);
         table[id] = (entry){s,
                             spm && is_byte_token(s)                      ? TOKEN_BYTE
                             : unknown != NULL && strcmp(s, unknown) == 0 ? TOKEN_UNKNOWN
@@ -103,9 +103,9 @@ static apus_status fill(const apus_node_api *node, const apus_node *t, entry *ta
         const int64_t id = node->as_int(node->get(a, "id"), -1);
         const char *s = node->as_string(node->get(a, "content"), NULL);
         if (id < 0 || (uint64_t)id >= n || s == NULL)
-            return apus_fail(err, APUS_E_INVALID,
-                             "added token '%.100s' has the id %lld, but the embedding has %zu rows", s ? s : "",
-                             (long long)id, n);
+            return apus_fail_line(err, APUS_E_INVALID,
+                                  "added token '%.100s' has the id %lld, but the embedding has %zu rows", s ? s : "",
+                                  (long long)id, n);
         const int type = unknown != NULL && strcmp(s, unknown) == 0  ? TOKEN_UNKNOWN
                          : node->as_bool(node->get(a, "special"), 0) ? TOKEN_CONTROL
                                                                      : TOKEN_USER;
@@ -161,7 +161,7 @@ static apus_status put_merges(gguf_writer *w, const apus_node_api *node, const a
     gguf_key_array(w, "tokenizer.ggml.merges", GGUF_STRING, node->length(merges));
     for (size_t i = 0; i < node->length(merges); i++) {
         if (!joined(node, node->at(merges, i), text, sizeof text - 1, &space))
-            return apus_fail(err, APUS_E_INVALID, "tokenizer.json: merge %zu is not two pieces", i);
+            return apus_fail_line(err, APUS_E_INVALID, "tokenizer.json: merge %zu is not two pieces", i);
         memcpy(line, text, space);
         line[space] = ' ';
         memcpy(line + space + 1, text + space, strlen(text + space) + 1);
@@ -251,7 +251,7 @@ apus_status gguf_write_tokenizer(gguf_writer *w, const apus_model_card *card, in
     entry *table = w->host->alloc((n + 1) * sizeof *table);
     apus_status st = APUS_OK;
     if (table == NULL || !apus_names_open(w->host, &added, n_added + 1))
-        st = apus_fail(err, APUS_E_MEMORY, "out of memory");
+        st = apus_fail_line(err, APUS_E_MEMORY, "out of memory");
     else
         st = put_tokenizer(w, card, n, spm, pre, table, &added, err);
     apus_names_close(w->host, &added);

@@ -35,23 +35,23 @@ static apus_status open_weights(adapter *a, apus_error *err)
     char path[4096];
     if (!apus_folder_has(a->path, WEIGHTS)) {
         if (apus_folder_has(a->path, "adapter_model.bin")) {
-            apus_fail(err, APUS_E_UNSUPPORTED,
-                      "%s: its weights are in adapter_model.bin, a pickle, which can run code when read", a->path);
+            apus_fail_line(err, APUS_E_UNSUPPORTED,
+                           "%s: its weights are in adapter_model.bin, a pickle, which can run code when read", a->path);
             return apus_hint(
                 err, APUS_E_UNSUPPORTED,
                 "convert it once with PEFT: AutoPeftModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR)");
         }
-        return apus_fail(err, APUS_E_NOT_FOUND, "%s: has %s but no %s", a->path, CONFIG, WEIGHTS);
+        return apus_fail_line(err, APUS_E_NOT_FOUND, "%s: has %s but no %s", a->path, CONFIG, WEIGHTS);
     }
     if (!apus_path_join(path, sizeof path, a->path, WEIGHTS))
-        return apus_fail(err, APUS_E_INVALID, "%s: the path is too long", a->path);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: the path is too long", a->path);
     const apus_status st = apus_safetensors_open(a->host, path, &a->weights, err);
     if (st != APUS_OK)
         return st;
     const size_t n = a->weights.count;
     a->used = a->host->alloc(n + 1);
     if (a->used == NULL || n >= APUS_NAMES_NONE || !apus_names_open(a->host, &a->names, n + 1))
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", a->path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", a->path);
     for (size_t i = 0; i < n; i++)
         apus_names_add(&a->names, a->weights.tensors[i].name, strlen(a->weights.tensors[i].name), (uint32_t)i);
     return APUS_OK;
@@ -62,9 +62,9 @@ static apus_status open_config(adapter *a, apus_error *err)
     const apus_node_api *node = a->host->node;
     apus_status st = apus_json_in(a->host, a->path, CONFIG, &a->config, err);
     if (st == APUS_OK && a->config == NULL)
-        st = apus_fail(err, APUS_E_NOT_FOUND, "%s: has no %s", a->path, CONFIG);
+        st = apus_fail_line(err, APUS_E_NOT_FOUND, "%s: has no %s", a->path, CONFIG);
     if (st == APUS_OK && node->as_string(node->get(a->config, "peft_type"), NULL) == NULL) {
-        apus_fail(err, APUS_E_INVALID, "%s/%s: peft_type is missing", a->path, CONFIG);
+        apus_fail_line(err, APUS_E_INVALID, "%s/%s: peft_type is missing", a->path, CONFIG);
         st = apus_hint(err, APUS_E_INVALID, "an adapter that PEFT saved says \"peft_type\": \"LORA\" there");
     }
     return st;
@@ -90,7 +90,7 @@ static apus_status open_file(const apus_host *host, const apus_node *params, con
     const size_t n = strlen(path);
     adapter *a = host->alloc(sizeof *a + n + 1);
     if (a == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", path);
     memcpy((char *)(a + 1), path, n + 1);
     a->path = (const char *)(a + 1);
     a->host = host;
@@ -130,7 +130,7 @@ static apus_status tensor(void *file, uint64_t i, apus_tensor_info *info, apus_e
 {
     const adapter *a = file;
     if (i >= a->weights.count)
-        return apus_fail(err, APUS_E_NOT_FOUND, "%s: has %zu tensors", a->path, a->weights.count);
+        return apus_fail_line(err, APUS_E_NOT_FOUND, "%s: has %zu tensors", a->path, a->weights.count);
     give(info, &a->weights.tensors[i]);
     return APUS_OK;
 }
@@ -150,7 +150,7 @@ static apus_status find(void *file, const apus_weight_spec *weight, apus_tensor_
         at = apus_names_find(&a->names, name, strlen(name));
     }
     if (at == APUS_NAMES_NONE)
-        return apus_fail(err, APUS_E_NOT_FOUND, "%s: no tensor '" PREFIX "%s'", a->path, weight->name);
+        return apus_fail_line(err, APUS_E_NOT_FOUND, "%s: no tensor '" PREFIX "%s'", a->path, weight->name);
     a->used[at] = 1;
     give(info, &a->weights.tensors[at]);
     return APUS_OK;
@@ -174,7 +174,7 @@ static apus_status make_items(const apus_host *host, const apus_model_export *mo
         bytes += strlen(((const apus_weight_spec *)((const char *)model->weights + i * stride))->name) + sizeof PREFIX;
     char *p = *names = host->alloc(bytes);
     if (p == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "out of memory");
+        return apus_fail_line(err, APUS_E_MEMORY, "out of memory");
     for (size_t i = 0; i < model->n_weights; i++) {
         const apus_weight_spec *w = (const apus_weight_spec *)((const char *)model->weights + i * stride);
         const size_t n = strlen(w->name);
@@ -196,15 +196,15 @@ static apus_status write_folder(const apus_host *host, const apus_node *params, 
     (void)params;
     char file[4096], *names = NULL;
     if (model->n_weights == 0 || host->node->get(model->card->config, "peft_type") == NULL) {
-        apus_fail(err, APUS_E_INVALID, "%s: there is no adapter to write", path);
+        apus_fail_line(err, APUS_E_INVALID, "%s: there is no adapter to write", path);
         return apus_hint(err, APUS_E_INVALID, "the model has none: write it as safetensors or gguf");
     }
     if (mkdir(path, 0777) != 0 && !(errno == EEXIST && apus_is_folder(path)))
-        return apus_fail(err, APUS_E_IO, "%s: cannot be made: %s", path, strerror(errno));
+        return apus_fail_line(err, APUS_E_IO, "%s: cannot be made: %s", path, strerror(errno));
     if (!apus_path_join(file, sizeof file, path, WEIGHTS))
-        return apus_fail(err, APUS_E_INVALID, "%s: the path is too long", path);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: the path is too long", path);
     apus_safetensors_item *items = host->alloc(model->n_weights * sizeof *items);
-    apus_status st = items == NULL ? apus_fail(err, APUS_E_MEMORY, "%s: out of memory", path)
+    apus_status st = items == NULL ? apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", path)
                                    : make_items(host, model, items, &names, err);
     if (st == APUS_OK)
         st = apus_write_json_in(host, path, CONFIG, model->card->config, err);

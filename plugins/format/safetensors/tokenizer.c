@@ -28,7 +28,7 @@ static apus_node *read_merges(const apus_host *host, const char *path, apus_erro
         return NULL;
     apus_node *list = node->make_list();
     const char *p = (const char *)map.bytes, *end = p + map.length;
-    apus_status st = list == NULL ? apus_fail(err, APUS_E_MEMORY, "%s: out of memory", path) : APUS_OK;
+    apus_status st = list == NULL ? apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", path) : APUS_OK;
     for (int line = 1; p < end && st == APUS_OK; line++) {
         const char *eol = memchr(p, '\n', (size_t)(end - p));
         size_t n = (size_t)((eol != NULL ? eol : end) - p);
@@ -38,7 +38,7 @@ static apus_node *read_merges(const apus_host *host, const char *path, apus_erro
         if (n > 0 && !(line == 1 && p[0] == '#')) {
             if (space == NULL || space == p || space == p + n - 1 ||
                 memchr(space + 1, ' ', (size_t)(p + n - space - 1)) != NULL)
-                st = apus_fail(err, APUS_E_INVALID, "%s:%d: expected two pieces with a space between", path, line);
+                st = apus_fail_line(err, APUS_E_INVALID, "%s:%d: expected two pieces with a space between", path, line);
             else
                 st = node->append(list, node->make_string(p, n));
         }
@@ -60,7 +60,7 @@ apus_node *gpt2_tokenizer(const apus_host *host, const char *vocabulary, const c
         return NULL;
     if (node->kind(vocab) != APUS_NODE_MAP) {
         node->release(vocab);
-        apus_fail(err, APUS_E_INVALID, "%s: expected {token: id}", vocabulary);
+        apus_fail_line(err, APUS_E_INVALID, "%s: expected {token: id}", vocabulary);
         return NULL;
     }
     apus_node *list = read_merges(host, merges, err);
@@ -100,7 +100,7 @@ apus_node *gpt2_tokenizer(const apus_host *host, const char *vocabulary, const c
     node->set(t, "post_processor", byte_level(node, 1, 0));
     node->set(t, "decoder", byte_level(node, 1, 1));
     if (node->set(t, "model", model) != APUS_OK) {
-        apus_fail(err, APUS_E_MEMORY, "%s: out of memory", vocabulary);
+        apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", vocabulary);
         node->release(t);
         return NULL;
     }
@@ -111,7 +111,7 @@ static apus_status read_gpt2(folder *f, const char *vocabulary, const char *merg
 {
     char a[4096], b[4096];
     if (!apus_path_join(a, sizeof a, f->path, vocabulary) || !apus_path_join(b, sizeof b, f->path, merges))
-        return apus_fail(err, APUS_E_INVALID, "%s: the path is too long", f->path);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: the path is too long", f->path);
     f->tokenizer = gpt2_tokenizer(f->host, a, b, err);
     if (f->tokenizer == NULL)
         return APUS_E_INVALID;
@@ -132,12 +132,12 @@ static apus_status read_template(folder *f, const char *name, const char *as, ap
     char path[4096];
     apus_map map = {NULL, 0};
     if (!apus_path_join(path, sizeof path, f->path, name))
-        return apus_fail(err, APUS_E_INVALID, "%s: the path is too long", f->path);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: the path is too long", f->path);
     apus_status st = apus_map_open(path, &map, err);
     if (st != APUS_OK)
         return st;
     if (memchr(map.bytes, 0, map.length) != NULL)
-        st = apus_fail(err, APUS_E_INVALID, "%s: not a text", path);
+        st = apus_fail_line(err, APUS_E_INVALID, "%s: not a text", path);
     apus_node *text = st == APUS_OK ? f->host->node->make_string((const char *)map.bytes, map.length) : NULL;
     apus_map_close(&map);
     if (st != APUS_OK)
@@ -146,7 +146,7 @@ static apus_status read_template(folder *f, const char *name, const char *as, ap
         return f->host->node->set(f->templates, as, text);
     f->host->node->release(f->template_owner);
     f->template_owner = text;
-    return text != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "%s: out of memory", path);
+    return text != NULL ? APUS_OK : apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", path);
 }
 
 /* chat_template of tokenizer_config.json: a text, or [{name, template}]. */
@@ -162,8 +162,9 @@ static apus_status read_config_template(folder *f, const apus_node *t, apus_erro
         const apus_node *item = node->at(t, i), *text = node->get(item, "template");
         const char *name = node->as_string(node->get(item, "name"), NULL);
         if (name == NULL || node->kind(text) != APUS_NODE_STRING)
-            return apus_fail(err, APUS_E_INVALID, "%s: chat_template: expected a text or a list of {name, template}",
-                             node->where(item, where, sizeof where));
+            return apus_fail_line(err, APUS_E_INVALID,
+                                  "%s: chat_template: expected a text or a list of {name, template}",
+                                  node->where(item, where, sizeof where));
         if (strcmp(name, "default") == 0 && f->template_owner == NULL)
             f->template_owner = node->copy(text);
         else
@@ -224,7 +225,7 @@ apus_status folder_read_text(folder *f, apus_error *err)
     const apus_node_api *node = f->host->node;
     f->templates = node->make_map();
     if (f->templates == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", f->path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", f->path);
     apus_status st = apus_json_in(f->host, f->path, "tokenizer.json", &f->tokenizer, err);
     if (st == APUS_OK)
         st = apus_json_in(f->host, f->path, "tokenizer_config.json", &f->tokenizer_config, err);
@@ -249,7 +250,7 @@ apus_status folder_read_text(folder *f, apus_error *err)
     size_t length = 0;
     f->chat_template = node->as_string(f->template_owner, &length);
     if (f->chat_template != NULL && strlen(f->chat_template) != length)
-        return apus_fail(err, APUS_E_INVALID, "%s: the chat template holds a NUL character", f->path);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: the chat template holds a NUL character", f->path);
     if (node->length(f->templates) == 0) {
         node->release(f->templates);
         f->templates = NULL;

@@ -47,7 +47,7 @@ static apus_status write_tokenizer(const apus_host *host, const char *path, cons
         return st;
     apus_node *config = card->tokenizer_config != NULL ? node->copy(card->tokenizer_config) : node->make_map();
     if (config == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", path);
+        return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", path);
     if (node->as_string(node->get(config, "tokenizer_class"), NULL) == NULL)
         node->set(config, "tokenizer_class", node->make_string("PreTrainedTokenizerFast", (size_t)-1));
     st = apus_write_json_in(host, path, "tokenizer_config.json", config, err);
@@ -66,7 +66,8 @@ static apus_status write_templates(const apus_host *host, const char *path, cons
         return st;
     char folder[4096], file[4096];
     if (!apus_path_join(folder, sizeof folder, path, "additional_chat_templates") || mkdir(folder, 0777) != 0)
-        return apus_fail(err, APUS_E_IO, "%s: additional_chat_templates cannot be made: %s", path, strerror(errno));
+        return apus_fail_line(err, APUS_E_IO, "%s: additional_chat_templates cannot be made: %s", path,
+                              strerror(errno));
     for (size_t i = 0; i < node->length(card->chat_templates) && st == APUS_OK; i++) {
         const char *name = node->key_at(card->chat_templates, i);
         size_t length = 0;
@@ -74,7 +75,7 @@ static apus_status write_templates(const apus_host *host, const char *path, cons
         if (text == NULL)
             continue;
         if (strchr(name, '/') != NULL || name[0] == '.' || name[0] == '\0' || strlen(name) > 200)
-            return apus_fail(err, APUS_E_INVALID, "chat template '%.200s': its name cannot be a file's", name);
+            return apus_fail_line(err, APUS_E_INVALID, "chat template '%.200s': its name cannot be a file's", name);
         snprintf(file, sizeof file, "%s.jinja", name);
         st = apus_write_in(folder, file, text, length, err);
     }
@@ -116,7 +117,7 @@ static apus_status write_index(const apus_host *host, const char *path, const ap
     if (st == APUS_OK)
         st = apus_write_json_in(host, path, "model.safetensors.index.json", index, err);
     else
-        apus_fail(err, st, "%s: out of memory", path);
+        apus_fail_line(err, st, "%s: out of memory", path);
     node->release(index);
     return st;
 }
@@ -137,7 +138,7 @@ static apus_status write_weights(const apus_host *host, const char *path, const 
         else
             snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", s + 1, shards);
         if (!apus_path_join(file, sizeof file, path, name))
-            return apus_fail(err, APUS_E_INVALID, "%s: the path is too long", path);
+            return apus_fail_line(err, APUS_E_INVALID, "%s: the path is too long", path);
         st = apus_safetensors_write(host, file, items + first, last - first, model->read, model->context, err);
         first = last;
     }
@@ -151,18 +152,19 @@ apus_status folder_write(const apus_host *host, const apus_node *params, const c
     const apus_model_card *card = model->card;
     const apus_dtype dtype = model->dtype == APUS_REAL ? APUS_F32 : model->dtype;
     if (dtype != APUS_F32 && dtype != APUS_F16 && dtype != APUS_BF16) {
-        apus_fail(err, APUS_E_UNSUPPORTED, "%s: safetensors folders are written in float32, float16 or bfloat16", path);
+        apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: safetensors folders are written in float32, float16 or bfloat16",
+                       path);
         return apus_hint(err, APUS_E_UNSUPPORTED, "`dtype: bfloat16`, or `format: gguf` for a quantised file");
     }
     if (mkdir(path, 0777) != 0 && !(errno == EEXIST && apus_is_folder(path)))
-        return apus_fail(err, APUS_E_IO, "%s: cannot be made: %s", path, strerror(errno));
+        return apus_fail_line(err, APUS_E_IO, "%s: cannot be made: %s", path, strerror(errno));
     const size_t n = model->n_weights, stride = n > 0 ? model->weights[0].size : 0;
     apus_safetensors_item *items = host->alloc((n + 1) * sizeof *items);
     size_t *shard = host->alloc((n + 1) * sizeof *shard);
     apus_node *config = card->config != NULL ? make_config(host, card->config, dtype) : NULL;
     apus_status st = APUS_OK;
     if (items == NULL || shard == NULL || (card->config != NULL && config == NULL))
-        st = apus_fail(err, APUS_E_MEMORY, "%s: out of memory", path);
+        st = apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", path);
     for (size_t i = 0; i < n && st == APUS_OK; i++) {
         const apus_weight_spec *w = (const apus_weight_spec *)((const char *)model->weights + i * stride);
         const int turned = (w->flags & APUS_WEIGHT_TRANSPOSED) != 0 && w->ndim == 2;
