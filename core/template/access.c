@@ -18,8 +18,7 @@ static tval unsafe_attribute(tctx *c, tval v, const tstr *name)
     const char *type = apus_tpl_type(v);
     size_t n = name->length + strlen(type) + 64;
     char *message = apus_tpl_alloc(&c->base, n);
-    (void)snprintf(message, n, "access to attribute '%.*s' of '%s' object is unsafe", (int)name->length, name->bytes,
-                   type);
+    (void)snprintf(message, n, "access to attribute '%.*s' of '%s' object is unsafe", (int)name->length, name->bytes, type);
     return apus_tpl_undefined(&c->base, message);
 }
 
@@ -91,8 +90,7 @@ tval apus_tpl_attribute(tctx *c, tval v, const tstr *name)
         return method(c, v, def);
     if (def->refused == NULL)
         return unsafe_attribute(c, v, name);
-    apus_tpl_fail(&c->base, APUS_E_UNSUPPORTED, "'%s.%s' is not supported in templates: %s", apus_tpl_type(v),
-                  def->name, def->refused);
+    apus_tpl_fail(&c->base, APUS_E_UNSUPPORTED, "'%s.%s' is not supported in templates: %s", apus_tpl_type(v), def->name, def->refused);
 }
 
 /* obj[key] alone; T_MISSING where Python raises a TypeError or LookupError. */
@@ -213,8 +211,7 @@ tval apus_tpl_slice(tctx *c, tval v, tval start, tval stop, tval step)
     int64_t n = apus_tpl_length(c, v), by = 1;
     if (step.kind != T_MISSING && step.kind != T_NONE) {
         if (step.kind != T_INT && step.kind != T_BOOL)
-            apus_tpl_fail(&c->base, APUS_E_INVALID, "slice indices must be integers or None, not %s",
-                          apus_tpl_type(step));
+            apus_tpl_fail(&c->base, APUS_E_INVALID, "slice indices must be integers or None, not %s", apus_tpl_type(step));
         by = step.i;
     }
     if (by == 0)
@@ -242,8 +239,7 @@ tval apus_tpl_slice(tctx *c, tval v, tval start, tval stop, tval step)
     }
     apus_tpl_spend(c, v.s->length / 4);
     if (count == 0 || by == 1)
-        return apus_tpl_sval(apus_tpl_part(c, v.s, apus_tpl_offset(v.s, (size_t)from),
-                                           apus_tpl_offset(v.s, (size_t)(count == 0 ? from : to))));
+        return apus_tpl_sval(apus_tpl_part(c, v.s, apus_tpl_offset(v.s, (size_t)from), apus_tpl_offset(v.s, (size_t)(count == 0 ? from : to))));
     /* Byte offsets of every code point, then the wanted ones in order. */
     size_t *at = apus_tpl_array(&c->base, (size_t)n + 1, sizeof *at);
     for (size_t i = 0, byte = 0; i < (size_t)n; at[++i] = byte)

@@ -122,8 +122,7 @@ static void assign(trender *r, const tnode *target, tval v)
     for (; n < target->list.n && apus_tpl_next(c, &it, &item); n++)
         assign(r, target->list.items[n], item);
     if (n < target->list.n)
-        apus_tpl_fail(&c->base, APUS_E_INVALID, "not enough values to unpack (expected %zu, got %zu)", target->list.n,
-                      n);
+        apus_tpl_fail(&c->base, APUS_E_INVALID, "not enough values to unpack (expected %zu, got %zu)", target->list.n, n);
     if (apus_tpl_next(c, &it, &item))
         apus_tpl_fail(&c->base, APUS_E_INVALID, "too many values to unpack (expected %zu)", target->list.n);
 }
@@ -140,8 +139,7 @@ static bool next_unfiltered(trender *r, struct tloop *l, tval *item)
     }
     while (apus_tpl_next(&r->c, &l->it, item)) {
         if (++r->c.iterations > r->c.limits.iterations)
-            apus_tpl_fail(&r->c.base, APUS_E_INVALID, "more than %llu rounds of loops",
-                          (unsigned long long)r->c.limits.iterations);
+            apus_tpl_fail(&r->c.base, APUS_E_INVALID, "more than %llu rounds of loops", (unsigned long long)r->c.limits.iterations);
         if (l->node->loop.test == NULL)
             return true;
         tscope *outer = r->scope;
@@ -259,13 +257,8 @@ static flow run_loop(trender *r, const tnode *n, tval source, tscope *around, in
     tctx *c = &r->c;
     tscope *outer = r->scope, *scope = open_scope(r, around);
     struct tloop *l = apus_tpl_alloc(&c->base, sizeof *l);
-    *l = (struct tloop){.node = n,
-                        .scope = around,
-                        .source = source,
-                        .it = apus_tpl_iterate(c, source),
-                        .index0 = -1,
-                        .length = -1,
-                        .depth0 = depth0};
+    *l =
+        (struct tloop){.node = n, .scope = around, .source = source, .it = apus_tpl_iterate(c, source), .index0 = -1, .length = -1, .depth0 = depth0};
     bool any = false;
     while (next_item(r, l)) {
         r->scope = scope = fresh(r, scope);
@@ -369,8 +362,8 @@ static tval call_macro(trender *r, const struct tmacro *macro, const tcall *call
         if (taken[i])
             continue;
         if (!s->uses_kwargs)
-            apus_tpl_fail(&c->base, APUS_E_INVALID, "macro '%s' takes no keyword argument '%.*s'", name,
-                          (int)call->names[i]->length, call->names[i]->bytes);
+            apus_tpl_fail(&c->base, APUS_E_INVALID, "macro '%s' takes no keyword argument '%.*s'", name, (int)call->names[i]->length,
+                          call->names[i]->bytes);
         apus_tpl_dict_set(c, named.d, apus_tpl_sval(call->names[i]), call->values[i]);
     }
     if (call->n > s->n && !s->uses_varargs)
@@ -394,8 +387,7 @@ static tval call_macro(trender *r, const struct tmacro *macro, const tcall *call
     for (size_t i = 0; i < s->n; i++)
         if (given[i].kind == T_MISSING)
             store(r, s->params[i],
-                  s->defaults[i] != NULL ? eval(r, s->defaults[i])
-                                         : apus_tpl_undefined_attribute(&c->base, T_MISSING, s->param_names[i]));
+                  s->defaults[i] != NULL ? eval(r, s->defaults[i]) : apus_tpl_undefined_attribute(&c->base, T_MISSING, s->param_names[i]));
     r->scope = outer;
     return apus_tpl_sval(capture(r, &s->body, scope, NULL));
 }
@@ -425,8 +417,7 @@ static tcall arguments(trender *r, const targs *args, tval caller)
     if (args->star_star != NULL) {
         dictionary = eval(r, args->star_star);
         if (dictionary.kind != T_DICT)
-            apus_tpl_fail(&c->base, APUS_E_INVALID, "argument after ** must be a mapping, not %s",
-                          apus_tpl_type(dictionary));
+            apus_tpl_fail(&c->base, APUS_E_INVALID, "argument after ** must be a mapping, not %s", apus_tpl_type(dictionary));
     }
     size_t extra = dictionary.kind == T_DICT ? dictionary.d->n : 0;
     if (extra > 0 || caller.kind != T_MISSING) {
@@ -443,8 +434,7 @@ static tcall arguments(trender *r, const targs *args, tval caller)
             names[n_named] = apus_tpl_need_str(c, "**: a keyword", dictionary.d->keys[i]);
             for (size_t k = 0; k < args->named.n; k++)
                 if (apus_tpl_str_compare(names[k], names[n_named]) == 0)
-                    apus_tpl_fail(&c->base, APUS_E_INVALID, "multiple values for keyword argument '%.*s'",
-                                  (int)names[k]->length, names[k]->bytes);
+                    apus_tpl_fail(&c->base, APUS_E_INVALID, "multiple values for keyword argument '%.*s'", (int)names[k]->length, names[k]->bytes);
             named[n_named++] = dictionary.d->values[i];
         }
     }
@@ -461,8 +451,7 @@ static tval call_loop(trender *r, struct tloop *l, const tcall *call)
     tval source;
     apus_tpl_bind(&r->c, "loop", "iterable", 1, call, &source);
     if (!l->node->loop.recursive)
-        apus_tpl_fail(&r->c.base, APUS_E_INVALID,
-                      "The loop must have the 'recursive' marker to be called recursively.");
+        apus_tpl_fail(&r->c.base, APUS_E_INVALID, "The loop must have the 'recursive' marker to be called recursively.");
     tbuf *out = r->out, own = {.c = &r->c};
     r->out = &own;
     (void)run_loop(r, l->node, source, l->scope, l->depth0 + 1);
@@ -507,8 +496,7 @@ static tval eval_filter(trender *r, const tnode *n)
     tval v = n->call.of == NULL ? r->captured : eval(r, n->call.of);
     tcall call = arguments(r, &n->call.args, apus_tpl_missing());
     if (n->call.filter == NULL)
-        apus_tpl_fail(&r->c.base, APUS_E_INVALID, "No filter named '%.*s' found.", (int)n->call.name->length,
-                      n->call.name->bytes);
+        apus_tpl_fail(&r->c.base, APUS_E_INVALID, "No filter named '%.*s' found.", (int)n->call.name->length, n->call.name->bytes);
     return n->call.filter->call(&r->c, v, &call);
 }
 
@@ -517,8 +505,7 @@ static tval eval_test(trender *r, const tnode *n)
     tval v = eval(r, n->call.of);
     tcall call = arguments(r, &n->call.args, apus_tpl_missing());
     if (n->call.test == NULL)
-        apus_tpl_fail(&r->c.base, APUS_E_INVALID, "No test named '%.*s' found.", (int)n->call.name->length,
-                      n->call.name->bytes);
+        apus_tpl_fail(&r->c.base, APUS_E_INVALID, "No test named '%.*s' found.", (int)n->call.name->length, n->call.name->bytes);
     return apus_tpl_bool(n->call.test->call(&r->c, v, &call));
 }
 
@@ -567,8 +554,7 @@ static tval eval_sign(trender *r, const tnode *n)
     if (v.kind == T_FLOAT)
         return n->kind == N_NEGATE ? apus_tpl_float(-v.f) : v;
     if (v.kind != T_INT && v.kind != T_BOOL && v.kind != T_UNDEFINED)
-        apus_tpl_fail(&r->c.base, APUS_E_INVALID, "bad operand type for unary %c: '%s'",
-                      n->kind == N_NEGATE ? '-' : '+', apus_tpl_type(v));
+        apus_tpl_fail(&r->c.base, APUS_E_INVALID, "bad operand type for unary %c: '%s'", n->kind == N_NEGATE ? '-' : '+', apus_tpl_type(v));
     return apus_tpl_binary(&r->c, n->kind == N_NEGATE ? '-' : '+', apus_tpl_int(0), v);
 }
 
@@ -619,8 +605,7 @@ static tval eval_if_else(trender *r, const tnode *n)
         return eval(r, n->b);
     if (n->c != NULL)
         return eval(r, n->c);
-    return apus_tpl_undefined(&r->c.base,
-                              "the inline if-expression evaluated to false and no else section was defined.");
+    return apus_tpl_undefined(&r->c.base, "the inline if-expression evaluated to false and no else section was defined.");
 }
 
 static tval eval_kind(trender *r, const tnode *n)
@@ -822,8 +807,8 @@ static bool own_name(const tstr *name)
     return name->length >= 6 && memcmp(name->bytes + name->length - 6, "_token", 6) == 0;
 }
 
-const tstr *apus_tpl_run(const apus_template *t, tctx **where, const tlimits *limits, const apus_node_api *api,
-                         const apus_node *variables, int64_t now, apus_error *err, apus_status *status)
+const tstr *apus_tpl_run(const apus_template *t, tctx **where, const tlimits *limits, const apus_node_api *api, const apus_node *variables,
+                         int64_t now, apus_error *err, apus_status *status)
 {
     trender *r = calloc(1, sizeof *r);
     if (r == NULL) {

@@ -66,8 +66,7 @@ static tval filter_trim(tctx *c, tval v, const tcall *call)
     tval a[1];
     apus_tpl_bind(c, "trim", "chars", 0, call, a);
     bool given = a[0].kind != T_MISSING && a[0].kind != T_NONE;
-    return apus_tpl_sval(
-        apus_tpl_strip(c, apus_tpl_to_str(c, v), given ? apus_tpl_need_str(c, "trim", a[0]) : NULL, 3));
+    return apus_tpl_sval(apus_tpl_strip(c, apus_tpl_to_str(c, v), given ? apus_tpl_need_str(c, "trim", a[0]) : NULL, 3));
 }
 
 static tstr *plain(tctx *c, tstr *s)
@@ -84,8 +83,7 @@ static tval filter_replace(tctx *c, tval v, const tcall *call)
     tval a[3];
     apus_tpl_bind(c, "replace", "old new count", 2, call, a);
     int64_t count = a[2].kind == T_MISSING || a[2].kind == T_NONE ? -1 : apus_tpl_need_int(c, "replace", a[2]);
-    return apus_tpl_sval(apus_tpl_replace(c, plain(c, apus_tpl_to_str(c, v)), apus_tpl_to_str(c, a[0]),
-                                          apus_tpl_to_str(c, a[1]), count));
+    return apus_tpl_sval(apus_tpl_replace(c, plain(c, apus_tpl_to_str(c, v)), apus_tpl_to_str(c, a[0]), apus_tpl_to_str(c, a[1]), count));
 }
 
 static tval filter_indent(tctx *c, tval v, const tcall *call)
@@ -136,8 +134,7 @@ static tval filter_truncate(tctx *c, tval v, const tcall *call)
     int64_t leeway = a[3].kind == T_MISSING || a[3].kind == T_NONE ? 5 : apus_tpl_need_int(c, "truncate", a[3]);
     int64_t tail = (int64_t)apus_tpl_chars(end), n = (int64_t)apus_tpl_chars(s);
     if (length < tail || leeway < 0)
-        apus_tpl_fail(&c->base, APUS_E_INVALID, "truncate: a length of at least %lld and a leeway of at least 0",
-                      (long long)tail);
+        apus_tpl_fail(&c->base, APUS_E_INVALID, "truncate: a length of at least %lld and a leeway of at least 0", (long long)tail);
     if (n - length <= leeway)
         return v;
     tstr *head = apus_tpl_part(c, s, 0, apus_tpl_offset(s, (size_t)(length - tail)));
@@ -216,8 +213,7 @@ static tval filter_striptags(tctx *c, tval v, const tcall *call)
     for (size_t at = 0; at < s->length;) {
         if (s->bytes[at] == '<') {
             bool comment = s->length - at >= 4 && memcmp(s->bytes + at, "<!--", 4) == 0;
-            const char *end =
-                comment ? memmem(s->bytes + at, s->length - at, "-->", 3) : memchr(s->bytes + at, '>', s->length - at);
+            const char *end = comment ? memmem(s->bytes + at, s->length - at, "-->", 3) : memchr(s->bytes + at, '>', s->length - at);
             if (end != NULL) {
                 at = (size_t)(end - s->bytes) + (comment ? 3 : 1);
                 continue;
@@ -233,15 +229,13 @@ static tval filter_striptags(tctx *c, tval v, const tcall *call)
     }
     const tlist *words = apus_tpl_split(c, apus_tpl_take(&b), NULL, -1, false);
     tbuf out = {.c = c};
-    static const char *const entities[][2] = {{"&lt;", "<"},   {"&gt;", ">"},    {"&#39;", "'"},
-                                              {"&#34;", "\""}, {"&quot;", "\""}, {"&amp;", "&"}};
+    static const char *const entities[][2] = {{"&lt;", "<"}, {"&gt;", ">"}, {"&#39;", "'"}, {"&#34;", "\""}, {"&quot;", "\""}, {"&amp;", "&"}};
     for (size_t i = 0; i < words->n; i++) {
         if (i > 0)
             apus_tpl_put(&out, " ", 1, T_OWN);
         tstr *word = words->items[i].s;
         for (size_t e = 0; e < sizeof entities / sizeof *entities; e++)
-            word = apus_tpl_replace(c, word, apus_tpl_literal(&c->base, entities[e][0]),
-                                    apus_tpl_literal(&c->base, entities[e][1]), -1);
+            word = apus_tpl_replace(c, word, apus_tpl_literal(&c->base, entities[e][0]), apus_tpl_literal(&c->base, entities[e][1]), -1);
         apus_tpl_put_str(&out, word);
     }
     return apus_tpl_sval(apus_tpl_take(&out));
@@ -384,11 +378,16 @@ static double rounded(double v, int64_t digits)
         return v;
     if (digits < -308)
         return copysign(0, v);
-    if (digits < 0) {
-        double scale = pow(10, (double)-digits);
-        return rint(v / scale) * scale;
-    }
     char text[700];
+    if (digits < 0) { /* as many significant digits as stay: printf rounds them exactly */
+        (void)snprintf(text, sizeof text, "%.20e", v);
+        int kept = atoi(strchr(text, 'e') + 1) + (int)digits;
+        if (kept >= 0)
+            (void)snprintf(text, sizeof text, "%.*e", kept, v);
+        else
+            (void)snprintf(text, sizeof text, "%de%d", kept == -1 && fabs(v) > 0.5 * pow(10, (double)-digits), -(int)digits);
+        return kept >= 0 ? strtod(text, NULL) : copysign(strtod(text, NULL), v);
+    }
     (void)snprintf(text, sizeof text, "%.*f", (int)digits, v);
     return strtod(text, NULL);
 }
@@ -462,8 +461,7 @@ static tval filter_filesizeformat(tctx *c, tval v, const tcall *call)
         char letter = base == 1024 && i == 0 ? 'K' : letters[i];
         (void)snprintf(text, sizeof text, "%.1f %c%sB", base * bytes / unit, letter, base == 1024 ? "i" : "");
     }
-    return apus_tpl_sval(
-        apus_tpl_str(&c->base, strcpy(apus_tpl_alloc(&c->base, strlen(text) + 1), text), strlen(text), T_OWN));
+    return apus_tpl_sval(apus_tpl_str(&c->base, strcpy(apus_tpl_alloc(&c->base, strlen(text) + 1), text), strlen(text), T_OWN));
 }
 
 /* ---------------------------------------------------------------- any value */
@@ -494,9 +492,8 @@ static tval filter_tojson(tctx *c, tval v, const tcall *call)
     if (a[1].kind == T_STR)
         how.indent = a[1].s;
     else if (a[1].kind != T_MISSING && a[1].kind != T_NONE)
-        how.indent = apus_tpl_binary(c, '*', apus_tpl_sval(apus_tpl_literal(&c->base, " ")),
-                                     apus_tpl_int(apus_tpl_need_int(c, "tojson: indent", a[1])))
-                         .s;
+        how.indent =
+            apus_tpl_binary(c, '*', apus_tpl_sval(apus_tpl_literal(&c->base, " ")), apus_tpl_int(apus_tpl_need_int(c, "tojson: indent", a[1]))).s;
     if (a[2].kind != T_MISSING && a[2].kind != T_NONE) {
         const tlist *both = apus_tpl_to_list(c, a[2]);
         if (both->n != 2)
@@ -513,8 +510,7 @@ static tval refused(tctx *c, tval v, const tcall *call)
 {
     (void)v;
     (void)call;
-    apus_tpl_fail(&c->base, APUS_E_UNSUPPORTED,
-                  "the filters pprint, random, urlize and wordwrap are not supported in chat templates");
+    apus_tpl_fail(&c->base, APUS_E_UNSUPPORTED, "the filters pprint, random, urlize and wordwrap are not supported in chat templates");
 }
 
 static const tfilter filters[] = {

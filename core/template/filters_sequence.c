@@ -50,8 +50,7 @@ static tval filter_items(tctx *c, tval v, const tcall *call)
     if (v.kind == T_UNDEFINED)
         return apus_tpl_generator(&c->base, apus_tpl_list(&c->base, 0));
     if (v.kind != T_DICT)
-        apus_tpl_fail(&c->base, APUS_E_INVALID, "items: Can only get item pairs from a mapping, not %s",
-                      apus_tpl_type(v));
+        apus_tpl_fail(&c->base, APUS_E_INVALID, "items: Can only get item pairs from a mapping, not %s", apus_tpl_type(v));
     struct tview all = {.dict = v.d, .what = T_ITEMS};
     return apus_tpl_generator(&c->base, apus_tpl_to_list(c, (tval){.kind = T_VIEW, .view = &all}));
 }
@@ -111,8 +110,7 @@ static void merge_sort(tctx *c, keyed *items, keyed *room, size_t n, bool revers
     memcpy(room, items, half * sizeof *room);
     while (i < half && j < n) {
         apus_tpl_spend(c, 8);
-        bool second =
-            reverse ? apus_tpl_less(c, room[i].key, items[j].key) : apus_tpl_less(c, items[j].key, room[i].key);
+        bool second = reverse ? apus_tpl_less(c, room[i].key, items[j].key) : apus_tpl_less(c, items[j].key, room[i].key);
         items[k++] = second ? items[j++] : room[i++];
     }
     while (i < half)
@@ -155,13 +153,17 @@ static tlist *keys_of(tctx *c, const tlist *values, tval attribute, bool exact)
     return keys;
 }
 
+static bool reverse_flag(tctx *c, tval v)
+{
+    return v.kind != T_MISSING && apus_tpl_need_int(c, "sort: reverse", v) != 0;
+}
+
 static tval filter_sort(tctx *c, tval v, const tcall *call)
 {
     tval a[3];
     apus_tpl_bind(c, "sort", "reverse case_sensitive attribute", 0, call, a);
     const tlist *values = apus_tpl_to_list(c, v);
-    return apus_tpl_lval(
-        sorted(c, values, keys_of(c, values, a[2], apus_tpl_flag(a[1], false)), apus_tpl_flag(a[0], false)));
+    return apus_tpl_lval(sorted(c, values, keys_of(c, values, a[2], apus_tpl_flag(a[1], false)), reverse_flag(c, a[0])));
 }
 
 static tval filter_dictsort(tctx *c, tval v, const tcall *call)
@@ -172,15 +174,13 @@ static tval filter_dictsort(tctx *c, tval v, const tcall *call)
         apus_tpl_use_undefined(c, v);
     if (v.kind != T_DICT)
         apus_tpl_fail(&c->base, APUS_E_INVALID, "dictsort: expected a mapping, not %s", apus_tpl_type(v));
-    const tstr *by =
-        a[1].kind == T_MISSING ? apus_tpl_literal(&c->base, "key") : apus_tpl_need_str(c, "dictsort", a[1]);
+    const tstr *by = a[1].kind == T_MISSING ? apus_tpl_literal(&c->base, "key") : apus_tpl_need_str(c, "dictsort", a[1]);
     if (!apus_tpl_is(by, "key") && !apus_tpl_is(by, "value"))
         apus_tpl_fail(&c->base, APUS_E_INVALID, "dictsort: You can only sort by either \"key\" or \"value\"");
     struct tview all = {.dict = v.d, .what = T_ITEMS};
     const tlist *pairs = apus_tpl_to_list(c, (tval){.kind = T_VIEW, .view = &all});
     return apus_tpl_lval(
-        sorted(c, pairs, keys_of(c, pairs, apus_tpl_int(apus_tpl_is(by, "value") ? 1 : 0), apus_tpl_flag(a[0], false)),
-               apus_tpl_flag(a[2], false)));
+        sorted(c, pairs, keys_of(c, pairs, apus_tpl_int(apus_tpl_is(by, "value") ? 1 : 0), apus_tpl_flag(a[0], false)), reverse_flag(c, a[2])));
 }
 
 static tval filter_unique(tctx *c, tval v, const tcall *call)
@@ -212,8 +212,7 @@ static tval extreme(tctx *c, tval v, const tcall *call, const char *what, bool g
         tval key = apus_tpl_path(c, item, a[1], apus_tpl_missing());
         if (!apus_tpl_flag(a[0], false))
             key = folded(c, key);
-        if (best.kind == T_MISSING ||
-            (greatest ? apus_tpl_compare(c, key, best_key, ">") == 1 : apus_tpl_less(c, key, best_key))) {
+        if (best.kind == T_MISSING || (greatest ? apus_tpl_compare(c, key, best_key, ">") == 1 : apus_tpl_less(c, key, best_key))) {
             best = item;
             best_key = key;
         }
@@ -280,22 +279,23 @@ static tval filter_batch(tctx *c, tval v, const tcall *call)
     tval a[2];
     apus_tpl_bind(c, "batch", "linecount fill_with", 1, call, a);
     int64_t size = apus_tpl_need_int(c, "batch", a[0]);
-    size_t capacity = 8, room = 0;
-    tlist *batches = apus_tpl_list(&c->base, capacity), *batch = NULL;
+    size_t capacity = 8, room = 4;
+    tlist *batches = apus_tpl_list(&c->base, capacity), *batch = apus_tpl_list(&c->base, room);
     titer it = apus_tpl_iterate(c, v);
     for (tval item; apus_tpl_next(c, &it, &item);) {
-        if (batch == NULL || (int64_t)batch->n == size) {
-            room = 4;
-            batch = apus_tpl_list(&c->base, room);
+        if ((int64_t)batch->n == size) {
             apus_tpl_push(&c->base, batches, &capacity, apus_tpl_lval(batch));
+            batch = apus_tpl_list(&c->base, room = 4);
         }
         apus_tpl_push(&c->base, batch, &room, item);
     }
-    bool fill = a[1].kind != T_MISSING && a[1].kind != T_NONE;
-    while (fill && batch != NULL && (int64_t)batch->n < size) {
+    bool fill = a[1].kind != T_MISSING && a[1].kind != T_NONE && batch->n > 0;
+    while (fill && (int64_t)batch->n < size) {
         apus_tpl_spend(c, 4);
         apus_tpl_push(&c->base, batch, &room, a[1]);
     }
+    if (batch->n > 0)
+        apus_tpl_push(&c->base, batches, &capacity, apus_tpl_lval(batch));
     return apus_tpl_generator(&c->base, batches);
 }
 

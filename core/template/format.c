@@ -68,20 +68,25 @@ static void put_string(tbuf *b, const spec *s, tstr *text, bool escape, ttag tag
         pad(b, s, room - room / 2, tag);
 }
 
-/* Group separators into the digits before the point. */
-static const char *grouped(tctx *c, const spec *s, const char *digits)
+/* Group separators into the digits before the point; zeros that fill the width are grouped too. */
+static const char *grouped(tctx *c, const spec *s, const char *prefix, const char *digits)
 {
     if (s->group == 0)
         return digits;
-    size_t whole = strspn(digits, "0123456789abcdefABCDEF"), length = strlen(digits);
-    if (strchr("fFeEgG%", s->type) != NULL || s->type == 0)
-        whole = strspn(digits, "0123456789");
-    size_t every = s->type == 'x' || s->type == 'X' || s->type == 'o' || s->type == 'b' ? 4 : 3;
-    char *out = apus_tpl_alloc(&c->base, length * 2 + 1), *p = out;
-    for (size_t i = 0; i < length; i++) {
-        if (i > 0 && i < whole && (whole - i) % every == 0)
+    bool based = s->type == 'x' || s->type == 'X' || s->type == 'o' || s->type == 'b';
+    size_t whole = strspn(digits, based ? "0123456789abcdefABCDEF" : "0123456789"), length = strlen(digits);
+    size_t every = based ? 4 : 3, zeros = 0;
+    bool fills = s->zero && (s->align == 0 || s->align == '=') && (s->fill[0] == '\0' || s->fill[0] == '0');
+    size_t room = (size_t)s->width, taken = strlen(prefix) + length - whole;
+    if (fills && whole > 0 && room > taken) {
+        size_t want = room - taken, n = want - (want - 1) / (every + 1); /* n digits and their separators fill `want` */
+        zeros = n > whole ? n - whole : 0;
+    }
+    char *out = apus_tpl_alloc(&c->base, (length + zeros) * 2 + 1), *p = out;
+    for (size_t i = 0; i < length + zeros; i++) {
+        if (i > 0 && i < whole + zeros && (whole + zeros - i) % every == 0)
             *p++ = s->group;
-        *p++ = digits[i];
+        *p++ = i < zeros ? '0' : digits[i - zeros];
     }
     return out;
 }
@@ -103,14 +108,14 @@ static void put_int(tbuf *b, const spec *s, int64_t v, ttag tag)
         p = wide;
     }
     size_t at = 0;
-    if (v < 0 || s->sign != 0)
+    if (v < 0 || s->sign == '+' || s->sign == ' ')
         prefix[at++] = v < 0 ? '-' : s->sign;
     if (s->alternate && base != 10) {
         prefix[at++] = '0';
         prefix[at++] = s->type;
     }
     prefix[at] = '\0';
-    put_number(b, s, prefix, grouped(b->c, s, p), tag);
+    put_number(b, s, prefix, grouped(b->c, s, prefix, p), tag);
 }
 
 static void put_float(tbuf *b, const spec *s, double v, ttag tag)
@@ -142,9 +147,9 @@ static void put_float(tbuf *b, const spec *s, double v, ttag tag)
     if (*body == '-') {
         prefix[0] = '-';
         body++;
-    } else if (s->sign != 0)
+    } else if (s->sign == '+' || s->sign == ' ')
         prefix[0] = s->sign;
-    put_number(b, s, prefix, grouped(b->c, s, body), tag);
+    put_number(b, s, prefix, grouped(b->c, s, prefix, body), tag);
 }
 
 static double to_float(tctx *c, const char *what, tval v)
@@ -160,8 +165,11 @@ static int64_t to_int(tctx *c, const char *what, tval v, bool floats)
 {
     if (v.kind == T_UNDEFINED)
         apus_tpl_use_undefined(c, v);
-    if (floats && v.kind == T_FLOAT && v.f > -9.2e18 && v.f < 9.2e18)
+    if (floats && v.kind == T_FLOAT) {
+        if (!(v.f > -9.2e18 && v.f < 9.2e18))
+            apus_tpl_fail(&c->base, APUS_E_INVALID, "%s: the number does not fit 64 bits", what);
         return (int64_t)v.f;
+    }
     if (v.kind != T_INT && v.kind != T_BOOL)
         apus_tpl_fail(&c->base, APUS_E_INVALID, "%s: an integer is required, not %s", what, apus_tpl_type(v));
     return v.i;
@@ -230,7 +238,7 @@ static void put_percent(tbuf *b, spec *s, tval v, bool markup, ttag tag)
         break;
     case 'c':
         s->precision = -1;
-        if (v.kind == T_INT && v.i >= 0 && v.i <= 0x10ffff && (v.i < 0xd800 || v.i > 0xdfff)) {
+        if ((v.kind == T_INT || v.kind == T_BOOL) && v.i >= 0 && v.i <= 0x10ffff && (v.i < 0xd800 || v.i > 0xdfff)) {
             tbuf one = {.c = c};
             apus_tpl_put_char(&one, (uint32_t)v.i, tag);
             v = apus_tpl_sval(apus_tpl_take(&one));
@@ -276,8 +284,7 @@ tval apus_tpl_percent(tctx *c, tstr *f, tval args)
             size_t end = (size_t)(close - f->bytes);
             v = apus_tpl_dict_find(c, args.d, f->bytes + at + 1, end - at - 1);
             if (v.kind == T_MISSING)
-                apus_tpl_fail(&c->base, APUS_E_INVALID, "the format's key '%.*s' is not there", (int)(end - at - 1),
-                              f->bytes + at + 1);
+                apus_tpl_fail(&c->base, APUS_E_INVALID, "the format's key '%.*s' is not there", (int)(end - at - 1), f->bytes + at + 1);
             at = end + 1;
         }
         for (; at < f->length && strchr("-+ #0", f->bytes[at]) != NULL && f->bytes[at] != '\0'; at++) {
@@ -335,8 +342,7 @@ static spec read_spec(tctx *c, tstr *f)
             s.align = f->bytes[at++];
     }
     if (at < f->length && (f->bytes[at] == '+' || f->bytes[at] == '-' || f->bytes[at] == ' ')) {
-        s.sign = f->bytes[at] == '-' ? 0 : f->bytes[at];
-        at++;
+        s.sign = f->bytes[at++];
     }
     if (at < f->length && f->bytes[at] == '#') {
         s.alternate = true;
@@ -359,6 +365,8 @@ static spec read_spec(tctx *c, tstr *f)
         s.type = f->bytes[at++];
     if (at < f->length || (s.type != 0 && strchr("sdnbcoxXeEfFgG%", s.type) == NULL))
         apus_tpl_fail(&c->base, APUS_E_INVALID, "Invalid format specifier '%.*s'", (int)f->length, f->bytes);
+    if (s.group != 0 && s.type != 0 && strchr(s.group == ',' ? "dfFeEgG%" : "dfFeEgG%boxX", s.type) == NULL)
+        apus_tpl_fail(&c->base, APUS_E_INVALID, "Cannot specify '%c' with '%c'.", s.group, s.type);
     return s;
 }
 
@@ -377,8 +385,7 @@ static void put_formatted(tbuf *b, tval v, tstr *how, bool markup, ttag tag)
     bool whole = v.kind == T_INT || v.kind == T_BOOL;
     if (v.kind == T_STR) {
         if ((s.type != 0 && s.type != 's') || s.sign != 0 || s.align == '=' || s.group != 0 || s.alternate)
-            apus_tpl_fail(&c->base, APUS_E_INVALID, "the format '%.*s' is not for a string", (int)how->length,
-                          how->bytes);
+            apus_tpl_fail(&c->base, APUS_E_INVALID, "the format '%.*s' is not for a string", (int)how->length, how->bytes);
         if (s.zero && s.fill[0] == '\0')
             s.fill[0] = '0';
         put_string(b, &s, v.s, markup, tag);
@@ -391,8 +398,7 @@ static void put_formatted(tbuf *b, tval v, tstr *how, bool markup, ttag tag)
                (v.kind == T_FLOAT && strchr("sdboxXc", s.type == 0 ? 'g' : s.type) == NULL))
         put_float(b, &s, to_float(c, "format", v), tag);
     else
-        apus_tpl_fail(&c->base, APUS_E_INVALID, "unsupported format string '%.*s' for %s", (int)how->length, how->bytes,
-                      apus_tpl_type(v));
+        apus_tpl_fail(&c->base, APUS_E_INVALID, "unsupported format string '%.*s' for %s", (int)how->length, how->bytes, apus_tpl_type(v));
 }
 
 typedef struct fields {
@@ -417,8 +423,7 @@ static tval field(tctx *c, fields *from, tstr *name)
         else
             from->next = -1;
         if ((uint64_t)n >= from->call->n)
-            apus_tpl_fail(&c->base, APUS_E_INVALID, "Replacement index %" PRId64 " out of range for positional args",
-                          n);
+            apus_tpl_fail(&c->base, APUS_E_INVALID, "Replacement index %" PRId64 " out of range for positional args", n);
         v = from->call->args[n];
     } else {
         tstr *key = apus_tpl_part(c, name, 0, at);
@@ -426,14 +431,12 @@ static tval field(tctx *c, fields *from, tstr *name)
             if (apus_tpl_str_compare(from->call->names[i], key) == 0)
                 v = from->call->values[i];
         if (v.kind == T_MISSING)
-            apus_tpl_fail(&c->base, APUS_E_INVALID, "the format's name '%.*s' is not given", (int)key->length,
-                          key->bytes);
+            apus_tpl_fail(&c->base, APUS_E_INVALID, "the format's name '%.*s' is not given", (int)key->length, key->bytes);
     }
     while (at < name->length) {
         bool attribute = name->bytes[at] == '.';
         end = ++at;
-        while (end < name->length &&
-               (attribute ? name->bytes[end] != '.' && name->bytes[end] != '[' : name->bytes[end] != ']'))
+        while (end < name->length && (attribute ? name->bytes[end] != '.' && name->bytes[end] != '[' : name->bytes[end] != ']'))
             end++;
         if (end == at || (!attribute && end >= name->length))
             apus_tpl_fail(&c->base, APUS_E_INVALID, "bad field '%.*s' in a format", (int)name->length, name->bytes);
@@ -502,8 +505,7 @@ static tstr *formatted(tctx *c, tstr *f, fields *from, int depth)
                 apus_tpl_print(&text, v);
             v = apus_tpl_sval(apus_tpl_take(&text));
         }
-        tstr *how = colon == 0 ? apus_tpl_literal(&c->base, "")
-                               : formatted(c, apus_tpl_part(c, f, colon + 1, end), from, depth + 1);
+        tstr *how = colon == 0 ? apus_tpl_literal(&c->base, "") : formatted(c, apus_tpl_part(c, f, colon + 1, end), from, depth + 1);
         put_formatted(&b, v, how, f->markup, tag);
         at = end + 1;
     }

@@ -28,8 +28,7 @@ void apus_tpl_bind(tctx *c, const char *what, const char *params, size_t require
         p += length + (p[length] == ' ' ? 1 : 0);
     }
     if (call->n > n)
-        apus_tpl_fail(&c->base, APUS_E_INVALID, "%s takes at most %zu argument%s, not %zu", what, n, n == 1 ? "" : "s",
-                      call->n);
+        apus_tpl_fail(&c->base, APUS_E_INVALID, "%s takes at most %zu argument%s, not %zu", what, n, n == 1 ? "" : "s", call->n);
     for (size_t i = 0; i < call->n_named; i++) {
         bool known = false;
         for (const char *p = params; *p != '\0' && !known;) {
@@ -38,8 +37,8 @@ void apus_tpl_bind(tctx *c, const char *what, const char *params, size_t require
             p += length + (p[length] == ' ' ? 1 : 0);
         }
         if (!known)
-            apus_tpl_fail(&c->base, APUS_E_INVALID, "%s has no argument '%.*s'%s%s", what, (int)call->names[i]->length,
-                          call->names[i]->bytes, n == 0 ? "" : "; it has: ", params);
+            apus_tpl_fail(&c->base, APUS_E_INVALID, "%s has no argument '%.*s'%s%s", what, (int)call->names[i]->length, call->names[i]->bytes,
+                          n == 0 ? "" : "; it has: ", params);
     }
 }
 
@@ -150,8 +149,7 @@ static tval make_joiner(tctx *c, const tcall *call)
     tval a[1];
     apus_tpl_bind(c, "joiner", "sep", 0, call, a);
     struct tjoiner *joiner = apus_tpl_alloc(&c->base, sizeof *joiner);
-    joiner->separator =
-        a[0].kind == T_MISSING ? apus_tpl_literal(&c->base, ", ") : apus_tpl_need_str(c, "joiner", a[0]);
+    joiner->separator = a[0].kind == T_MISSING ? apus_tpl_literal(&c->base, ", ") : apus_tpl_need_str(c, "joiner", a[0]);
     return (tval){.kind = T_JOINER, .joiner = joiner};
 }
 

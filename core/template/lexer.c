@@ -39,8 +39,7 @@ static ttoken *emit(lexer *l, ttoken_kind kind, size_t at)
 {
     if (l->out.n == l->capacity) {
         size_t more = l->capacity == 0 ? 256 : l->capacity * 2;
-        l->out.items =
-            apus_tpl_grow(l->b, l->out.items, l->capacity * sizeof *l->out.items, more * sizeof *l->out.items);
+        l->out.items = apus_tpl_grow(l->b, l->out.items, l->capacity * sizeof *l->out.items, more * sizeof *l->out.items);
         l->capacity = more;
     }
     ttoken *t = &l->out.items[l->out.n++];
@@ -255,8 +254,7 @@ static size_t int_end(const lexer *l, size_t at)
     char kind = end < l->length ? (char)(l->text[end] | 0x20) : ' ';
     const char *allowed = kind == 'x' ? "0123456789abcdefABCDEF" : kind == 'o' ? "01234567" : kind == 'b' ? "01" : NULL;
     if (allowed == NULL) {
-        while (end < l->length &&
-               (l->text[end] == '0' || (l->text[end] == '_' && end + 1 < l->length && l->text[end + 1] == '0')))
+        while (end < l->length && (l->text[end] == '0' || (l->text[end] == '_' && end + 1 < l->length && l->text[end + 1] == '0')))
             end++;
         return end;
     }

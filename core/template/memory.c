@@ -7,13 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    PIECE_ALIGN = 16,
-    HEADER = (sizeof(tbig) + 15) & ~15u,
-    CHUNK = 16 << 10,
-    CHUNK_MOST = 1 << 20,
-    LARGE = 64 << 10
-};
+enum { PIECE_ALIGN = 16, HEADER = (sizeof(tbig) + 15) & ~15u, CHUNK = 16 << 10, CHUNK_MOST = 1 << 20, LARGE = 64 << 10 };
 
 void apus_tpl_arena_init(tarena *a, size_t limit)
 {

@@ -10,8 +10,8 @@
 
 /* ---------------------------------------------------------------- strings */
 
-#define ARGS(what, params, required, n)                                                                                \
-    tval a[(n) + 1];                                                                                                   \
+#define ARGS(what, params, required, n)                                                                                                              \
+    tval a[(n) + 1];                                                                                                                                 \
     apus_tpl_bind(c, what, params, required, call, a)
 
 static tval cased(tctx *c, tval self, const tcall *call, const char *what, char how)
@@ -83,7 +83,7 @@ static tval str_rsplit(tctx *c, tval self, const tcall *call)
 static tval str_splitlines(tctx *c, tval self, const tcall *call)
 {
     ARGS("splitlines", "keepends", 0, 1);
-    return apus_tpl_lval(apus_tpl_splitlines(c, self.s, apus_tpl_flag(a[0], false)));
+    return apus_tpl_lval(apus_tpl_splitlines(c, self.s, a[0].kind != T_MISSING && apus_tpl_need_int(c, "splitlines", a[0]) != 0));
 }
 
 static tval partition(tctx *c, tval self, const tcall *call, bool back)
@@ -125,8 +125,7 @@ static size_t byte_bound(tctx *c, tstr *s, tval v, size_t otherwise)
 
 static bool start_beyond(tctx *c, tstr *s, tval v)
 {
-    return v.kind != T_MISSING && v.kind != T_NONE &&
-           apus_tpl_need_int(c, "a string's bound", v) > (int64_t)apus_tpl_chars(s);
+    return v.kind != T_MISSING && v.kind != T_NONE && apus_tpl_need_int(c, "a string's bound", v) > (int64_t)apus_tpl_chars(s);
 }
 
 /* startswith, endswith: one string or a tuple of them. */
@@ -140,8 +139,7 @@ static tval affix(tctx *c, tval self, const tcall *call, const char *what, bool 
     const tlist *all = a[0].kind == T_TUPLE ? a[0].l : &alone;
     for (size_t i = 0; i < all->n; i++) {
         const tstr *s = apus_tpl_need_str(c, what, all->items[i]);
-        if (!beyond && s->length <= to - from &&
-            memcmp(self.s->bytes + (end ? to - s->length : from), s->bytes, s->length) == 0)
+        if (!beyond && s->length <= to - from && memcmp(self.s->bytes + (end ? to - s->length : from), s->bytes, s->length) == 0)
             return apus_tpl_bool(true);
     }
     return apus_tpl_bool(false);
@@ -221,8 +219,7 @@ static tval str_replace(tctx *c, tval self, const tcall *call)
 {
     ARGS("replace", "old new count", 2, 3);
     int64_t count = a[2].kind == T_MISSING ? -1 : apus_tpl_need_int(c, "replace", a[2]);
-    return apus_tpl_sval(apus_tpl_replace(c, self.s, apus_tpl_need_str(c, "replace", a[0]),
-                                          apus_tpl_need_str(c, "replace", a[1]), count));
+    return apus_tpl_sval(apus_tpl_replace(c, self.s, apus_tpl_need_str(c, "replace", a[0]), apus_tpl_need_str(c, "replace", a[1]), count));
 }
 
 static tval str_join(tctx *c, tval self, const tcall *call)
@@ -232,6 +229,8 @@ static tval str_join(tctx *c, tval self, const tcall *call)
     titer it = apus_tpl_iterate(c, a[0]);
     size_t i = 0;
     for (tval item; apus_tpl_next(c, &it, &item); i++) {
+        if (item.kind != T_STR && b.markup)
+            item = apus_tpl_sval(apus_tpl_to_str(c, item));
         if (item.kind != T_STR)
             apus_tpl_fail(&c->base, APUS_E_INVALID, "join: item %zu: expected a str, not %s", i, apus_tpl_type(item));
         if (i > 0)
@@ -272,11 +271,9 @@ static tval remove_affix(tctx *c, tval self, const tcall *call, const char *what
     ARGS(what, "affix", 1, 1);
     const tstr *x = apus_tpl_need_str(c, what, a[0]);
     tstr *s = self.s;
-    if (x->length == 0 || x->length > s->length ||
-        memcmp(s->bytes + (end ? s->length - x->length : 0), x->bytes, x->length) != 0)
+    if (x->length == 0 || x->length > s->length || memcmp(s->bytes + (end ? s->length - x->length : 0), x->bytes, x->length) != 0)
         return self;
-    return apus_tpl_sval(end ? apus_tpl_part(c, s, 0, s->length - x->length)
-                             : apus_tpl_part(c, s, x->length, s->length));
+    return apus_tpl_sval(end ? apus_tpl_part(c, s, 0, s->length - x->length) : apus_tpl_part(c, s, x->length, s->length));
 }
 static tval str_removeprefix(tctx *c, tval self, const tcall *call)
 {
@@ -358,8 +355,15 @@ static tval str_expandtabs(tctx *c, tval self, const tcall *call)
 /* One answer for all of a string's characters; an empty string is none of them. */
 static bool digit_like(uint32_t c)
 {
-    return c == 0xb2 || c == 0xb3 || c == 0xb9 || c == 0x2070 || (c >= 0x2074 && c <= 0x2079) ||
-           (c >= 0x2080 && c <= 0x2089) || (c >= 0x2460 && c <= 0x2468) || (c >= 0x2776 && c <= 0x277e);
+    static const struct {
+        uint32_t first, last;
+    } ranges[] = {{0xb2, 0xb3},     {0xb9, 0xb9},     {0x1369, 0x1371},   {0x19da, 0x19da},   {0x2070, 0x2070},   {0x2074, 0x2079},  {0x2080, 0x2089},
+                  {0x2460, 0x2468}, {0x2474, 0x247c}, {0x2488, 0x2490},   {0x24ea, 0x24ea},   {0x24f5, 0x24fd},   {0x24ff, 0x24ff},  {0x2776, 0x277e},
+                  {0x2780, 0x2788}, {0x278a, 0x2792}, {0x10a40, 0x10a43}, {0x10e60, 0x10e68}, {0x11052, 0x1105a}, {0x1f100, 0x1f10a}};
+    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
+        if (c >= ranges[i].first && c <= ranges[i].last)
+            return true;
+    return false;
 }
 
 static bool in_class(uint32_t c, char class)
@@ -395,10 +399,10 @@ static tval is_class(tctx *c, tval self, const tcall *call, char class)
             return apus_tpl_bool(false);
     return apus_tpl_bool(self.s->length > 0 || class == 'A' || class == 'p');
 }
-#define IS(name, class)                                                                                                \
-    static tval str_##name(tctx *c, tval self, const tcall *call)                                                      \
-    {                                                                                                                  \
-        return is_class(c, self, call, class);                                                                         \
+#define IS(name, class)                                                                                                                              \
+    static tval str_##name(tctx *c, tval self, const tcall *call)                                                                                    \
+    {                                                                                                                                                \
+        return is_class(c, self, call, class);                                                                                                       \
     }
 IS(isalpha, 'a')
 IS(isalnum, 'n')
@@ -416,10 +420,9 @@ static tval is_case(tctx *c, tval self, const tcall *call, char how)
     bool any = false, inside = false;
     for (size_t at = 0; at < self.s->length;) {
         uint32_t ch = apus_tpl_decode(self.s->bytes, self.s->length, &at);
-        utf8proc_category_t k = utf8proc_category((utf8proc_int32_t)ch);
-        bool upper = k == UTF8PROC_CATEGORY_LU || k == UTF8PROC_CATEGORY_LT, lower = k == UTF8PROC_CATEGORY_LL;
-        if ((how == 'l' && upper) || (how == 'u' && (lower || k == UTF8PROC_CATEGORY_LT)) ||
-            (how == 't' && ((upper && inside) || (lower && !inside))))
+        char which = apus_tpl_case_of(ch);
+        bool upper = which == 'u' || which == 't', lower = which == 'l';
+        if ((how == 'l' && upper) || (how == 'u' && (lower || which == 't')) || (how == 't' && ((upper && inside) || (lower && !inside))))
             return apus_tpl_bool(false);
         inside = upper || lower;
         any = any || inside;
@@ -445,7 +448,9 @@ static tval str_isidentifier(tctx *c, tval self, const tcall *call)
     size_t at = 0;
     for (bool first = true; at < self.s->length; first = false) {
         uint32_t ch = apus_tpl_decode(self.s->bytes, self.s->length, &at);
-        if (!apus_tpl_is_word(ch) || (first && in_class(ch, 'N')))
+        utf8proc_category_t k = utf8proc_category((utf8proc_int32_t)ch);
+        bool letter = in_class(ch, 'a') || ch == '_' || k == UTF8PROC_CATEGORY_NL;
+        if (!letter && (first || (k != UTF8PROC_CATEGORY_ND && k != UTF8PROC_CATEGORY_MN && k != UTF8PROC_CATEGORY_MC && k != UTF8PROC_CATEGORY_PC)))
             return apus_tpl_bool(false);
     }
     return apus_tpl_bool(at > 0);
@@ -470,8 +475,7 @@ static tval seq_index(tctx *c, tval self, const tcall *call)
     }
     tbuf b = {.c = c};
     apus_tpl_repr(&b, a[0], T_OWN);
-    apus_tpl_fail(&c->base, APUS_E_INVALID, "%.*s is not in %s", (int)(b.length > 200 ? 200 : b.length), b.bytes,
-                  apus_tpl_type(self));
+    apus_tpl_fail(&c->base, APUS_E_INVALID, "%.*s is not in %s", (int)(b.length > 200 ? 200 : b.length), b.bytes, apus_tpl_type(self));
 }
 
 static tval seq_count(tctx *c, tval self, const tcall *call)
@@ -540,17 +544,17 @@ static tval int_bit_length(tctx *c, tval self, const tcall *call)
 
 /* ---------------------------------------------------------------- tables */
 
-#define M(type, name)                                                                                                  \
-    {                                                                                                                  \
-#name, type##_##name, NULL                                                                                     \
+#define M(type, name)                                                                                                                                \
+    {                                                                                                                                                \
+#name, type##_##name, NULL                                                                                                                   \
     }
-#define UNSAFE(name)                                                                                                   \
-    {                                                                                                                  \
-        name, NULL, NULL                                                                                               \
+#define UNSAFE(name)                                                                                                                                 \
+    {                                                                                                                                                \
+        name, NULL, NULL                                                                                                                             \
     }
-#define NOT_HERE(name, why)                                                                                            \
-    {                                                                                                                  \
-        name, NULL, why                                                                                                \
+#define NOT_HERE(name, why)                                                                                                                          \
+    {                                                                                                                                                \
+        name, NULL, why                                                                                                                              \
     }
 
 static const tmethod_def strings[] = {
@@ -635,18 +639,8 @@ static const tmethod_def ranges[] = {
 };
 
 static const tmethod_def dicts[] = {
-    M(dict, keys),
-    M(dict, values),
-    M(dict, items),
-    M(dict, get),
-    {"copy", list_copy, NULL},
-    UNSAFE("clear"),
-    UNSAFE("pop"),
-    UNSAFE("popitem"),
-    UNSAFE("setdefault"),
-    UNSAFE("update"),
-    NOT_HERE("fromkeys", "use dict()"),
-    {NULL, NULL, NULL},
+    M(dict, keys), M(dict, values),   M(dict, items),       M(dict, get),     {"copy", list_copy, NULL},          UNSAFE("clear"),
+    UNSAFE("pop"), UNSAFE("popitem"), UNSAFE("setdefault"), UNSAFE("update"), NOT_HERE("fromkeys", "use dict()"), {NULL, NULL, NULL},
 };
 
 static const tmethod_def views[] = {

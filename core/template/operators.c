@@ -203,6 +203,5 @@ tval apus_tpl_binary(tctx *c, int op, tval a, tval b)
     }
     if (op == '+' && a.kind == T_STR)
         apus_tpl_fail(&c->base, APUS_E_INVALID, "can only concatenate str (not \"%s\") to str", apus_tpl_type(b));
-    apus_tpl_fail(&c->base, APUS_E_INVALID, "unsupported operand type(s) for %s: '%s' and '%s'", spelled(op),
-                  apus_tpl_type(a), apus_tpl_type(b));
+    apus_tpl_fail(&c->base, APUS_E_INVALID, "unsupported operand type(s) for %s: '%s' and '%s'", spelled(op), apus_tpl_type(a), apus_tpl_type(b));
 }

@@ -48,8 +48,7 @@ static tnodes statements(parser *p, const char *const *ends, const char **found)
 
 static const char *describe(const ttoken *t, char out[80])
 {
-    static const char *const names[] = {
-        "text", "{%", "%}", "{{", "}}", NULL, "a string", "an integer", "a float", NULL, "the end of the template"};
+    static const char *const names[] = {"text", "{%", "%}", "{{", "}}", NULL, "a string", "an integer", "a float", NULL, "the end of the template"};
     if (t->kind == K_NAME)
         (void)snprintf(out, 80, "'%.*s'", (int)(t->text->length > 60 ? 60 : t->text->length), t->text->bytes);
     else if (t->kind == K_OPERATOR) {
@@ -145,8 +144,7 @@ static tnode *node(parser *p, tnode_kind kind, tpos at)
 static void add(parser *p, tnodes *list, tnode *n)
 {
     if ((list->n & (list->n - 1)) == 0) /* full at 0, 1, 2, 4, 8, … */
-        list->items = apus_tpl_grow(p->b, list->items, list->n * sizeof(tnode *),
-                                    (list->n == 0 ? 1 : list->n * 2) * sizeof(tnode *));
+        list->items = apus_tpl_grow(p->b, list->items, list->n * sizeof(tnode *), (list->n == 0 ? 1 : list->n * 2) * sizeof(tnode *));
     list->items[list->n++] = n;
 }
 
@@ -232,8 +230,7 @@ static tnode *dictionary(parser *p)
 
 static bool tuple_end(const parser *p, const char *extra)
 {
-    return p->at->kind == K_VARIABLE_END || p->at->kind == K_BLOCK_END || is_op(p->at, ')') ||
-           (extra != NULL && is_name(p->at, extra));
+    return p->at->kind == K_VARIABLE_END || p->at->kind == K_BLOCK_END || is_op(p->at, ')') || (extra != NULL && is_name(p->at, extra));
 }
 
 typedef enum { FULL, NO_IF, TARGET, TARGET_NS } how;
@@ -362,8 +359,7 @@ static void arguments(parser *p, targs *args)
             fine = args->star_star == NULL;
             if (args->named.n == names_capacity) {
                 size_t room = names_capacity == 0 ? 4 : names_capacity * 2;
-                args->names =
-                    apus_tpl_grow(p->b, args->names, names_capacity * sizeof *args->names, room * sizeof *args->names);
+                args->names = apus_tpl_grow(p->b, args->names, names_capacity * sizeof *args->names, room * sizeof *args->names);
                 names_capacity = room;
             }
             args->names[args->named.n] = next(p)->text;
@@ -496,8 +492,8 @@ static tnode *test(parser *p, tnode *of)
     const ttoken *t = p->at;
     if (is_op(t, '('))
         arguments(p, &n->call.args);
-    else if ((t->kind == K_NAME && !is_name(t, "else") && !is_name(t, "or") && !is_name(t, "and")) ||
-             t->kind == K_STRING || t->kind == K_INT || t->kind == K_FLOAT || is_op(t, '[') || is_op(t, '{')) {
+    else if ((t->kind == K_NAME && !is_name(t, "else") && !is_name(t, "or") && !is_name(t, "and")) || t->kind == K_STRING || t->kind == K_INT ||
+             t->kind == K_FLOAT || is_op(t, '[') || is_op(t, '{')) {
         if (is_name(t, "is"))
             fail_at(p, t->at, "You cannot chain multiple tests with is");
         add(p, &n->call.args.positional, postfix(p, primary(p, false)));
@@ -585,8 +581,7 @@ static tnode *sum(parser *p)
 static int comparison(parser *p)
 {
     const ttoken *t = p->at;
-    if (t->kind == K_OPERATOR &&
-        (t->op == O_EQ || t->op == O_NE || t->op == O_LE || t->op == O_GE || t->op == '<' || t->op == '>')) {
+    if (t->kind == K_OPERATOR && (t->op == O_EQ || t->op == O_NE || t->op == O_LE || t->op == O_GE || t->op == '<' || t->op == '>')) {
         next(p);
         return t->op;
     }
@@ -611,8 +606,7 @@ static tnode *compared(parser *p)
         }
         size_t i = all->compare.others.n;
         if ((i & (i - 1)) == 0)
-            all->compare.ops =
-                apus_tpl_grow(p->b, all->compare.ops, i * sizeof(int), (i == 0 ? 1 : i * 2) * sizeof(int));
+            all->compare.ops = apus_tpl_grow(p->b, all->compare.ops, i * sizeof(int), (i == 0 ? 1 : i * 2) * sizeof(int));
         all->compare.ops[i] = op;
         add(p, &all->compare.others, sum(p));
     }
@@ -787,8 +781,7 @@ static void signature(parser *p, tsignature *s)
         if (s->n == capacity) {
             size_t more = capacity == 0 ? 4 : capacity * 2;
             s->params = apus_tpl_grow(p->b, s->params, capacity * sizeof *s->params, more * sizeof *s->params);
-            s->param_names =
-                apus_tpl_grow(p->b, s->param_names, capacity * sizeof *s->param_names, more * sizeof *s->param_names);
+            s->param_names = apus_tpl_grow(p->b, s->param_names, capacity * sizeof *s->param_names, more * sizeof *s->param_names);
             s->defaults = apus_tpl_grow(p->b, s->defaults, capacity * sizeof(tnode *), more * sizeof(tnode *));
             capacity = more;
         }
@@ -940,13 +933,12 @@ static tnode *statement(parser *p)
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
         if (apus_tpl_is(t->text, refused[i])) {
             p->b->at = t->at;
-            apus_tpl_fail(p->b, APUS_E_UNSUPPORTED, "'%s' is not supported: a chat template is one file of plain text",
-                          refused[i]);
+            apus_tpl_fail(p->b, APUS_E_UNSUPPORTED, "'%s' is not supported: a chat template is one file of plain text", refused[i]);
         }
     p->b->at = t->at;
     if (p->innermost != NULL)
-        apus_tpl_fail(p->b, APUS_E_INVALID, "unknown tag '%.*s'; the block '%s' of line %u is open",
-                      (int)t->text->length, t->text->bytes, p->innermost, (unsigned)p->innermost_at.line);
+        apus_tpl_fail(p->b, APUS_E_INVALID, "unknown tag '%.*s'; the block '%s' of line %u is open", (int)t->text->length, t->text->bytes,
+                      p->innermost, (unsigned)p->innermost_at.line);
     apus_tpl_fail(p->b, APUS_E_INVALID, "unknown tag '%.*s'", (int)t->text->length, t->text->bytes);
 }
 
@@ -994,8 +986,8 @@ static tnodes statements(parser *p, const char *const *ends, const char **found)
     }
     if (ends != NULL) {
         p->b->at = p->at->at;
-        apus_tpl_fail(p->b, APUS_E_INVALID, "the template ends, but the block '%s' of line %u is not closed",
-                      p->innermost, (unsigned)p->innermost_at.line);
+        apus_tpl_fail(p->b, APUS_E_INVALID, "the template ends, but the block '%s' of line %u is not closed", p->innermost,
+                      (unsigned)p->innermost_at.line);
     }
     p->depth--;
     return body;
@@ -1013,7 +1005,7 @@ void apus_tpl_parse(apus_template *t, const ttokens *tokens)
         if (!p.pending[i].soft) {
             const tnode *n = p.pending[i].node;
             p.b->at = n->at;
-            apus_tpl_fail(p.b, APUS_E_INVALID, "No %s named '%.*s'.", n->kind == N_FILTER ? "filter" : "test",
-                          (int)n->call.name->length, n->call.name->bytes);
+            apus_tpl_fail(p.b, APUS_E_INVALID, "No %s named '%.*s'.", n->kind == N_FILTER ? "filter" : "test", (int)n->call.name->length,
+                          n->call.name->bytes);
         }
 }

@@ -47,10 +47,8 @@ static bool plain_number(const tstr *s, char *out, size_t capacity)
     for (size_t i = from; i < to; i++) {
         char ch = s->bytes[i];
         if (ch == '_') {
-            bool before = i > from && strchr("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ",
-                                             s->bytes[i - 1]) != NULL;
-            bool after = i + 1 < to && strchr("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ",
-                                              s->bytes[i + 1]) != NULL;
+            bool before = i > from && strchr("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", s->bytes[i - 1]) != NULL;
+            bool after = i + 1 < to && strchr("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", s->bytes[i + 1]) != NULL;
             if (!before || !after)
                 return false;
             continue;
@@ -116,13 +114,10 @@ bool apus_tpl_parse_int(const tstr *s, int base, int64_t *v, bool *overflow)
         return false;
     uint64_t total = 0;
     for (; *p != '\0'; p++) {
-        int digit = *p >= '0' && *p <= '9'                     ? *p - '0'
-                    : (*p | 0x20) >= 'a' && (*p | 0x20) <= 'z' ? (*p | 0x20) - 'a' + 10
-                                                               : 99;
+        int digit = *p >= '0' && *p <= '9' ? *p - '0' : (*p | 0x20) >= 'a' && (*p | 0x20) <= 'z' ? (*p | 0x20) - 'a' + 10 : 99;
         if (digit >= base)
             return false;
-        if (__builtin_mul_overflow(total, (uint64_t)base, &total) ||
-            __builtin_add_overflow(total, (uint64_t)digit, &total))
+        if (__builtin_mul_overflow(total, (uint64_t)base, &total) || __builtin_add_overflow(total, (uint64_t)digit, &total))
             *overflow = true;
     }
     if (total > (uint64_t)INT64_MAX + (negative ? 1 : 0))
@@ -309,17 +304,11 @@ static void json_str(tbuf *b, const tstr *s, bool ascii)
         if (c == '"' || c == '\\')
             (void)snprintf(text, sizeof text, "\\%c", (char)c);
         else if (c == '\n' || c == '\r' || c == '\t' || c == '\b' || c == '\f')
-            (void)snprintf(text, sizeof text, "\\%c",
-                           c == '\n'   ? 'n'
-                           : c == '\r' ? 'r'
-                           : c == '\t' ? 't'
-                           : c == '\b' ? 'b'
-                                       : 'f');
+            (void)snprintf(text, sizeof text, "\\%c", c == '\n' ? 'n' : c == '\r' ? 'r' : c == '\t' ? 't' : c == '\b' ? 'b' : 'f');
         else if (c < 0x20 || (ascii && c > 0x7e && c < 0x10000))
             (void)snprintf(text, sizeof text, "\\u%04x", c);
         else if (ascii && c >= 0x10000)
-            (void)snprintf(text, sizeof text, "\\u%04x\\u%04x", 0xd800 + ((c - 0x10000) >> 10),
-                           0xdc00 + ((c - 0x10000) & 0x3ff));
+            (void)snprintf(text, sizeof text, "\\u%04x\\u%04x", 0xd800 + ((c - 0x10000) >> 10), 0xdc00 + ((c - 0x10000) & 0x3ff));
         else
             continue;
         apus_tpl_put_part(b, s, from, begin);
@@ -376,8 +365,7 @@ static void json_key(tbuf *b, tval key, const tjson *how, ttag tag)
         json_number(text, key.f);
         break;
     default:
-        apus_tpl_fail(&b->c->base, APUS_E_INVALID, "keys must be str, int, float, bool or None, not %s",
-                      apus_tpl_type(key));
+        apus_tpl_fail(&b->c->base, APUS_E_INVALID, "keys must be str, int, float, bool or None, not %s", apus_tpl_type(key));
     }
     apus_tpl_put(b, "\"", 1, tag);
     apus_tpl_put_text(b, text, tag);

@@ -283,8 +283,8 @@ tstr *apus_tpl_concat(tctx *c, tstr *a, tstr *b)
 
 bool apus_tpl_is_space(uint32_t c)
 {
-    return (c >= 9 && c <= 13) || (c >= 28 && c <= 32) || c == 0x85 || c == 0xa0 || c == 0x1680 ||
-           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+    return (c >= 9 && c <= 13) || (c >= 28 && c <= 32) || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 ||
+           c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
 static bool is_line_break(uint32_t c)
@@ -314,8 +314,7 @@ bool apus_tpl_is_printable(uint32_t c)
 bool apus_tpl_is_word(uint32_t c)
 {
     utf8proc_category_t k = utf8proc_category((utf8proc_int32_t)c);
-    return c == '_' || (k >= UTF8PROC_CATEGORY_LU && k <= UTF8PROC_CATEGORY_LO) ||
-           (k >= UTF8PROC_CATEGORY_ND && k <= UTF8PROC_CATEGORY_NO);
+    return c == '_' || (k >= UTF8PROC_CATEGORY_LU && k <= UTF8PROC_CATEGORY_LO) || (k >= UTF8PROC_CATEGORY_ND && k <= UTF8PROC_CATEGORY_NO);
 }
 
 /* ---------------------------------------------------------------- cutting */
@@ -502,18 +501,31 @@ tlist *apus_tpl_split(tctx *c, tstr *s, const tstr *separator, int64_t most, boo
 
 /* ---------------------------------------------------------------- case */
 
+char apus_tpl_case_of(uint32_t c)
+{
+    utf8proc_int32_t ch = (utf8proc_int32_t)c;
+    switch (utf8proc_category(ch)) {
+    case UTF8PROC_CATEGORY_LU:
+        return 'u';
+    case UTF8PROC_CATEGORY_LL:
+        return 'l';
+    case UTF8PROC_CATEGORY_LT:
+        return 't';
+    default: /* Roman numerals, circled letters */
+        return utf8proc_tolower(ch) != ch ? 'u' : utf8proc_toupper(ch) != ch ? 'l' : 0;
+    }
+}
+
 static bool cased(uint32_t c)
 {
-    utf8proc_category_t k = utf8proc_category((utf8proc_int32_t)c);
-    return k == UTF8PROC_CATEGORY_LU || k == UTF8PROC_CATEGORY_LL || k == UTF8PROC_CATEGORY_LT;
+    return apus_tpl_case_of(c) != 0;
 }
 
 static bool case_ignorable(uint32_t c)
 {
     utf8proc_category_t k = utf8proc_category((utf8proc_int32_t)c);
-    return k == UTF8PROC_CATEGORY_MN || k == UTF8PROC_CATEGORY_ME || k == UTF8PROC_CATEGORY_CF ||
-           k == UTF8PROC_CATEGORY_LM || k == UTF8PROC_CATEGORY_SK || c == '\'' || c == '.' || c == ':' || c == 0xb7 ||
-           c == 0x2019;
+    return k == UTF8PROC_CATEGORY_MN || k == UTF8PROC_CATEGORY_ME || k == UTF8PROC_CATEGORY_CF || k == UTF8PROC_CATEGORY_LM ||
+           k == UTF8PROC_CATEGORY_SK || c == '\'' || c == '.' || c == ':' || c == 0xb7 || c == 0x2019;
 }
 
 /* Greek sigma has another lower case at the end of a word. */
@@ -536,8 +548,7 @@ static void put_upper(tbuf *b, uint32_t c, bool title, ttag tag)
     if (special != NULL)
         apus_tpl_put_text(b, special, tag);
     else
-        apus_tpl_put_char(
-            b, (uint32_t)(title ? utf8proc_totitle((utf8proc_int32_t)c) : utf8proc_toupper((utf8proc_int32_t)c)), tag);
+        apus_tpl_put_char(b, (uint32_t)(title ? utf8proc_totitle((utf8proc_int32_t)c) : utf8proc_toupper((utf8proc_int32_t)c)), tag);
 }
 
 static void put_lower(tbuf *b, const tstr *s, uint32_t c, size_t begin, size_t end, ttag tag)
@@ -572,11 +583,11 @@ tstr *apus_tpl_case(tctx *c, tstr *s, char how)
             apus_tpl_put_char(&b, ch, tag);
         else if (how == 'f')
             put_folded(&b, ch, tag);
-        else if (how == 'u' || (how == 's' && utf8proc_category((utf8proc_int32_t)ch) == UTF8PROC_CATEGORY_LL))
+        else if (how == 'u' || (how == 's' && apus_tpl_case_of(ch) == 'l'))
             put_upper(&b, ch, false, tag);
         else if ((how == 'c' && begin == 0) || (how == 't' && !inside))
             put_upper(&b, ch, true, tag);
-        else if (how == 's' && utf8proc_category((utf8proc_int32_t)ch) != UTF8PROC_CATEGORY_LU)
+        else if (how == 's' && apus_tpl_case_of(ch) != 'u')
             apus_tpl_put_char(&b, ch, tag);
         else
             put_lower(&b, s, ch, begin, at, tag);

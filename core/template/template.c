@@ -11,8 +11,7 @@
 
 enum { SOURCE_MOST = 16 << 20 };
 
-static const tlimits usual = {
-    .iterations = 10000000, .work = 20000000000u, .bytes = 256u << 20, .memory = 2048ull << 20, .depth = 1500};
+static const tlimits usual = {.iterations = 10000000, .work = 20000000000u, .bytes = 256u << 20, .memory = 2048ull << 20, .depth = 1500};
 
 static bool compiled(apus_template *t, const char *text, size_t length)
 {
@@ -89,8 +88,8 @@ static apus_status deliver(const tstr *s, const char *name, apus_template_output
     return APUS_OK;
 }
 
-apus_status apus_template_render_within(const apus_template *t, const tlimits *limits, const apus_node *variables,
-                                        int64_t now, apus_template_output *out, apus_error *err)
+apus_status apus_template_render_within(const apus_template *t, const tlimits *limits, const apus_node *variables, int64_t now,
+                                        apus_template_output *out, apus_error *err)
 {
     tctx *c = NULL;
     apus_status status = APUS_OK;
@@ -102,8 +101,7 @@ apus_status apus_template_render_within(const apus_template *t, const tlimits *l
     return status;
 }
 
-apus_status apus_template_render(const apus_template *t, const apus_node *variables, int64_t now,
-                                 apus_template_output *out, apus_error *err)
+apus_status apus_template_render(const apus_template *t, const apus_node *variables, int64_t now, apus_template_output *out, apus_error *err)
 {
     return apus_template_render_within(t, &usual, variables, now, out, err);
 }

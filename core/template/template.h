@@ -17,8 +17,8 @@ void apus_template_free(apus_template *t);
  * ordinary text, and to find which part of a conversation wrote it. */
 typedef struct apus_template_piece {
     size_t begin, end; /* bytes of the output; pieces are in order, adjacent, cover all of it */
-    int from_content; /* 1: the text came (whole) out of the variables (message content, tools…); 0: the template's own
-                       */
+    int from_content;  /* 1: the text came (whole) out of the variables (message content, tools…); 0: the template's own
+                        */
 } apus_template_piece;
 
 /* What one {% generation %} block wrote: the assistant's part, in templates that mark it. */
@@ -40,8 +40,7 @@ typedef struct apus_template_output {
  * text. `now`: seconds since the epoch that strftime_now formats (local time is UTC). An undefined name is undefined as
  * in Jinja (falsy, empty when printed; an attribute of it is an error). raise_exception(m) fails with APUS_E_INVALID
  * and m. Loops and output are bounded. [any] owner: the caller frees *out with apus_template_output_free. */
-apus_status apus_template_render(const apus_template *t, const apus_node *variables, int64_t now,
-                                 apus_template_output *out, apus_error *err);
+apus_status apus_template_render(const apus_template *t, const apus_node *variables, int64_t now, apus_template_output *out, apus_error *err);
 void apus_template_output_free(apus_template_output *out);
 
 #endif

@@ -73,8 +73,7 @@ TEST(mapping)
 TEST(sequence)
 {
     NO_ARGUMENT("sequence");
-    return v.kind == T_STR || v.kind == T_LIST || v.kind == T_TUPLE || v.kind == T_DICT || v.kind == T_RANGE ||
-           v.kind == T_UNDEFINED;
+    return v.kind == T_STR || v.kind == T_LIST || v.kind == T_TUPLE || v.kind == T_DICT || v.kind == T_RANGE || v.kind == T_UNDEFINED;
 }
 TEST(iterable)
 {
@@ -84,8 +83,7 @@ TEST(iterable)
 TEST(callable)
 {
     NO_ARGUMENT("callable");
-    return v.kind == T_MACRO || v.kind == T_FUNCTION || v.kind == T_METHOD || v.kind == T_JOINER || v.kind == T_LOOP ||
-           v.kind == T_UNDEFINED;
+    return v.kind == T_MACRO || v.kind == T_FUNCTION || v.kind == T_METHOD || v.kind == T_JOINER || v.kind == T_LOOP || v.kind == T_UNDEFINED;
 }
 TEST(escaped)
 {

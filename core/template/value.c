@@ -14,8 +14,7 @@ void apus_tpl_spend(tctx *c, uint64_t work)
 {
     c->work += work;
     if (c->work > c->limits.work)
-        apus_tpl_fail(&c->base, APUS_E_INVALID,
-                      "the template does not come to an end: stopped after %llu units of work",
+        apus_tpl_fail(&c->base, APUS_E_INVALID, "the template does not come to an end: stopped after %llu units of work",
                       (unsigned long long)c->limits.work);
 }
 
@@ -86,8 +85,8 @@ void apus_tpl_use_undefined(tctx *c, tval v)
     if (u->owner == T_MISSING)
         apus_tpl_fail(&c->base, APUS_E_INVALID, "'%.*s' is undefined", (int)u->length, u->name);
     apus_tpl_fail(&c->base, APUS_E_INVALID, "'%s%s' has no attribute '%.*s'",
-                  u->owner == T_NONE ? "None" : apus_tpl_type((tval){.kind = u->owner, .s = &(tstr){0}}),
-                  u->owner == T_NONE ? "" : " object", (int)u->length, u->name);
+                  u->owner == T_NONE ? "None" : apus_tpl_type((tval){.kind = u->owner, .s = &(tstr){0}}), u->owner == T_NONE ? "" : " object",
+                  (int)u->length, u->name);
 }
 
 bool apus_tpl_truth(tval v)
@@ -227,8 +226,8 @@ bool apus_tpl_equal(tctx *c, tval a, tval b)
         apus_tpl_leave(c);
         return same;
     case T_RANGE:
-        return a.range->n == b.range->n && (a.range->n == 0 || (a.range->start == b.range->start &&
-                                                                (a.range->n == 1 || a.range->step == b.range->step)));
+        return a.range->n == b.range->n &&
+               (a.range->n == 0 || (a.range->start == b.range->start && (a.range->n == 1 || a.range->step == b.range->step)));
     case T_VIEW:
         if (a.view->what != b.view->what || a.view->what == T_VALUES)
             return a.p == b.p;
@@ -268,8 +267,7 @@ int apus_tpl_compare(tctx *c, tval a, tval b, const char *op)
         apus_tpl_leave(c);
         return order;
     }
-    apus_tpl_fail(&c->base, APUS_E_INVALID, "'%s' not supported between instances of '%s' and '%s'", op,
-                  apus_tpl_type(a), apus_tpl_type(b));
+    apus_tpl_fail(&c->base, APUS_E_INVALID, "'%s' not supported between instances of '%s' and '%s'", op, apus_tpl_type(a), apus_tpl_type(b));
 }
 
 bool apus_tpl_less(tctx *c, tval a, tval b)
@@ -466,6 +464,7 @@ bool apus_tpl_next(tctx *c, titer *it, tval *item)
             return false;
         (void)apus_tpl_decode(v.s->bytes, v.s->length, &it->at);
         *item = apus_tpl_sval(apus_tpl_part(c, v.s, from, it->at));
+        item->s->markup = false;
         break;
     }
     case T_LIST:
@@ -516,8 +515,7 @@ bool apus_tpl_contains(tctx *c, tval in, tval item)
 {
     if (in.kind == T_STR) {
         if (item.kind != T_STR)
-            apus_tpl_fail(&c->base, APUS_E_INVALID, "'in <string>' requires string as left operand, not %s",
-                          apus_tpl_type(item));
+            apus_tpl_fail(&c->base, APUS_E_INVALID, "'in <string>' requires string as left operand, not %s", apus_tpl_type(item));
         apus_tpl_spend(c, in.s->length / 8);
         return apus_tpl_find(in.s, 0, in.s->length, item.s) != (size_t)-1;
     }
@@ -568,8 +566,7 @@ static tval from_node(tctx *c, const apus_node_api *api, const apus_node *n, tta
         d->content = true;
         for (size_t i = 0; i < length; i++) {
             const char *key = api->key_at(n, i);
-            apus_tpl_dict_set(c, d, apus_tpl_sval(apus_tpl_str(&c->base, key, strlen(key), tag)),
-                              from_node(c, api, api->at(n, i), tag, depth + 1));
+            apus_tpl_dict_set(c, d, apus_tpl_sval(apus_tpl_str(&c->base, key, strlen(key), tag)), from_node(c, api, api->at(n, i), tag, depth + 1));
         }
         return apus_tpl_dval(d);
     }

@@ -293,10 +293,10 @@ void apus_tpl_dict_set(tctx *c, tdict *d, tval key, tval value);
 int64_t apus_tpl_length(tctx *c, tval v);        /* Python's len(); -1 when it has none */
 tval apus_tpl_index(tctx *c, tval v, int64_t i); /* i-th of a list, tuple, string or range; T_MISSING outside */
 tval apus_tpl_slice(tctx *c, tval v, tval start, tval stop, tval step);
-tval apus_tpl_binary(tctx *c, int op, tval a, tval b);      /* op: + - * / % 'f' for // and 'p' for ** */
-tval apus_tpl_getattr(tctx *c, tval v, tstr *name);         /* v.name */
-tval apus_tpl_getitem(tctx *c, tval v, tval key);           /* v[key] */
-tval apus_tpl_attribute(tctx *c, tval v, const tstr *name); /* Python's getattr alone; T_MISSING when there is none */
+tval apus_tpl_binary(tctx *c, int op, tval a, tval b);              /* op: + - * / % 'f' for // and 'p' for ** */
+tval apus_tpl_getattr(tctx *c, tval v, tstr *name);                 /* v.name */
+tval apus_tpl_getitem(tctx *c, tval v, tval key);                   /* v[key] */
+tval apus_tpl_attribute(tctx *c, tval v, const tstr *name);         /* Python's getattr alone; T_MISSING when there is none */
 tval apus_tpl_path(tctx *c, tval v, tval attribute, tval fallback); /* "a.b.0" as filters' attribute= reads it */
 
 /* Walking: list, tuple, dict (its keys), string, range, view, generator, undefined. */
@@ -332,21 +332,21 @@ tstr *apus_tpl_take(tbuf *b);
 tstr *apus_tpl_part(tctx *c, const tstr *s, size_t from, size_t to); /* shares the bytes */
 ttag apus_tpl_tag_at(const tstr *s, size_t byte);
 size_t apus_tpl_chars(tstr *s);
-size_t apus_tpl_offset(tstr *s, size_t index); /* byte where the index-th code point begins; length past the end */
-uint32_t apus_tpl_decode(const char *bytes, size_t length, size_t *at); /* an invalid byte b reads as 0xDC00 + b */
+size_t apus_tpl_offset(tstr *s, size_t index);                                 /* byte where the index-th code point begins; length past the end */
+uint32_t apus_tpl_decode(const char *bytes, size_t length, size_t *at);        /* an invalid byte b reads as 0xDC00 + b */
 size_t apus_tpl_find(const tstr *s, size_t from, size_t to, const tstr *what); /* byte; (size_t)-1: not there */
 bool apus_tpl_is(const tstr *s, const char *text);
 int apus_tpl_str_compare(const tstr *a, const tstr *b);
 tstr *apus_tpl_concat(tctx *c, tstr *a, tstr *b);
 tstr *apus_tpl_strip(tctx *c, tstr *s, const tstr *chars, int sides); /* chars NULL: white space; 1 left, 2 right */
 tstr *apus_tpl_replace(tctx *c, tstr *s, const tstr *old, const tstr *with, int64_t count);
-tstr *apus_tpl_case(tctx *c, tstr *s,
-                    char how); /* u upper, l lower, c capitalize, t str.title, s swapcase, f casefold */
+tstr *apus_tpl_case(tctx *c, tstr *s, char how); /* u upper, l lower, c capitalize, t str.title, s swapcase, f casefold */
 tlist *apus_tpl_splitlines(tctx *c, tstr *s, bool keep);
 tlist *apus_tpl_split(tctx *c, tstr *s, const tstr *separator, int64_t most, bool from_right);
 bool apus_tpl_is_space(uint32_t c);
 bool apus_tpl_is_printable(uint32_t c);
 bool apus_tpl_is_word(uint32_t c); /* \w */
+char apus_tpl_case_of(uint32_t c); /* u upper, l lower, t title; 0: has no case */
 
 /* ---------------------------------------------------------------- text of values (print.c) */
 
