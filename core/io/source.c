@@ -54,6 +54,11 @@ static apus_status fail(apus_source *s, apus_status status, apus_error *err, con
     va_start(args, fmt);
     (void)vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
+    for (char *p = text; *p != '\0'; p++) { /* names and libarchive's words may carry anything */
+        if ((unsigned char)*p < 0x20 || *p == 0x7f) {
+            *p = ' ';
+        }
+    }
     s->failed = 1;
     return apus_fail(err, status, "%s: %s", s->path != NULL ? s->path : s->root, text);
 }
@@ -114,8 +119,7 @@ static apus_status collect(apus_source *s, const char *relative, int depth, size
         char *child = relative[0] != '\0' ? join(relative, "/", d->d_name) : strdup(d->d_name);
         if (child == NULL) {
             status = fail(s, APUS_E_MEMORY, err, "no memory to list it");
-        } else if (fstatat(dirfd(dir), d->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0 ||
-                   fstatat(dirfd(dir), d->d_name, &target, 0) != 0) {
+        } else if (fstatat(dirfd(dir), d->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0 || fstatat(dirfd(dir), d->d_name, &target, 0) != 0) {
             status = fail(s, APUS_E_IO, err, "cannot open '%s': %s", child, strerror(errno));
         } else if (S_ISDIR(st.st_mode)) {
             status = collect(s, child, depth + 1, capacity, err);
@@ -177,9 +181,8 @@ static int is_packed(const unsigned char *head, size_t n, const char *path)
     for (size_t i = 0; i < sizeof marks / sizeof marks[0]; i++) {
         if (n >= marks[i].at + marks[i].n && memcmp(head + marks[i].at, marks[i].bytes, marks[i].n) == 0) {
             /* "BZh" begins a bzip2 file only with a level and the block or end mark. */
-            return marks[i].bytes[0] != 'B' ||
-                   (n >= 10 && head[3] >= '1' && head[3] <= '9' &&
-                    (memcmp(head + 4, "1AY&SY", 6) == 0 || memcmp(head + 4, "\x17\x72\x45\x38\x50\x90", 6) == 0));
+            return marks[i].bytes[0] != 'B' || (n >= 10 && head[3] >= '1' && head[3] <= '9' &&
+                                                (memcmp(head + 4, "1AY&SY", 6) == 0 || memcmp(head + 4, "\x17\x72\x45\x38\x50\x90", 6) == 0));
         }
     }
     return ends_with(path, ".tar");
@@ -347,8 +350,7 @@ static apus_status check_bounds(apus_source *s, apus_error *err)
     uint64_t through = (uint64_t)archive_filter_bytes(s->archive, 0); /* headers and skipped parts count too */
     uint64_t out = s->unpacked > through ? s->unpacked : through;
     if (out > UNPACKED_MAX || (out > UNPACKED_FREE && out / RATIO_MAX > s->packed)) {
-        (void)fail(s, APUS_E_INVALID, err, "unpacks to more than %d times its %llu bytes", RATIO_MAX,
-                   (unsigned long long)s->packed);
+        (void)fail(s, APUS_E_INVALID, err, "unpacks to more than %d times its %llu bytes", RATIO_MAX, (unsigned long long)s->packed);
         return apus_hint(err, APUS_E_INVALID, "if this is really data, unpack it yourself and name the folder");
     }
     return APUS_OK;
@@ -364,8 +366,7 @@ static int64_t read_packed(apus_source *s, void *buffer, size_t capacity, apus_e
         n = archive_read_data(s->archive, buffer, capacity < INT_MAX ? capacity : INT_MAX);
     } while (n == ARCHIVE_RETRY);
     if (n < 0) {
-        (void)fail(s, APUS_E_INVALID, err, "%s%scannot be unpacked: %s", s->single ? "" : s->name,
-                   s->single ? "" : ": ", cause(s->archive));
+        (void)fail(s, APUS_E_INVALID, err, "%s%scannot be unpacked: %s", s->single ? "" : s->name, s->single ? "" : ": ", cause(s->archive));
         return -1;
     }
     s->unpacked += (uint64_t)n;
@@ -399,8 +400,7 @@ static int next_packed(apus_source *s, apus_error *err)
         if (rc == ARCHIVE_EOF) {
             s->ended = 1;
             /* Nothing at all, but compressed: one file without bytes. */
-            if (s->members == 0 && archive_format(s->archive) == ARCHIVE_FORMAT_EMPTY &&
-                archive_filter_count(s->archive) > 1) {
+            if (s->members == 0 && archive_format(s->archive) == ARCHIVE_FORMAT_EMPTY && archive_filter_count(s->archive) > 1) {
                 s->members = s->single = 1;
                 return set_name(s, NULL, err) == APUS_OK ? 1 : -1;
             }
@@ -472,8 +472,7 @@ int apus_source_next(apus_source *s, const char **name, apus_error *err)
             return 0;
         }
         char *path = join(s->root, "/", s->files[s->next_file++]);
-        apus_status status =
-            path != NULL ? open_file(s, path, err) : fail(s, APUS_E_MEMORY, err, "no memory to open it");
+        apus_status status = path != NULL ? open_file(s, path, err) : fail(s, APUS_E_MEMORY, err, "no memory to open it");
         free(path);
         if (status != APUS_OK) {
             return -1;
