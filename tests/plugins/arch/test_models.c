@@ -4,7 +4,7 @@
  */
 #include "plugins/format/models.h"
 
-static apus_format_ops hf;
+static apus_format_ops hf, gguf;
 static apus_device *device;
 
 static int setup(void **state)
@@ -13,11 +13,13 @@ static int setup(void **state)
     apus_error err = {0};
     apus_graph_announce();
     load_plugin("format_safetensors");
+    load_plugin("format_gguf");
     load_plugin("arch_decoder");
     load_plugin("arch_gpt2");
     load_plugin("backend_ref");
     assert_int_equal(apus_ops_load(&err), APUS_OK);
     hf = format("safetensors");
+    gguf = format("gguf");
     apus_node *spec = NODE->make_string("ref", 3);
     device = apus_device_open(spec, &err);
     NODE->release(spec);
@@ -74,12 +76,12 @@ static void bind(run *r)
     }
 }
 
-static run prepare(void *file, int64_t tokens, int64_t segments)
+static run prepare(const apus_format_ops *format, void *file, int64_t tokens, int64_t segments)
 {
     apus_error err = {0};
     apus_arch_ops ops;
     apus_model_outputs out;
-    run r = {.s = source_open(&hf, file), .tokens = tokens, .segments = segments};
+    run r = {.s = source_open(format, file), .tokens = tokens, .segments = segments};
     const apus_graph_api *api = apus_graph_table();
     assert_int_equal(apus_device_real(device), APUS_F64);
     void *arch = open_arch(r.s.card.config, &ops, &err);
@@ -210,7 +212,7 @@ static void compare(const char *model, const char *which)
     const int32_t one = (int32_t)ids.dims[0];
     const apus_tensor_info documents = packed ? golden_tensor(golden, "lengths") : ids;
     const int32_t *lengths = packed ? documents.data : &one;
-    run r = prepare(file, ids.dims[0], packed ? documents.dims[0] : 1);
+    run r = prepare(&hf, file, ids.dims[0], packed ? documents.dims[0] : 1);
     const size_t n = (size_t)(r.tokens * r.vocab);
     double *d = calloc(n, sizeof *d), *x = calloc(n, sizeof *x), worst = 0;
     execute(&r, ids.data, lengths, d);
@@ -250,11 +252,83 @@ static void packed_documents(void **state)
         compare(models[i], "packed");
 }
 
+static double worst_difference(run *r, const int32_t *ids, const float *expected)
+{
+    apus_error err = {0};
+    const size_t n = (size_t)(r->tokens * r->vocab);
+    const int32_t length = (int32_t)r->tokens;
+    double *zero = calloc(n, sizeof *zero), *x = calloc(n, sizeof *x), worst = 0;
+    execute(r, ids, &length, zero);
+    assert_int_equal(apus_plan_output(r->plan, 0, x, (int64_t)n, &err), APUS_OK);
+    for (size_t i = 0; i < n; i++)
+        worst = fmax(worst, fabs(x[i] - (double)expected[i]));
+    free(zero);
+    free(x);
+    return worst;
+}
+
+/* A GGUF that we write says the same model: rows, biases, every rotary scaling it can express. */
+static void through_gguf(void **state)
+{
+    (void)state;
+    static const char *const models[] = {"llama",        "llama-tied",     "llama-bias", "llama-headdim", "llama-linear", "llama-yarn",
+                                         "llama-llama3", "llama-longrope", "qwen2",      "qwen3",         "mistral",      "gpt2"};
+    for (size_t i = 0; i < sizeof models / sizeof models[0]; i++) {
+        char path[1024];
+        apus_error err = {0};
+        snprintf(path, sizeof path, "%s/models/%s", APUS_TEST_GOLDEN, models[i]);
+        void *file = open_file(&hf, path);
+        source s = source_open(&hf, file);
+        const apus_model_export export = source_export(&s, APUS_F32);
+        fresh(path, sizeof path, "through.gguf");
+        if (gguf.write(apus_host_table(), NULL, path, &export, &err) != APUS_OK)
+            fail_msg("%s", err.message);
+        source_close(&s);
+        hf.close(file);
+        file = open_file(&gguf, path);
+        snprintf(path, sizeof path, "%s/models/%s/golden.safetensors", APUS_TEST_GOLDEN, models[i]);
+        void *golden = open_file(&hf, path);
+        const apus_tensor_info ids = golden_tensor(golden, "input_ids");
+        run r = prepare(&gguf, file, ids.dims[0], 1);
+        const double worst = worst_difference(&r, ids.data, golden_tensor(golden, "logits").data);
+        if (!(worst <= 1e-4))
+            fail_msg("%s: logits differ by %g", models[i], worst);
+        finish(&r);
+        hf.close(golden);
+        gguf.close(file);
+    }
+}
+
+/* llama.cpp's own file and its logits (float32 there, with a half-precision cache: hence the bound). */
+static void llama_cpps_logits(void **state)
+{
+    (void)state;
+    char path[1024];
+    apus_error err = {0};
+    size_t length = 0;
+    shared_data(path, sizeof path, "models/stories260K/golden_logits_F32.bin");
+    char *bytes = apus_file_read(path, 0, &length, &err);
+    assert_non_null(bytes);
+    const int32_t *head = (const int32_t *)(void *)bytes;
+    shared_data(path, sizeof path, "models/stories260K/stories260K.gguf");
+    void *file = open_file(&gguf, path);
+    run r = prepare(&gguf, file, head[0], 1);
+    assert_int_equal(head[1], r.vocab);
+    const double worst = worst_difference(&r, head + 2, (const float *)(head + 2 + head[0]));
+    print_message("stories260K: logits within %.1e\n", worst);
+    assert_true(worst < 0.02);
+    finish(&r);
+    gguf.close(file);
+    apus_host_table()->free(bytes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_document),
         cmocka_unit_test(packed_documents),
+        cmocka_unit_test(through_gguf),
+        cmocka_unit_test(llama_cpps_logits),
     };
     return cmocka_run_group_tests_name("arch/models", tests, setup, teardown);
 }
