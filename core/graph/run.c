@@ -251,13 +251,7 @@ static apus_status feed(apus_plan *p, const apus_plan_leaf *in, const void *data
 
 static apus_status feed_all(apus_plan *p, const apus_feed *feeds, size_t n_feeds, apus_error *err)
 {
-    for (size_t f = 0; f < n_feeds; f++) {
-        size_t k = 0;
-        while (k < p->n_known_inputs && strcmp(p->known_inputs[k], feeds[f].input) != 0)
-            k++;
-        if (k == p->n_known_inputs)
-            return apus_fail(err, APUS_E_INTERNAL, "plan: the graph has no input named '%s'", feeds[f].input);
-    }
+    /* Feeds may be more than the plan uses: a batch brings all it knows. */
     for (size_t i = 0; i < p->inputs.n; i++) {
         const apus_plan_leaf *in = &p->inputs.at[i];
         size_t f = 0;
