@@ -475,6 +475,14 @@ static apus_status collect_weights(apus_model *m, apus_error *err)
 
 /* ---------------------------------------------------------------- opening */
 
+static apus_status open_text(apus_model *m, const apus_model_options *o, const char *template_file, apus_error *err)
+{
+    if (o->no_text || (m->format.card.tokenizer == NULL && m->format.card.chat_template == NULL && template_file == NULL))
+        return APUS_OK;
+    m->text = apus_text_open(&m->format.card, template_file, o->now, err);
+    return m->text != NULL ? APUS_OK : APUS_E_INVALID;
+}
+
 static apus_status open_from_scratch(apus_model *m, const apus_node *spec, const apus_model_options *o, apus_error *err)
 {
     const char *arch = NODE->as_string(NODE->get(spec, "arch"), NULL);
@@ -503,7 +511,11 @@ static apus_status open_from_scratch(apus_model *m, const apus_node *spec, const
         m->format.card.tokenizer_config = NODE->get(m->own_extra, "tokenizer_config");
         m->format.card.chat_template = NODE->as_string(NODE->get(m->own_extra, "chat_template"), NULL);
     }
-    apus_status st = open_arch(m, arch, err);
+    apus_status st = open_text(m, o, NULL, err);
+    if (st == APUS_OK && m->text != NULL && NODE->get(m->config, "vocab_size") == NULL)
+        (void)NODE->set(m->own_config, "vocab_size", NODE->make_int(apus_text_vocab(m->text)));
+    if (st == APUS_OK)
+        st = open_arch(m, arch, err);
     if (st != APUS_OK || m->device == NULL)
         return st;
     st = collect_weights(m, err);
@@ -572,11 +584,8 @@ apus_model *apus_model_open(const apus_node *spec, const apus_model_options *opt
         st = apus_fail(err, APUS_E_INVALID, "%s: a model is a path, an earlier stage's name, or {arch: …, config: {…}}",
                        NODE->where(spec, where, sizeof where));
     }
-    if (st == APUS_OK && !options->no_text && (m->format.card.tokenizer != NULL || m->format.card.chat_template != NULL)) {
-        m->text = apus_text_open(&m->format.card, template_file, options->now, err);
-        if (m->text == NULL)
-            st = APUS_E_INVALID;
-    }
+    if (st == APUS_OK && m->text == NULL)
+        st = open_text(m, options, template_file, err);
     if (st != APUS_OK) {
         apus_model_close(m);
         return NULL;

@@ -56,10 +56,10 @@ static int preview_stage(const apus_pipeline *p, const apus_pipeline_stage *s, i
     const apus_node_api *node = apus_nodes();
     apus_error err = {0};
     const apus_node *spec = node->get(s->params, "model");
-    if (node->get(spec, "stage") != NULL) { /* an earlier stage's text is its own model's */
-        for (size_t i = 0; i < p->n_stages; i++)
-            if (strcmp(p->stages[i].name, node->as_string(node->get(spec, "stage"), NULL)) == 0)
-                spec = node->get(p->stages[i].params, "model");
+    for (size_t i = p->n_stages; i-- > 0;) { /* an earlier stage's text is its own model's */
+        const char *earlier = node->as_string(node->get(spec, "stage"), NULL);
+        if (earlier != NULL && strcmp(p->stages[i].name, earlier) == 0)
+            spec = node->get(p->stages[i].params, "model");
     }
     apus_node *tokenizer = NULL;
     if (node->get(spec, "arch") != NULL) {
