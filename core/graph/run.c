@@ -144,7 +144,8 @@ static void mark_leaves(apus_plan *p)
                     to[i] = (int32_t)kept;
                     sorted[kept++] = p->variables.at[i];
                 }
-        memcpy(p->variables.at, sorted, kept * sizeof *sorted);
+        if (kept > 0)
+            memcpy(p->variables.at, sorted, kept * sizeof *sorted);
         for (size_t i = 0; i < p->tensors.n; i++) {
             apus_plan_tensor *t = &p->tensors.at[i];
             t->variable = t->variable >= 0 ? to[t->variable] : -1;
