@@ -301,16 +301,18 @@ apus_status apus_text_render(const apus_text *t, const apus_node *messages, cons
     return st;
 }
 
-/* Does this text hold a special token's string? */
+/* Does this text hold a special token's string? It does when reading such strings changes its ids. */
 static int holds_special(const apus_text *t, const char *text, size_t length)
 {
-    apus_tokens ids = {0};
+    apus_tokens read = {0}, plain = {0};
     int found = 0;
-    if (apus_text_encode(t, text, length, APUS_ENCODE_SPECIAL_TEXT, &ids, NULL) == APUS_OK)
-        for (size_t i = 0; i < ids.n && !found; i++)
-            found = t->ops.is_special(t->tokenizer, ids.ids[i]);
-    HOST->free(ids.ids);
-    HOST->free(ids.begin);
+    if (apus_text_encode(t, text, length, APUS_ENCODE_SPECIAL_TEXT, &read, NULL) == APUS_OK &&
+        apus_text_encode(t, text, length, 0, &plain, NULL) == APUS_OK)
+        found = read.n != plain.n || memcmp(read.ids, plain.ids, read.n * sizeof *read.ids) != 0;
+    HOST->free(read.ids);
+    HOST->free(read.begin);
+    HOST->free(plain.ids);
+    HOST->free(plain.begin);
     return found;
 }
 
