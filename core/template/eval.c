@@ -2,56 +2,15 @@
  * core/template/eval: walks a compiled template: scopes, loops, macros, output. Jinja's scoping: loops, macros, with
  * and capturing blocks are scopes of their own, `if` is not; a macro sees the scope that it was written in.
  */
-#include "eval.h"
 #include "render.h"
-#include "syntax.h"
+#include "run.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct tscope {
-    struct tscope *parent; /* NULL: the template's own names */
-    uint32_t *names;
-    tval *values;
-    size_t n, capacity;
-    bool kept; /* a macro refers to it: it is not used again */
-} tscope;
-
-struct tmacro {
-    const tsignature *signature;
-    tscope *scope;
-};
-
-struct tloop {
-    const tnode *node;
-    tscope *scope; /* around the loop */
-    tval source;
-    titer it;
-    tlist *pending; /* items that asking for the length has read ahead */
-    size_t next_pending;
-    tval before, current, after; /* after: read ahead, or T_MISSING */
-    int64_t index0, length, depth0;
-    tval changed;
-};
-
-typedef struct trender {
-    tctx c;
-    const apus_template *t;
-    tval *own; /* by name number: variables, functions, what the template set at its top */
-    tscope *scope;
-    tbuf *out;
-    tval captured; /* what a filter block filters */
-    uint32_t generations;
-} trender;
-
-typedef enum { RUN, BREAK, CONTINUE } flow;
-
-static tval eval(trender *r, const tnode *n);
-static flow run(trender *r, const tnodes *body);
-
 /* ---------------------------------------------------------------- scopes */
 
-static tval look_up(const trender *r, const tscope *from, uint32_t name)
+tval apus_tpl_look_up(const trender *r, const tscope *from, uint32_t name)
 {
     for (const tscope *s = from; s != NULL; s = s->parent)
         for (size_t i = 0; i < s->n; i++)
@@ -60,7 +19,7 @@ static tval look_up(const trender *r, const tscope *from, uint32_t name)
     return r->own[name];
 }
 
-static void store(trender *r, uint32_t name, tval v)
+void apus_tpl_store(trender *r, uint32_t name, tval v)
 {
     tscope *s = r->scope;
     if (s == NULL) {
@@ -82,7 +41,7 @@ static void store(trender *r, uint32_t name, tval v)
     s->values[s->n++] = v;
 }
 
-static tscope *open_scope(trender *r, tscope *parent)
+tscope *apus_tpl_open_scope(trender *r, tscope *parent)
 {
     tscope *s = apus_tpl_alloc(&r->c.base, sizeof *s);
     s->parent = parent;
@@ -90,23 +49,23 @@ static tscope *open_scope(trender *r, tscope *parent)
 }
 
 /* For the next round of a loop. */
-static tscope *fresh(trender *r, tscope *s)
+tscope *apus_tpl_fresh_scope(trender *r, tscope *s)
 {
     if (s->kept)
-        return open_scope(r, s->parent);
+        return apus_tpl_open_scope(r, s->parent);
     s->n = 0;
     return s;
 }
 
-static void assign(trender *r, const tnode *target, tval v)
+void apus_tpl_assign(trender *r, const tnode *target, tval v)
 {
     tctx *c = &r->c;
     if (target->kind == N_NAME) {
-        store(r, target->name, v);
+        apus_tpl_store(r, target->name, v);
         return;
     }
     if (target->kind == N_NAMESPACE_SET) {
-        tval space = look_up(r, r->scope, target->namespace_set.name);
+        tval space = apus_tpl_look_up(r, r->scope, target->namespace_set.name);
         tstr *name = target->namespace_set.attribute;
         c->base.at = target->at;
         if (space.kind != T_NAMESPACE)
@@ -120,162 +79,11 @@ static void assign(trender *r, const tnode *target, tval v)
     tval item;
     size_t n = 0;
     for (; n < target->list.n && apus_tpl_next(c, &it, &item); n++)
-        assign(r, target->list.items[n], item);
+        apus_tpl_assign(r, target->list.items[n], item);
     if (n < target->list.n)
         apus_tpl_fail(&c->base, APUS_E_INVALID, "not enough values to unpack (expected %zu, got %zu)", target->list.n, n);
     if (apus_tpl_next(c, &it, &item))
         apus_tpl_fail(&c->base, APUS_E_INVALID, "too many values to unpack (expected %zu)", target->list.n);
-}
-
-/* ---------------------------------------------------------------- loops */
-
-static bool next_unfiltered(trender *r, struct tloop *l, tval *item)
-{
-    if (l->pending != NULL) {
-        if (l->next_pending >= l->pending->n)
-            return false;
-        *item = l->pending->items[l->next_pending++];
-        return true;
-    }
-    while (apus_tpl_next(&r->c, &l->it, item)) {
-        if (++r->c.iterations > r->c.limits.iterations)
-            apus_tpl_fail(&r->c.base, APUS_E_INVALID, "more than %llu rounds of loops", (unsigned long long)r->c.limits.iterations);
-        if (l->node->loop.test == NULL)
-            return true;
-        tscope *outer = r->scope;
-        r->scope = open_scope(r, l->scope);
-        assign(r, l->node->loop.target, *item);
-        bool wanted = apus_tpl_truth(eval(r, l->node->loop.test));
-        r->scope = outer;
-        if (wanted)
-            return true;
-    }
-    return false;
-}
-
-static bool next_item(trender *r, struct tloop *l)
-{
-    tval item = l->after;
-    l->after = apus_tpl_missing();
-    if (item.kind == T_MISSING && !next_unfiltered(r, l, &item))
-        return false;
-    l->index0++;
-    l->before = l->current;
-    l->current = item;
-    return true;
-}
-
-static tval peek(trender *r, struct tloop *l)
-{
-    if (l->after.kind == T_MISSING && !next_unfiltered(r, l, &l->after))
-        l->after = apus_tpl_missing();
-    return l->after;
-}
-
-static int64_t loop_length(trender *r, struct tloop *l)
-{
-    if (l->length >= 0)
-        return l->length;
-    if (l->node->loop.test == NULL)
-        l->length = apus_tpl_length(&r->c, l->source);
-    if (l->length >= 0)
-        return l->length;
-    size_t capacity = 8;
-    tlist *rest = apus_tpl_list(&r->c.base, capacity);
-    for (tval item; next_unfiltered(r, l, &item);)
-        apus_tpl_push(&r->c.base, rest, &capacity, item);
-    l->pending = rest;
-    l->next_pending = 0;
-    return l->length = (int64_t)rest->n + l->index0 + 1 + (l->after.kind != T_MISSING ? 1 : 0);
-}
-
-void apus_tpl_loop_place(tctx *c, struct tloop *l, int64_t *index, int64_t *length)
-{
-    *index = l->index0 + 1;
-    *length = loop_length((trender *)c, l);
-}
-
-static tval loop_cycle(tctx *c, tval self, const tcall *call)
-{
-    if (call->n == 0 || call->n_named > 0)
-        apus_tpl_fail(&c->base, APUS_E_INVALID, "no items for cycling given");
-    return call->args[(size_t)self.loop->index0 % call->n];
-}
-
-static tval loop_changed(tctx *c, tval self, const tcall *call)
-{
-    tlist *now = apus_tpl_list(&c->base, call->n);
-    if (call->n > 0)
-        memcpy(now->items, call->args, call->n * sizeof *now->items);
-    now->n = call->n;
-    if (self.loop->changed.kind != T_MISSING && apus_tpl_equal(c, self.loop->changed, apus_tpl_tval(now)))
-        return apus_tpl_bool(false);
-    self.loop->changed = apus_tpl_tval(now);
-    return apus_tpl_bool(true);
-}
-
-tval apus_tpl_loop_attribute(tctx *c, struct tloop *l, const tstr *name)
-{
-    static const tmethod_def methods[] = {{"cycle", loop_cycle, NULL}, {"changed", loop_changed, NULL}};
-    trender *r = (trender *)c;
-    if (apus_tpl_is(name, "index"))
-        return apus_tpl_int(l->index0 + 1);
-    if (apus_tpl_is(name, "index0"))
-        return apus_tpl_int(l->index0);
-    if (apus_tpl_is(name, "first"))
-        return apus_tpl_bool(l->index0 == 0);
-    if (apus_tpl_is(name, "last"))
-        return apus_tpl_bool(peek(r, l).kind == T_MISSING);
-    if (apus_tpl_is(name, "length"))
-        return apus_tpl_int(loop_length(r, l));
-    if (apus_tpl_is(name, "revindex"))
-        return apus_tpl_int(loop_length(r, l) - l->index0);
-    if (apus_tpl_is(name, "revindex0"))
-        return apus_tpl_int(loop_length(r, l) - l->index0 - 1);
-    if (apus_tpl_is(name, "depth"))
-        return apus_tpl_int(l->depth0 + 1);
-    if (apus_tpl_is(name, "depth0"))
-        return apus_tpl_int(l->depth0);
-    if (apus_tpl_is(name, "previtem"))
-        return l->index0 == 0 ? apus_tpl_undefined(&c->base, "there is no previous item") : l->before;
-    if (apus_tpl_is(name, "nextitem")) {
-        tval after = peek(r, l);
-        return after.kind == T_MISSING ? apus_tpl_undefined(&c->base, "there is no next item") : after;
-    }
-    for (size_t i = 0; i < sizeof methods / sizeof *methods; i++)
-        if (apus_tpl_is(name, methods[i].name)) {
-            struct tmethod *m = apus_tpl_alloc(&c->base, sizeof *m);
-            *m = (struct tmethod){{.kind = T_LOOP, .loop = l}, &methods[i]};
-            return (tval){.kind = T_METHOD, .method = m};
-        }
-    return apus_tpl_missing();
-}
-
-/* All rounds of `n` over `source`, in the scope the loop stands in. */
-static flow run_loop(trender *r, const tnode *n, tval source, tscope *around, int64_t depth0)
-{
-    tctx *c = &r->c;
-    tscope *outer = r->scope, *scope = open_scope(r, around);
-    struct tloop *l = apus_tpl_alloc(&c->base, sizeof *l);
-    *l =
-        (struct tloop){.node = n, .scope = around, .source = source, .it = apus_tpl_iterate(c, source), .index0 = -1, .length = -1, .depth0 = depth0};
-    bool any = false;
-    while (next_item(r, l)) {
-        r->scope = scope = fresh(r, scope);
-        assign(r, n->loop.target, l->current);
-        store(r, r->t->loop, (tval){.kind = T_LOOP, .loop = l});
-        flow end = run(r, &n->loop.body);
-        any = any || end == RUN; /* as Jinja: `else` runs when no round came to its end */
-        if (end == BREAK)
-            break;
-    }
-    flow how = RUN;
-    if (!any && n->loop.otherwise.n > 0) {
-        r->scope = open_scope(r, around);
-        how = run(r, &n->loop.otherwise);
-    }
-    r->scope = outer;
-    return how;
 }
 
 /* ---------------------------------------------------------------- capturing, macros */
@@ -287,7 +95,7 @@ static tstr *capture(trender *r, const tnodes *body, tscope *scope, flow *how)
     tbuf *out = r->out, own = {.c = &r->c};
     r->scope = scope;
     r->out = &own;
-    flow end = run(r, body);
+    flow end = apus_tpl_run_body(r, body);
     r->scope = outer;
     r->out = out;
     if (how != NULL)
@@ -349,7 +157,7 @@ static tval call_macro(trender *r, const struct tmacro *macro, const tcall *call
     tval *given = apus_tpl_array(&c->base, s->n, sizeof *given);
     for (size_t i = 0; i < s->n; i++)
         given[i] = i < call->n ? call->args[i] : take_named(call, taken, s->param_names[i]);
-    tscope *outer = r->scope, *scope = open_scope(r, macro->scope);
+    tscope *outer = r->scope, *scope = apus_tpl_open_scope(r, macro->scope);
     tval caller = apus_tpl_missing(), rest = apus_tpl_missing(), named = apus_tpl_missing();
     if (s->uses_caller) {
         caller = take_named(call, taken, r->t->names[r->t->caller]);
@@ -377,17 +185,18 @@ static tval call_macro(trender *r, const struct tmacro *macro, const tcall *call
     r->scope = scope;
     for (size_t i = 0; i < s->n; i++)
         if (given[i].kind != T_MISSING)
-            store(r, s->params[i], given[i]);
+            apus_tpl_store(r, s->params[i], given[i]);
     if (s->uses_caller)
-        store(r, r->t->caller, caller);
+        apus_tpl_store(r, r->t->caller, caller);
     if (s->uses_varargs)
-        store(r, r->t->varargs, rest);
+        apus_tpl_store(r, r->t->varargs, rest);
     if (s->uses_kwargs)
-        store(r, r->t->kwargs, named);
+        apus_tpl_store(r, r->t->kwargs, named);
     for (size_t i = 0; i < s->n; i++)
         if (given[i].kind == T_MISSING)
-            store(r, s->params[i],
-                  s->defaults[i] != NULL ? eval(r, s->defaults[i]) : apus_tpl_undefined_attribute(&c->base, T_MISSING, s->param_names[i]));
+            apus_tpl_store(r, s->params[i],
+                           s->defaults[i] != NULL ? apus_tpl_eval(r, s->defaults[i])
+                                                  : apus_tpl_undefined_attribute(&c->base, T_MISSING, s->param_names[i]));
     r->scope = outer;
     return apus_tpl_sval(capture(r, &s->body, scope, NULL));
 }
@@ -403,19 +212,19 @@ static tcall arguments(trender *r, const targs *args, tval caller)
     tval dictionary = apus_tpl_missing();
     tval *values = apus_tpl_array(&c->base, n, sizeof *values);
     for (size_t i = 0; i < n; i++)
-        values[i] = eval(r, args->positional.items[i]);
+        values[i] = apus_tpl_eval(r, args->positional.items[i]);
     tval *named = apus_tpl_array(&c->base, n_named, sizeof *named);
     for (size_t i = 0; i < args->named.n; i++)
-        named[i] = eval(r, args->named.items[i]);
+        named[i] = apus_tpl_eval(r, args->named.items[i]);
     tstr **names = args->names;
     if (args->star != NULL) {
-        more = apus_tpl_to_list(c, eval(r, args->star));
+        more = apus_tpl_to_list(c, apus_tpl_eval(r, args->star));
         values = apus_tpl_grow(&c->base, values, n * sizeof *values, (n + more->n) * sizeof *values);
         memcpy(values + n, more->items, more->n * sizeof *values);
         n += more->n;
     }
     if (args->star_star != NULL) {
-        dictionary = eval(r, args->star_star);
+        dictionary = apus_tpl_eval(r, args->star_star);
         if (dictionary.kind != T_DICT)
             apus_tpl_fail(&c->base, APUS_E_INVALID, "argument after ** must be a mapping, not %s", apus_tpl_type(dictionary));
     }
@@ -454,7 +263,7 @@ static tval call_loop(trender *r, struct tloop *l, const tcall *call)
         apus_tpl_fail(&r->c.base, APUS_E_INVALID, "The loop must have the 'recursive' marker to be called recursively.");
     tbuf *out = r->out, own = {.c = &r->c};
     r->out = &own;
-    (void)run_loop(r, l->node, source, l->scope, l->depth0 + 1);
+    (void)apus_tpl_run_loop(r, l->node, source, l->scope, l->depth0 + 1);
     r->out = out;
     return apus_tpl_sval(apus_tpl_take(&own));
 }
@@ -486,14 +295,14 @@ static tval call_value(trender *r, tval callee, const tcall *call)
 
 static tval eval_call(trender *r, const tnode *n, tval caller)
 {
-    tval callee = eval(r, n->call.of);
+    tval callee = apus_tpl_eval(r, n->call.of);
     tcall call = arguments(r, &n->call.args, caller);
     return call_value(r, callee, &call);
 }
 
 static tval eval_filter(trender *r, const tnode *n)
 {
-    tval v = n->call.of == NULL ? r->captured : eval(r, n->call.of);
+    tval v = n->call.of == NULL ? r->captured : apus_tpl_eval(r, n->call.of);
     tcall call = arguments(r, &n->call.args, apus_tpl_missing());
     if (n->call.filter == NULL)
         apus_tpl_fail(&r->c.base, APUS_E_INVALID, "No filter named '%.*s' found.", (int)n->call.name->length, n->call.name->bytes);
@@ -502,7 +311,7 @@ static tval eval_filter(trender *r, const tnode *n)
 
 static tval eval_test(trender *r, const tnode *n)
 {
-    tval v = eval(r, n->call.of);
+    tval v = apus_tpl_eval(r, n->call.of);
     tcall call = arguments(r, &n->call.args, apus_tpl_missing());
     if (n->call.test == NULL)
         apus_tpl_fail(&r->c.base, APUS_E_INVALID, "No test named '%.*s' found.", (int)n->call.name->length, n->call.name->bytes);
@@ -538,9 +347,9 @@ static bool holds(tctx *c, int op, tval a, tval b)
 
 static tval eval_compare(trender *r, const tnode *n)
 {
-    tval left = eval(r, n->compare.first);
+    tval left = apus_tpl_eval(r, n->compare.first);
     for (size_t i = 0; i < n->compare.others.n; i++) {
-        tval right = eval(r, n->compare.others.items[i]);
+        tval right = apus_tpl_eval(r, n->compare.others.items[i]);
         if (!holds(&r->c, n->compare.ops[i], left, right))
             return apus_tpl_bool(false);
         left = right;
@@ -550,7 +359,7 @@ static tval eval_compare(trender *r, const tnode *n)
 
 static tval eval_sign(trender *r, const tnode *n)
 {
-    tval v = eval(r, n->a);
+    tval v = apus_tpl_eval(r, n->a);
     if (v.kind == T_FLOAT)
         return n->kind == N_NEGATE ? apus_tpl_float(-v.f) : v;
     if (v.kind != T_INT && v.kind != T_BOOL && v.kind != T_UNDEFINED)
@@ -562,7 +371,7 @@ static tval eval_concat(trender *r, const tnode *n)
 {
     tbuf b = {.c = &r->c};
     for (size_t i = 0; i < n->list.n; i++)
-        apus_tpl_print(&b, eval(r, n->list.items[i]));
+        apus_tpl_print(&b, apus_tpl_eval(r, n->list.items[i]));
     return apus_tpl_sval(apus_tpl_take(&b));
 }
 
@@ -570,7 +379,7 @@ static tval eval_list(trender *r, const tnode *n)
 {
     tlist *l = apus_tpl_list(&r->c.base, n->list.n);
     for (size_t i = 0; i < n->list.n; i++)
-        l->items[l->n++] = eval(r, n->list.items[i]);
+        l->items[l->n++] = apus_tpl_eval(r, n->list.items[i]);
     return (tval){.kind = n->kind == N_LIST ? T_LIST : T_TUPLE, .l = l};
 }
 
@@ -578,33 +387,33 @@ static tval eval_dict(trender *r, const tnode *n)
 {
     tdict *d = apus_tpl_dict(&r->c.base, n->list.n / 2);
     for (size_t i = 0; i < n->list.n; i += 2) {
-        tval key = eval(r, n->list.items[i]);
-        apus_tpl_dict_set(&r->c, d, key, eval(r, n->list.items[i + 1]));
+        tval key = apus_tpl_eval(r, n->list.items[i]);
+        apus_tpl_dict_set(&r->c, d, key, apus_tpl_eval(r, n->list.items[i + 1]));
     }
     return apus_tpl_dval(d);
 }
 
 static tval eval_name(trender *r, const tnode *n)
 {
-    tval v = look_up(r, r->scope, n->name);
+    tval v = apus_tpl_look_up(r, r->scope, n->name);
     return v.kind != T_MISSING ? v : apus_tpl_undefined_attribute(&r->c.base, T_MISSING, r->t->names[n->name]);
 }
 
 static tval eval_slice(trender *r, const tnode *n)
 {
-    tval of = eval(r, n->slice.of), bounds[3];
+    tval of = apus_tpl_eval(r, n->slice.of), bounds[3];
     const tnode *nodes[3] = {n->slice.start, n->slice.stop, n->slice.step};
     for (int i = 0; i < 3; i++)
-        bounds[i] = nodes[i] == NULL ? apus_tpl_missing() : eval(r, nodes[i]);
+        bounds[i] = nodes[i] == NULL ? apus_tpl_missing() : apus_tpl_eval(r, nodes[i]);
     return apus_tpl_slice(&r->c, of, bounds[0], bounds[1], bounds[2]);
 }
 
 static tval eval_if_else(trender *r, const tnode *n)
 {
-    if (apus_tpl_truth(eval(r, n->a)))
-        return eval(r, n->b);
+    if (apus_tpl_truth(apus_tpl_eval(r, n->a)))
+        return apus_tpl_eval(r, n->b);
     if (n->c != NULL)
-        return eval(r, n->c);
+        return apus_tpl_eval(r, n->c);
     return apus_tpl_undefined(&r->c.base, "the inline if-expression evaluated to false and no else section was defined.");
 }
 
@@ -625,16 +434,16 @@ static tval eval_kind(trender *r, const tnode *n)
     case N_CONCAT:
         return eval_concat(r, n);
     case N_BINARY:
-        v = eval(r, n->a);
-        return apus_tpl_binary(c, n->op, v, eval(r, n->b));
+        v = apus_tpl_eval(r, n->a);
+        return apus_tpl_binary(c, n->op, v, apus_tpl_eval(r, n->b));
     case N_AND:
-        v = eval(r, n->a);
-        return apus_tpl_truth(v) ? eval(r, n->b) : v;
+        v = apus_tpl_eval(r, n->a);
+        return apus_tpl_truth(v) ? apus_tpl_eval(r, n->b) : v;
     case N_OR:
-        v = eval(r, n->a);
-        return apus_tpl_truth(v) ? v : eval(r, n->b);
+        v = apus_tpl_eval(r, n->a);
+        return apus_tpl_truth(v) ? v : apus_tpl_eval(r, n->b);
     case N_NOT:
-        return apus_tpl_bool(!apus_tpl_truth(eval(r, n->a)));
+        return apus_tpl_bool(!apus_tpl_truth(apus_tpl_eval(r, n->a)));
     case N_NEGATE:
     case N_PLUS:
         return eval_sign(r, n);
@@ -643,10 +452,10 @@ static tval eval_kind(trender *r, const tnode *n)
     case N_IF_ELSE:
         return eval_if_else(r, n);
     case N_ATTRIBUTE:
-        return apus_tpl_getattr(c, eval(r, n->attribute.of), n->attribute.name);
+        return apus_tpl_getattr(c, apus_tpl_eval(r, n->attribute.of), n->attribute.name);
     case N_ITEM:
-        v = eval(r, n->a);
-        return apus_tpl_getitem(c, v, eval(r, n->b));
+        v = apus_tpl_eval(r, n->a);
+        return apus_tpl_getitem(c, v, apus_tpl_eval(r, n->b));
     case N_SLICE:
         return eval_slice(r, n);
     case N_CALL:
@@ -660,7 +469,7 @@ static tval eval_kind(trender *r, const tnode *n)
     }
 }
 
-static tval eval(trender *r, const tnode *n)
+tval apus_tpl_eval(trender *r, const tnode *n)
 {
     tpos outer = r->c.base.at;
     apus_tpl_enter(&r->c);
@@ -679,24 +488,24 @@ static flow run_if(trender *r, const tnode *n)
 {
     for (;;) {
         r->c.base.at = n->at;
-        if (apus_tpl_truth(eval(r, n->branch.test)))
-            return run(r, &n->branch.yes);
+        if (apus_tpl_truth(apus_tpl_eval(r, n->branch.test)))
+            return apus_tpl_run_body(r, &n->branch.yes);
         if (n->branch.no.n != 1 || n->branch.no.items[0]->kind != N_IF)
-            return run(r, &n->branch.no);
+            return apus_tpl_run_body(r, &n->branch.no);
         n = n->branch.no.items[0];
     }
 }
 
 static flow run_with(trender *r, const tnode *n)
 {
-    tscope *outer = r->scope, *scope = open_scope(r, outer);
+    tscope *outer = r->scope, *scope = apus_tpl_open_scope(r, outer);
     tval *values = apus_tpl_array(&r->c.base, n->with.values.n, sizeof *values);
     for (size_t i = 0; i < n->with.values.n; i++)
-        values[i] = eval(r, n->with.values.items[i]);
+        values[i] = apus_tpl_eval(r, n->with.values.items[i]);
     r->scope = scope;
     for (size_t i = 0; i < n->with.targets.n; i++)
-        assign(r, n->with.targets.items[i], values[i]);
-    flow how = run(r, &n->with.body);
+        apus_tpl_assign(r, n->with.targets.items[i], values[i]);
+    flow how = apus_tpl_run_body(r, &n->with.body);
     r->scope = outer;
     return how;
 }
@@ -705,15 +514,15 @@ static flow run_with(trender *r, const tnode *n)
 static flow run_captured(trender *r, const tnode *n)
 {
     flow how;
-    tval v = apus_tpl_sval(capture(r, &n->set.body, open_scope(r, r->scope), &how));
+    tval v = apus_tpl_sval(capture(r, &n->set.body, apus_tpl_open_scope(r, r->scope), &how));
     if (how != RUN)
         return how;
     if (n->set.value != NULL) {
         r->captured = v;
-        v = eval(r, n->set.value);
+        v = apus_tpl_eval(r, n->set.value);
     }
     if (n->kind == N_SET_BLOCK)
-        assign(r, n->set.target, v);
+        apus_tpl_assign(r, n->set.target, v);
     else
         apus_tpl_print(r->out, v);
     return RUN;
@@ -722,7 +531,7 @@ static flow run_captured(trender *r, const tnode *n)
 static void run_generation(trender *r, const tnode *n)
 {
     ttag mark = ++r->generations << 1;
-    const tstr *s = capture(r, &n->with.body, open_scope(r, r->scope), NULL);
+    const tstr *s = capture(r, &n->with.body, apus_tpl_open_scope(r, r->scope), NULL);
     size_t from = 0;
     for (size_t i = 0; i < (s->n_runs == 0 ? 1 : s->n_runs); i++) {
         trun run = s->n_runs == 0 ? (trun){s->length, s->tag} : s->runs[i];
@@ -741,7 +550,7 @@ static flow run_one(trender *r, const tnode *n)
         return RUN;
     case N_OUTPUT:
         for (size_t i = 0; i < n->list.n; i++) {
-            v = eval(r, n->list.items[i]);
+            v = apus_tpl_eval(r, n->list.items[i]);
             r->c.base.at = n->list.items[i]->at;
             apus_tpl_print(r->out, v);
         }
@@ -749,18 +558,18 @@ static flow run_one(trender *r, const tnode *n)
     case N_IF:
         return run_if(r, n);
     case N_FOR:
-        v = eval(r, n->loop.of);
+        v = apus_tpl_eval(r, n->loop.of);
         r->c.base.at = n->loop.of->at;
-        return run_loop(r, n, v, r->scope, 0);
+        return apus_tpl_run_loop(r, n, v, r->scope, 0);
     case N_SET:
-        v = eval(r, n->set.value);
-        assign(r, n->set.target, v);
+        v = apus_tpl_eval(r, n->set.value);
+        apus_tpl_assign(r, n->set.target, v);
         return RUN;
     case N_SET_BLOCK:
     case N_FILTER_BLOCK:
         return run_captured(r, n);
     case N_MACRO:
-        store(r, n->macro.name, make_macro(r, n->macro.signature));
+        apus_tpl_store(r, n->macro.name, make_macro(r, n->macro.signature));
         return RUN;
     case N_CALL_BLOCK:
         v = make_macro(r, n->macro.signature);
@@ -769,8 +578,8 @@ static flow run_one(trender *r, const tnode *n)
     case N_WITH:
         return run_with(r, n);
     case N_BLOCK:
-        r->scope = open_scope(r, n->with.scoped ? outer : NULL);
-        (void)run(r, &n->with.body);
+        r->scope = apus_tpl_open_scope(r, n->with.scoped ? outer : NULL);
+        (void)apus_tpl_run_body(r, &n->with.body);
         r->scope = outer;
         return RUN;
     case N_GENERATION:
@@ -785,7 +594,7 @@ static flow run_one(trender *r, const tnode *n)
     }
 }
 
-static flow run(trender *r, const tnodes *body)
+flow apus_tpl_run_body(trender *r, const tnodes *body)
 {
     flow how = RUN;
     tpos outer = r->c.base.at;
@@ -842,7 +651,7 @@ const tstr *apus_tpl_run(const apus_template *t, tctx **where, const tlimits *li
     tbuf *out = apus_tpl_alloc(&r->c.base, sizeof *out);
     out->c = &r->c;
     r->out = out;
-    (void)run(r, &t->body);
+    (void)apus_tpl_run_body(r, &t->body);
     *status = APUS_OK;
     return apus_tpl_take(out);
 }
