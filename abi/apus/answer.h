@@ -36,13 +36,15 @@ static inline apus_status apus_answer_row(const apus_session_api *session, const
     const char *prompt = node->as_string(node->get(example, "prompt"), NULL);
     if (messages == NULL && prompt == NULL)
         prompt = node->as_string(node->get(example, "text"), NULL);
-    const apus_generate_request request = {.size = sizeof request,
-                                           .messages = messages,
-                                           .tools = node->get(example, "tools"),
-                                           .prompt = messages == NULL ? prompt : NULL,
-                                           .sampling = params,
-                                           .seed = seed,
-                                           .index = (uint64_t)i};
+    apus_generate_request request;
+    memset(&request, 0, sizeof request);
+    request.size = sizeof request;
+    request.messages = messages;
+    request.tools = node->get(example, "tools");
+    request.prompt = messages == NULL ? prompt : NULL;
+    request.sampling = params;
+    request.seed = seed;
+    request.index = (uint64_t)i;
     if (messages == NULL && prompt == NULL)
         st = apus_fail(err, APUS_E_INVALID, "row %lld has neither messages nor a prompt to answer", (long long)i);
     else
