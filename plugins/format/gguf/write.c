@@ -250,8 +250,7 @@ static apus_status write_rope(maker *m, apus_error *err)
     if (type == NULL)
         type = m->node->as_string(rope_get(m, "type"), NULL);
     m->theta = m->node->as_float(theta != NULL ? theta : config_get(m, "rope_theta"), 10000.0);
-    m->rotary_dim = (int64_t)((double)m->head_dim *
-                              m->node->as_float(part != NULL ? part : config_get(m, "partial_rotary_factor"), 1.0));
+    m->rotary_dim = (int64_t)((double)m->head_dim * m->node->as_float(part != NULL ? part : config_get(m, "partial_rotary_factor"), 1.0));
     const double positions = m->node->as_float(config_get(m, "max_position_embeddings"), 2048.0);
     double original = m->node->as_float(config_get(m, "original_max_position_embeddings"), 0.0);
     if (original <= 0)
@@ -274,8 +273,8 @@ static apus_status write_rope(maker *m, apus_error *err)
         m->freqs = m->host->alloc((size_t)m->rotary_dim / 2 * sizeof(float) + 64);
         if (m->freqs == NULL)
             return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", m->path);
-        gguf_llama3_factors(m->rotary_dim, m->theta, factor, rope_float(m, "low_freq_factor", 1.0),
-                            rope_float(m, "high_freq_factor", 4.0), original, m->freqs);
+        gguf_llama3_factors(m->rotary_dim, m->theta, factor, rope_float(m, "low_freq_factor", 1.0), rope_float(m, "high_freq_factor", 4.0), original,
+                            m->freqs);
     } else {
         return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: rope type '%s' cannot be written to GGUF", m->path, type);
     }
@@ -289,11 +288,26 @@ static uint32_t file_type(apus_dtype t)
     return t == APUS_F16 ? 1 : t == APUS_BF16 ? 32 : t == APUS_Q8_0 ? 7 : t == APUS_Q4_0 ? 2 : 0;
 }
 
+/* What the model's own GGUF said of its origin goes on with it. */
+static void write_origin(maker *m)
+{
+    static const char *const keys[] = {"general.name",         "general.author",      "general.organization", "general.basename",
+                                       "general.finetune",     "general.size_label",  "general.license",      "general.license.name",
+                                       "general.license.link", "general.description", "general.url",          "general.repo_url"};
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        size_t n = 0;
+        const char *text = m->node->as_string(m->node->get(m->model->card->metadata, keys[i]), &n);
+        if (text != NULL)
+            gguf_key_text(&m->meta, keys[i], text, n);
+    }
+}
+
 static apus_status write_config(maker *m, apus_error *err)
 {
     const apus_node_api *node = m->node;
     gguf_key_text(&m->meta, "general.architecture", m->architecture, strlen(m->architecture));
     gguf_key_text(&m->meta, "general.type", "model", 5);
+    write_origin(m);
     gguf_key_u32(&m->meta, "general.file_type", file_type(m->model->dtype));
     if (m->model->dtype >= APUS_Q4_0)
         gguf_key_u32(&m->meta, "general.quantization_version", 2);
@@ -309,8 +323,7 @@ static apus_status write_config(maker *m, apus_error *err)
     }
     const apus_node *act = config_get(m, "hidden_act");
     if (act != NULL && node->as_string(act, NULL) != NULL && strcmp(node->as_string(act, NULL), "silu") != 0)
-        return apus_fail_line(err, APUS_E_UNSUPPORTED,
-                              "%s: hidden_act '%s' cannot be written to GGUF, whose %s always has silu", m->path,
+        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: hidden_act '%s' cannot be written to GGUF, whose %s always has silu", m->path,
                               node->as_string(act, NULL), m->architecture);
     key_u32(m, "context_length", node->as_int(config_get(m, "max_position_embeddings"), 2048));
     key_u32(m, "attention.head_count_kv", m->groups);
@@ -319,10 +332,8 @@ static apus_status write_config(maker *m, apus_error *err)
     key_u32(m, "attention.value_length", m->head_dim);
     const int64_t window = node->as_int(config_get(m, "sliding_window"), 0);
     const char *type = node->as_string(config_get(m, "model_type"), NULL);
-    if (window > 0 &&
-        ((type != NULL && strcmp(type, "mistral") == 0) || node->as_bool(config_get(m, "use_sliding_window"), 0))) {
-        warn(m, "%s: llama.cpp ignores the sliding window of %lld: it will be right up to that many tokens", m->path,
-             (long long)window);
+    if (window > 0 && ((type != NULL && strcmp(type, "mistral") == 0) || node->as_bool(config_get(m, "use_sliding_window"), 0))) {
+        warn(m, "%s: llama.cpp ignores the sliding window of %lld: it will be right up to that many tokens", m->path, (long long)window);
         if (strcmp(m->architecture, "llama") == 0)
             key_u32(m, "attention.sliding_window", window);
     }
@@ -460,12 +471,10 @@ static apus_status put_tensor(maker *m, FILE *f, size_t i, apus_error *err)
     const size_t row_bytes = w->ndim > 1 ? apus_row_bytes(t, columns) : sizeof(float);
     float *x = m->host->alloc((size_t)chunk * (size_t)columns * sizeof *x + 64);
     unsigned char *out = m->host->alloc((size_t)chunk * row_bytes + 64);
-    apus_status st =
-        x == NULL || out == NULL ? apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", m->path) : APUS_OK;
+    apus_status st = x == NULL || out == NULL ? apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", m->path) : APUS_OK;
     for (int64_t row = 0; row < rows && st == APUS_OK; row += chunk) {
         const int64_t n = rows - row < chunk ? rows - row : chunk;
-        st = m->host->stopping() ? apus_fail_line(err, APUS_E_STOPPED, "stopped")
-                                 : m->model->read(m->model->context, i, row, n, x, err);
+        st = m->host->stopping() ? apus_fail_line(err, APUS_E_STOPPED, "stopped") : m->model->read(m->model->context, i, row, n, x, err);
         for (int64_t r = 0; r < n && st == APUS_OK; r++)
             encode_row(t, x + (paired ? paired_row(r, d) : r) * columns, out + (size_t)r * row_bytes, columns);
         if (st == APUS_OK && fwrite(out, 1, (size_t)n * row_bytes, f) != (size_t)n * row_bytes)
@@ -482,17 +491,14 @@ static apus_status put_file(maker *m, FILE *f, size_t tensors, apus_error *err)
 {
     const uint32_t head[2] = {0x46554747u /* "GGUF" */, 3};
     const uint64_t counts[2] = {tensors, m->meta.count};
-    int ok = fwrite(head, 1, 8, f) == 8 && fwrite(counts, 1, 16, f) == 16 &&
-             fwrite(m->meta.bytes, 1, m->meta.length, f) == m->meta.length &&
-             fwrite(m->list.bytes, 1, m->list.length, f) == m->list.length &&
-             pad(f, 24 + m->meta.length + m->list.length) == APUS_OK;
+    int ok = fwrite(head, 1, 8, f) == 8 && fwrite(counts, 1, 16, f) == 16 && fwrite(m->meta.bytes, 1, m->meta.length, f) == m->meta.length &&
+             fwrite(m->list.bytes, 1, m->list.length, f) == m->list.length && pad(f, 24 + m->meta.length + m->list.length) == APUS_OK;
     const float *const extra[] = {m->freqs, m->long_factors, m->short_factors};
     const size_t bytes = (size_t)m->rotary_dim / 2 * sizeof(float);
     for (size_t i = 0; i < 3; i++)
         if (extra[i] != NULL)
             ok = ok && fwrite(extra[i], 1, bytes, f) == bytes && pad(f, bytes) == APUS_OK;
-    apus_status st =
-        ok ? APUS_OK : apus_fail_line(err, APUS_E_IO, "%s: cannot be written: %s", m->path, strerror(errno));
+    apus_status st = ok ? APUS_OK : apus_fail_line(err, APUS_E_IO, "%s: cannot be written: %s", m->path, strerror(errno));
     for (size_t i = 0; i < m->model->n_weights && st == APUS_OK; i++)
         st = put_tensor(m, f, i, err);
     return st;
@@ -503,9 +509,8 @@ static apus_status make_file(maker *m, apus_error *err)
     const char *type = m->node->as_string(config_get(m, "model_type"), NULL);
     m->architecture = gguf_architecture_of(type != NULL ? type : "llama");
     if (m->architecture == NULL)
-        return apus_fail_line(err, APUS_E_UNSUPPORTED,
-                              "%s: model_type '%s' cannot be written to GGUF (llama, mistral, qwen2, qwen3, gpt2)",
-                              m->path, type);
+        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: model_type '%s' cannot be written to GGUF (llama, mistral, qwen2, qwen3, gpt2)", m->path,
+                              type);
     apus_status st = measure(m, err);
     if (st == APUS_OK)
         st = write_config(m, err);
@@ -526,8 +531,7 @@ static apus_status make_file(maker *m, apus_error *err)
     return st;
 }
 
-apus_status gguf_write(const apus_host *host, const apus_node *params, const char *path, const apus_model_export *model,
-                       apus_error *err)
+apus_status gguf_write(const apus_host *host, const apus_node *params, const char *path, const apus_model_export *model, apus_error *err)
 {
     (void)params;
     apus_model_export wanted = {0};
