@@ -30,8 +30,7 @@ static inline apus_status apus_map_open(const char *path, apus_map *m, apus_erro
     struct stat st;
     const int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return apus_fail(err, errno == ENOENT ? APUS_E_NOT_FOUND : APUS_E_IO, "%s: cannot be opened: %s", path,
-                         strerror(errno));
+        return apus_fail(err, errno == ENOENT ? APUS_E_NOT_FOUND : APUS_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
     if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
         close(fd);
         return apus_fail(err, APUS_E_INVALID, "%s: not a regular file", path);
@@ -116,8 +115,7 @@ static inline apus_node *apus_json_file(const apus_host *host, const char *path,
 }
 
 /* folder/name as a node; *out stays NULL when there is no such file. */
-static inline apus_status apus_json_in(const apus_host *host, const char *folder, const char *name, apus_node **out,
-                                       apus_error *err)
+static inline apus_status apus_json_in(const apus_host *host, const char *folder, const char *name, apus_node **out, apus_error *err)
 {
     char path[4096];
     *out = NULL;
@@ -142,8 +140,7 @@ static inline apus_status apus_stdio_finish(FILE *f, const char *path, apus_stat
 }
 
 /* Write folder/name whole (not atomic: for folders that are renamed into place when complete). */
-static inline apus_status apus_write_in(const char *folder, const char *name, const char *bytes, size_t length,
-                                        apus_error *err)
+static inline apus_status apus_write_in(const char *folder, const char *name, const char *bytes, size_t length, apus_error *err)
 {
     char path[4096];
     if (!apus_path_join(path, sizeof path, folder, name))
@@ -158,8 +155,7 @@ static inline apus_status apus_write_in(const char *folder, const char *name, co
 }
 
 /* Write folder/name as indented JSON with a final newline. */
-static inline apus_status apus_write_json_in(const apus_host *host, const char *folder, const char *name,
-                                             const apus_node *node, apus_error *err)
+static inline apus_status apus_write_json_in(const apus_host *host, const char *folder, const char *name, const apus_node *node, apus_error *err)
 {
     size_t n = 0;
     char *text = host->node->write_json(node, APUS_JSON_INDENT, &n);

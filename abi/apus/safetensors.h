@@ -68,54 +68,47 @@ static inline apus_dtype apus_safetensors_dtype(const char *name)
 }
 
 /* One entry of the header; `data` and `data_bytes`: what follows the header. */
-static inline apus_status apus_safetensors_entry_(const apus_node_api *node, const char *path, const char *name,
-                                                  const apus_node *entry, const unsigned char *data,
-                                                  uint64_t data_bytes, apus_tensor_info *t, apus_error *err)
+static inline apus_status apus_safetensors_entry_(const apus_node_api *node, const char *path, const char *name, const apus_node *entry,
+                                                  const unsigned char *data, uint64_t data_bytes, apus_tensor_info *t, apus_error *err)
 {
     const char *dtype = node->as_string(node->get(entry, "dtype"), NULL);
     const apus_node *shape = node->get(entry, "shape"), *offsets = node->get(entry, "data_offsets");
     memset(t, 0, sizeof *t);
     t->size = sizeof *t;
     t->name = name;
-    if (node->kind(entry) != APUS_NODE_MAP || node->length(entry) != 3 || dtype == NULL ||
-        node->kind(shape) != APUS_NODE_LIST || node->kind(offsets) != APUS_NODE_LIST || node->length(offsets) != 2)
-        return apus_fail_line(err, APUS_E_INVALID,
-                              "%s: tensor '%.200s': expected {dtype, shape, data_offsets: [begin, end]}", path, name);
+    if (node->kind(entry) != APUS_NODE_MAP || node->length(entry) != 3 || dtype == NULL || node->kind(shape) != APUS_NODE_LIST ||
+        node->kind(offsets) != APUS_NODE_LIST || node->length(offsets) != 2)
+        return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%.200s': expected {dtype, shape, data_offsets: [begin, end]}", path, name);
     t->dtype = apus_safetensors_dtype(dtype);
     if (t->dtype == APUS_REAL) {
         apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: tensor '%.200s' has element type '%.40s'", path, name, dtype);
         return apus_hint(err, APUS_E_UNSUPPORTED, "readable types are F32, F16, BF16, F64, I64, I32, U8, I8 and BOOL");
     }
     if (node->length(shape) > APUS_MAX_DIMS)
-        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: tensor '%.200s' has %zu dimensions, at most %d are read",
-                              path, name, node->length(shape), APUS_MAX_DIMS);
+        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: tensor '%.200s' has %zu dimensions, at most %d are read", path, name, node->length(shape),
+                              APUS_MAX_DIMS);
     t->ndim = (int32_t)node->length(shape);
     uint64_t bytes = apus_row_bytes(t->dtype, 1);
     for (int32_t k = 0; k < t->ndim; k++) {
         const apus_node *d = node->at(shape, (size_t)k);
         t->dims[k] = node->as_int(d, -1);
         if (node->kind(d) != APUS_NODE_INT || t->dims[k] < 0)
-            return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%.200s': shape has an entry that is not a size",
-                                  path, name);
+            return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%.200s': shape has an entry that is not a size", path, name);
         if (t->dims[k] != 0 && bytes > UINT64_MAX / (uint64_t)t->dims[k])
             return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%.200s': its shape overflows", path, name);
         bytes *= (uint64_t)t->dims[k];
     }
     const int64_t begin = node->as_int(node->at(offsets, 0), -1), end = node->as_int(node->at(offsets, 1), -1);
-    if (begin < 0 || end < begin || node->kind(node->at(offsets, 0)) != APUS_NODE_INT ||
-        node->kind(node->at(offsets, 1)) != APUS_NODE_INT)
-        return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%.200s': data_offsets are not [begin, end]", path,
-                              name);
+    if (begin < 0 || end < begin || node->kind(node->at(offsets, 0)) != APUS_NODE_INT || node->kind(node->at(offsets, 1)) != APUS_NODE_INT)
+        return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%.200s': data_offsets are not [begin, end]", path, name);
     if ((uint64_t)end > data_bytes) {
-        apus_fail_line(err, APUS_E_INVALID,
-                       "%s: tensor '%.200s' ends at byte %lld of the data, but only %llu are there", path, name,
-                       (long long)end, (unsigned long long)data_bytes);
+        apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%.200s' ends at byte %lld of the data, but only %llu are there", path, name, (long long)end,
+                       (unsigned long long)data_bytes);
         return apus_hint(err, APUS_E_INVALID, "the file is cut: fetch or copy it again");
     }
     if ((uint64_t)(end - begin) != bytes)
-        return apus_fail_line(err, APUS_E_INVALID,
-                              "%s: tensor '%.200s': its shape and type need %llu bytes, data_offsets give %lld", path,
-                              name, (unsigned long long)bytes, (long long)(end - begin));
+        return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%.200s': its shape and type need %llu bytes, data_offsets give %lld", path, name,
+                              (unsigned long long)bytes, (long long)(end - begin));
     t->bytes = bytes;
     t->data = data + begin;
     return APUS_OK;
@@ -130,11 +123,10 @@ static inline int apus_safetensors_by_place_(const void *a, const void *b)
 }
 
 /* The data must be covered once and wholly. */
-static inline apus_status apus_safetensors_cover_(const apus_host *host, const char *path, const apus_safetensors *s,
-                                                  const unsigned char *data, uint64_t data_bytes, apus_error *err)
+static inline apus_status apus_safetensors_cover_(const apus_host *host, const char *path, const apus_safetensors *s, const unsigned char *data,
+                                                  uint64_t data_bytes, apus_error *err)
 {
-    const apus_tensor_info **order =
-        (const apus_tensor_info **)host->alloc((s->count + 1) * sizeof(const apus_tensor_info *));
+    const apus_tensor_info **order = (const apus_tensor_info **)host->alloc((s->count + 1) * sizeof(const apus_tensor_info *));
     if (order == NULL)
         return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", path);
     for (size_t i = 0; i < s->count; i++)
@@ -145,24 +137,22 @@ static inline apus_status apus_safetensors_cover_(const apus_host *host, const c
     for (size_t i = 0; i < s->count && st == APUS_OK; i++) {
         const uint64_t begin = (uint64_t)((const unsigned char *)order[i]->data - data);
         if (begin < place)
-            st = apus_fail_line(err, APUS_E_INVALID,
-                                "%s: tensors '%.200s' and '%.200s' overlap at byte %llu of the data", path,
+            st = apus_fail_line(err, APUS_E_INVALID, "%s: tensors '%.200s' and '%.200s' overlap at byte %llu of the data", path,
                                 order[i - (i > 0)]->name, order[i]->name, (unsigned long long)begin);
         else if (begin > place)
-            st = apus_fail_line(err, APUS_E_INVALID, "%s: bytes %llu to %llu of the data belong to no tensor", path,
-                                (unsigned long long)place, (unsigned long long)begin);
+            st = apus_fail_line(err, APUS_E_INVALID, "%s: bytes %llu to %llu of the data belong to no tensor", path, (unsigned long long)place,
+                                (unsigned long long)begin);
         place = begin + order[i]->bytes;
     }
     if (st == APUS_OK && place != data_bytes)
-        st = apus_fail_line(err, APUS_E_INVALID, "%s: %llu bytes after the last tensor", path,
-                            (unsigned long long)(data_bytes - place));
+        st = apus_fail_line(err, APUS_E_INVALID, "%s: %llu bytes after the last tensor", path, (unsigned long long)(data_bytes - place));
     host->free((void *)order);
     return st;
 }
 
 /* Read a container that lies in memory; the bytes must outlive s. `path` is what errors call it. */
-static inline apus_status apus_safetensors_read(const apus_host *host, const char *path, const unsigned char *bytes,
-                                                size_t length, apus_safetensors *s, apus_error *err)
+static inline apus_status apus_safetensors_read(const apus_host *host, const char *path, const unsigned char *bytes, size_t length,
+                                                apus_safetensors *s, apus_error *err)
 {
     const apus_node_api *node = host->node;
     uint64_t header = 0;
@@ -171,8 +161,8 @@ static inline apus_status apus_safetensors_read(const apus_host *host, const cha
     for (int i = 7; i >= 0; i--)
         header = header << 8 | bytes[i];
     if (header > APUS_SAFETENSORS_MAX_HEADER || header > length - 8) {
-        apus_fail_line(err, APUS_E_INVALID, "%s: its header is said to be %llu bytes long, but %zu follow", path,
-                       (unsigned long long)header, length - 8);
+        apus_fail_line(err, APUS_E_INVALID, "%s: its header is said to be %llu bytes long, but %zu follow", path, (unsigned long long)header,
+                       length - 8);
         return apus_hint(err, APUS_E_INVALID, "the file is cut or is not a safetensors file (a Git LFS pointer?)");
     }
     s->header = node->parse_json((const char *)bytes + 8, (size_t)header, path, err);
@@ -195,8 +185,7 @@ static inline apus_status apus_safetensors_read(const apus_host *host, const cha
             s->metadata = entry;
             continue;
         }
-        const apus_status st =
-            apus_safetensors_entry_(node, path, name, entry, data, data_bytes, &s->tensors[s->count], err);
+        const apus_status st = apus_safetensors_entry_(node, path, name, entry, data, data_bytes, &s->tensors[s->count], err);
         if (st != APUS_OK)
             return st;
         s->count++;
@@ -204,8 +193,7 @@ static inline apus_status apus_safetensors_read(const apus_host *host, const cha
     return apus_safetensors_cover_(host, path, s, data, data_bytes, err);
 }
 
-static inline apus_status apus_safetensors_open(const apus_host *host, const char *path, apus_safetensors *s,
-                                                apus_error *err)
+static inline apus_status apus_safetensors_open(const apus_host *host, const char *path, apus_safetensors *s, apus_error *err)
 {
     const apus_status st = apus_map_open(path, &s->map, err);
     return st == APUS_OK ? apus_safetensors_read(host, path, s->map.bytes, s->map.length, s, err) : st;
@@ -249,9 +237,8 @@ static inline uint64_t apus_safetensors_item_bytes(const apus_safetensors_item *
 
 /* One tensor's values to a file; `read` as in apus_model_export. */
 static inline apus_status apus_safetensors_put_(const apus_host *host, FILE *f, const apus_safetensors_item *it,
-                                                apus_status (*read)(void *, size_t, int64_t, int64_t, float *,
-                                                                    apus_error *),
-                                                void *context, apus_error *err)
+                                                apus_status (*read)(void *, size_t, int64_t, int64_t, float *, apus_error *), void *context,
+                                                apus_error *err)
 {
     /* rows and columns as `read` gives them */
     const int64_t rows = it->transposed ? it->dims[1] : it->dims[0];
@@ -261,14 +248,12 @@ static inline apus_status apus_safetensors_put_(const apus_host *host, FILE *f, 
     const size_t capacity = (size_t)chunk * (size_t)columns;
     float *values = (float *)host->alloc(capacity * sizeof(float) + 64);
     float *turned = it->transposed ? (float *)host->alloc(capacity * sizeof(float) + 64) : NULL;
-    apus_status st = values == NULL || (it->transposed && turned == NULL)
-                         ? apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", it->name)
-                         : APUS_OK;
+    apus_status st =
+        values == NULL || (it->transposed && turned == NULL) ? apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", it->name) : APUS_OK;
     for (int64_t row = 0; row < rows && st == APUS_OK; row += chunk) {
         const int64_t n = rows - row < chunk ? rows - row : chunk;
         const size_t elements = (size_t)n * (size_t)columns;
-        st = host->stopping() ? apus_fail_line(err, APUS_E_STOPPED, "stopped")
-                              : read(context, it->weight, row, n, values, err);
+        st = host->stopping() ? apus_fail_line(err, APUS_E_STOPPED, "stopped") : read(context, it->weight, row, n, values, err);
         if (st != APUS_OK)
             break;
         if (turned != NULL)
@@ -286,10 +271,9 @@ static inline apus_status apus_safetensors_put_(const apus_host *host, FILE *f, 
 }
 
 /* Write a container. metadata: {"format": "pt"}, as transformers asks of every file it loads. */
-static inline apus_status
-apus_safetensors_write(const apus_host *host, const char *path, const apus_safetensors_item *items, size_t n,
-                       apus_status (*read)(void *, size_t, int64_t, int64_t, float *, apus_error *), void *context,
-                       apus_error *err)
+static inline apus_status apus_safetensors_write(const apus_host *host, const char *path, const apus_safetensors_item *items, size_t n,
+                                                 apus_status (*read)(void *, size_t, int64_t, int64_t, float *, apus_error *), void *context,
+                                                 apus_error *err)
 {
     const apus_node_api *node = host->node;
     apus_node *header = node->make_map(), *metadata = node->make_map();

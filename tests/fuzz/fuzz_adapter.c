@@ -30,14 +30,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const size_t n = cut != NULL ? (size_t)(cut - data) : size;
     const size_t rest = cut != NULL ? size - n - 1 : 0;
     if (apus_write_in(folder, "adapter_config.json", (const char *)data, n, &err) != APUS_OK ||
-        apus_write_in(folder, "adapter_model.safetensors", cut != NULL ? (const char *)cut + 1 : "", rest, &err) !=
-            APUS_OK)
+        apus_write_in(folder, "adapter_model.safetensors", cut != NULL ? (const char *)cut + 1 : "", rest, &err) != APUS_OK)
         abort();
     if (ops.open(apus_host_table(), NULL, folder, &file, &err) == APUS_OK) {
         apus_model_card card = {.size = sizeof card};
         apus_tensor_info t = {.size = sizeof t};
-        const apus_weight_spec w = {
-            .size = sizeof w, .name = "model.layers.0.self_attn.q_proj.lora_A.weight", .ndim = 2};
+        const apus_weight_spec w = {.size = sizeof w, .name = "model.layers.0.self_attn.q_proj.lora_A.weight", .ndim = 2};
         if (ops.card(file, &card, &err) != APUS_OK || card.config == NULL)
             abort();
         (void)ops.find(file, &w, &t, &err);

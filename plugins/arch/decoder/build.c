@@ -13,8 +13,8 @@ typedef struct named {
     char name[128];
 } named;
 
-static const apus_weight_spec *make(named *n, int64_t layer, const char *name, const char *role, int32_t what,
-                                    int64_t rows, int64_t columns, double std)
+static const apus_weight_spec *make(named *n, int64_t layer, const char *name, const char *role, int32_t what, int64_t rows, int64_t columns,
+                                    double std)
 {
     if (layer >= 0)
         snprintf(n->name, sizeof n->name, "model.layers.%lld.%s", (long long)layer, name);
@@ -57,8 +57,7 @@ apus_weight_spec decoder_head_spec(const decoder *d)
                               .init_std = d->init_std};
 }
 
-static apus_tensor norm(const decoder *d, apus_graph *g, apus_tensor x, int64_t layer, const char *name,
-                        const char *role, int64_t width)
+static apus_tensor norm(const decoder *d, apus_graph *g, apus_tensor x, int64_t layer, const char *name, const char *role, int64_t width)
 {
     named n;
     const apus_tensor w = G->weight(g, make(&n, layer, name, role, APUS_WEIGHT_NORM, width, 0, 0));
@@ -66,8 +65,8 @@ static apus_tensor norm(const decoder *d, apus_graph *g, apus_tensor x, int64_t 
 }
 
 /* module: "self_attn.q_proj"; role: "attn_q" */
-static apus_tensor linear(const decoder *d, apus_graph *g, apus_tensor x, int64_t layer, const char *module,
-                          const char *role, int64_t out, int64_t in, int bias)
+static apus_tensor linear(const decoder *d, apus_graph *g, apus_tensor x, int64_t layer, const char *module, const char *role, int64_t out,
+                          int64_t in, int bias)
 {
     named w, b;
     char name[64], weight_role[32], bias_role[32];
@@ -82,8 +81,7 @@ static apus_tensor linear(const decoder *d, apus_graph *g, apus_tensor x, int64_
     return G->linear(g, x, &w.spec, &b.spec);
 }
 
-static apus_tensor attention(const decoder *d, apus_graph *g, apus_tensor x, int64_t layer, const apus_model_inputs *in,
-                             apus_tensor freqs)
+static apus_tensor attention(const decoder *d, apus_graph *g, apus_tensor x, int64_t layer, const apus_model_inputs *in, apus_tensor freqs)
 {
     const int64_t q_width = d->heads * d->head_dim, kv_width = d->groups * d->head_dim;
     apus_tensor q = linear(d, g, x, layer, "self_attn.q_proj", "attn_q", q_width, d->hidden, d->qkv_bias);
@@ -121,15 +119,11 @@ void decoder_build(void *arch, apus_graph *g, const apus_model_inputs *in, apus_
     const decoder *d = arch;
     const apus_weight_spec embedding = decoder_embedding_spec(d);
     const int64_t half = d->rope.spec.rotary_dim / 2, dims[2] = {2, half};
-    const apus_tensor freqs =
-        d->rope.rows == 2 ? G->constant(g, d->rope.freqs, 2, dims) : G->constant(g, d->rope.freqs, 1, dims + 1);
+    const apus_tensor freqs = d->rope.rows == 2 ? G->constant(g, d->rope.freqs, 2, dims) : G->constant(g, d->rope.freqs, 1, dims + 1);
     apus_tensor x = G->point(g, "block", -1, G->embedding(g, in->tokens, &embedding));
     for (int64_t i = 0; i < d->layers; i++) {
-        x = apus_add(
-            g, attention(d, g, norm(d, g, x, i, "input_layernorm.weight", "attn_norm.weight", d->hidden), i, in, freqs),
-            x);
-        x = apus_add(g, mlp(d, g, norm(d, g, x, i, "post_attention_layernorm.weight", "ffn_norm.weight", d->hidden), i),
-                     x);
+        x = apus_add(g, attention(d, g, norm(d, g, x, i, "input_layernorm.weight", "attn_norm.weight", d->hidden), i, in, freqs), x);
+        x = apus_add(g, mlp(d, g, norm(d, g, x, i, "post_attention_layernorm.weight", "ffn_norm.weight", d->hidden), i), x);
         x = G->point(g, "block", (int32_t)i, x);
     }
     out->hidden = norm(d, g, x, -1, "model.norm.weight", "output_norm.weight", d->hidden);

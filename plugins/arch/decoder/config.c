@@ -7,8 +7,7 @@
 
 enum { LLAMA = 0, MISTRAL = 1, QWEN2 = 2, QWEN3 = 3 };
 
-apus_status decoder_refuse(const decoder *d, apus_error *err, const apus_node *value, const char *key, const char *fmt,
-                           ...)
+apus_status decoder_refuse(const decoder *d, apus_error *err, const apus_node *value, const char *key, const char *fmt, ...)
 {
     char where[1024], text[512];
     va_list args;
@@ -19,12 +18,11 @@ apus_status decoder_refuse(const decoder *d, apus_error *err, const apus_node *v
         if ((unsigned char)*p < ' ')
             *p = '?';
     d->host->node->where(value, where, sizeof where);
-    return apus_fail(err, APUS_E_INVALID, "%s%s%s: %s", where[0] != '\0' ? where : "model configuration", ": ", key,
-                     text);
+    return apus_fail(err, APUS_E_INVALID, "%s%s%s: %s", where[0] != '\0' ? where : "model configuration", ": ", key, text);
 }
 
-apus_status decoder_number(const decoder *d, const apus_node *map, const char *key, double fallback, double min,
-                           double max, double *out, apus_error *err)
+apus_status decoder_number(const decoder *d, const apus_node *map, const char *key, double fallback, double min, double max, double *out,
+                           apus_error *err)
 {
     const apus_node_api *node = d->host->node;
     const apus_node *v = node->get(map, key);
@@ -41,8 +39,7 @@ apus_status decoder_number(const decoder *d, const apus_node *map, const char *k
     return APUS_OK;
 }
 
-static apus_status integer(const decoder *d, const apus_node *config, const char *key, double fallback, double max,
-                           int64_t *out, apus_error *err)
+static apus_status integer(const decoder *d, const apus_node *config, const char *key, double fallback, double max, int64_t *out, apus_error *err)
 {
     double v;
     const apus_status st = decoder_number(d, config, key, fallback, 1, max, &v, err);
@@ -52,8 +49,7 @@ static apus_status integer(const decoder *d, const apus_node *config, const char
     return st;
 }
 
-static apus_status flag(const decoder *d, const apus_node *config, const char *key, int fallback, int *out,
-                        apus_error *err)
+static apus_status flag(const decoder *d, const apus_node *config, const char *key, int fallback, int *out, apus_error *err)
 {
     const apus_node *v = d->host->node->get(config, key);
     const apus_node_kind kind = d->host->node->kind(v);
@@ -76,8 +72,7 @@ static apus_status read_family(const decoder *d, const apus_node *config, int *f
         }
     if (d->host->node->kind(v) == APUS_NODE_NULL)
         return APUS_OK;
-    decoder_refuse(d, err, v, "model_type", "'%.80s' is no decoder that is built here",
-                   type != NULL ? type : "(no text)");
+    decoder_refuse(d, err, v, "model_type", "'%.80s' is no decoder that is built here", type != NULL ? type : "(no text)");
     return apus_hint(err, APUS_E_INVALID, "llama, mistral, qwen2 or qwen3");
 }
 
@@ -102,11 +97,10 @@ static apus_status read_sizes(decoder *d, const apus_node *config, int family, a
         st = decoder_refuse(d, err, d->host->node->get(config, "num_key_value_heads"), "num_key_value_heads",
                             "%lld does not divide the %lld attention heads", (long long)d->groups, (long long)d->heads);
     if (st == APUS_OK)
-        st = integer(d, config, "head_dim", family == QWEN3 ? 128 : floor((double)d->hidden / (double)d->heads),
-                     1 << 16, &d->head_dim, err);
+        st = integer(d, config, "head_dim", family == QWEN3 ? 128 : floor((double)d->hidden / (double)d->heads), 1 << 16, &d->head_dim, err);
     if (st == APUS_OK && d->head_dim % 2 != 0)
-        st = decoder_refuse(d, err, d->host->node->get(config, "head_dim"), "head_dim",
-                            "%lld is odd: rotary positions need pairs", (long long)d->head_dim);
+        st = decoder_refuse(d, err, d->host->node->get(config, "head_dim"), "head_dim", "%lld is odd: rotary positions need pairs",
+                            (long long)d->head_dim);
     if (st == APUS_OK)
         st = integer(d, config, "max_position_embeddings",
                      family == LLAMA     ? 2048
@@ -125,11 +119,7 @@ static apus_status read_options(decoder *d, const apus_node *config, int family,
     static const struct {
         const char *name;
         int act;
-    } acts[] = {{"silu", ACT_SILU},
-                {"swish", ACT_SILU},
-                {"gelu", ACT_GELU},
-                {"gelu_new", ACT_GELU_TANH},
-                {"gelu_pytorch_tanh", ACT_GELU_TANH},
+    } acts[] = {{"silu", ACT_SILU}, {"swish", ACT_SILU}, {"gelu", ACT_GELU}, {"gelu_new", ACT_GELU_TANH}, {"gelu_pytorch_tanh", ACT_GELU_TANH},
                 {"relu", ACT_RELU}};
     const apus_node *act = d->host->node->get(config, "hidden_act");
     const char *name = d->host->node->as_string(act, NULL);
@@ -178,8 +168,7 @@ static apus_status read_windows(decoder *d, const apus_node *config, int family,
         return st;
     if (family != MISTRAL && !use)
         window = 0;
-    if (family != MISTRAL && node->kind(types) != APUS_NODE_NULL &&
-        (node->kind(types) != APUS_NODE_LIST || node->length(types) != (size_t)d->layers))
+    if (family != MISTRAL && node->kind(types) != APUS_NODE_NULL && (node->kind(types) != APUS_NODE_LIST || node->length(types) != (size_t)d->layers))
         return decoder_refuse(d, err, types, "layer_types", "expected a list of %lld entries", (long long)d->layers);
     for (int64_t i = 0; i < d->layers; i++) {
         const apus_node *type = node->at(types, (size_t)i);
@@ -287,17 +276,14 @@ static apus_status check_keys(const decoder *d, const apus_node *config, apus_er
     size_t used = 0, count = 0;
     if (node->kind(q) != APUS_NODE_NULL) {
         const char *method = node->as_string(node->get(q, "quant_method"), NULL);
-        decoder_refuse(d, err, q, "quantization_config", "weights stored as '%.60s' are not read",
-                       method != NULL ? method : "quantised");
+        decoder_refuse(d, err, q, "quantization_config", "weights stored as '%.60s' are not read", method != NULL ? method : "quantised");
         return apus_hint(err, APUS_E_INVALID, "use the unquantised checkpoint, or a GGUF of the model");
     }
     for (size_t i = 0; i < 3; i++)
         if (node->as_int(node->get(config, experts[i]), 0) > 1)
-            return decoder_refuse(d, err, node->get(config, experts[i]), experts[i],
-                                  "a mixture of experts is not built here");
+            return decoder_refuse(d, err, node->get(config, experts[i]), experts[i], "a mixture of experts is not built here");
     if (node->as_bool(node->get(config, "rope_interleaved"), 0))
-        return decoder_refuse(d, err, node->get(config, "rope_interleaved"), "rope_interleaved",
-                              "interleaved rotary positions are not built here");
+        return decoder_refuse(d, err, node->get(config, "rope_interleaved"), "rope_interleaved", "interleaved rotary positions are not built here");
     for (size_t i = 0; i < node->length(config); i++) {
         const char *key = node->key_at(config, i);
         int is_known = 0;

@@ -33,11 +33,10 @@ typedef struct decoder {
 /* config.c */
 apus_status decoder_configure(decoder *d, const apus_node *config, apus_error *err);
 /* An error about a value: "config.json:3:5: hidden_size: …". key: its name. */
-apus_status decoder_refuse(const decoder *d, apus_error *err, const apus_node *value, const char *key, const char *fmt,
-                           ...) APUS_PRINTF(5, 6);
+apus_status decoder_refuse(const decoder *d, apus_error *err, const apus_node *value, const char *key, const char *fmt, ...) APUS_PRINTF(5, 6);
 /* A number of the configuration within [min, max]; absent or null: the fallback (NaN: required). */
-apus_status decoder_number(const decoder *d, const apus_node *map, const char *key, double fallback, double min,
-                           double max, double *out, apus_error *err);
+apus_status decoder_number(const decoder *d, const apus_node *map, const char *key, double fallback, double min, double max, double *out,
+                           apus_error *err);
 
 /* rope.c: rope_parameters (or rope_scaling and rope_theta) as transformers' modeling_rope_utils resolves them. */
 apus_status decoder_rope_configure(decoder *d, const apus_node *config, apus_error *err);

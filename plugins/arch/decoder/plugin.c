@@ -27,8 +27,7 @@ static void close_arch(void *arch)
     d->host->free(d);
 }
 
-static apus_status open_arch(const apus_host *host, const apus_node *params, const apus_node *config, void **arch,
-                             apus_error *err)
+static apus_status open_arch(const apus_host *host, const apus_node *params, const apus_node *config, void **arch, apus_error *err)
 {
     (void)params;
     decoder *d = host->alloc(sizeof *d);
@@ -78,13 +77,8 @@ static const apus_component components[] = {
 };
 
 static const apus_plugin plugin = {
-    APUS_PLUGIN_HEAD,
-    .name = "decoder",
-    .version = "1.0.0",
-    .license = "Apache-2.0",
-    .doc = "Dense decoder architectures",
-    .components = components,
-    .n_components = 1,
+    APUS_PLUGIN_HEAD,         .name = "decoder", .version = "1.0.0", .license = "Apache-2.0", .doc = "Dense decoder architectures",
+    .components = components, .n_components = 1,
 };
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)

@@ -93,8 +93,7 @@ static apus_status longrope_row(const source *s, const char *key, double *freqs)
     const apus_node_api *node = s->d->host->node;
     const apus_node *list = node->get(s->scaling, key);
     if (node->kind(list) != APUS_NODE_LIST || node->length(list) != (size_t)(s->dim / 2))
-        return decoder_refuse(s->d, s->err, list != NULL ? list : s->scaling, key, "expected a list of %lld numbers",
-                              (long long)(s->dim / 2));
+        return decoder_refuse(s->d, s->err, list != NULL ? list : s->scaling, key, "expected a list of %lld numbers", (long long)(s->dim / 2));
     for (int64_t i = 0; i < s->dim / 2; i++) {
         const double f = node->as_float(node->at(list, (size_t)i), 0.0);
         if (!(f > 0.0 && f < 1e9))
@@ -172,8 +171,7 @@ static apus_status check_parameters(const source *s)
         if (node->kind(node->at(s->scaling, i)) == APUS_NODE_MAP)
             return decoder_refuse(s->d, s->err, node->at(s->scaling, i), node->key_at(s->scaling, i),
                                   "rotary parameters of their own for each type of layer are not built here");
-        return decoder_refuse(s->d, s->err, node->at(s->scaling, i), node->key_at(s->scaling, i),
-                              "is no rotary parameter");
+        return decoder_refuse(s->d, s->err, node->at(s->scaling, i), node->key_at(s->scaling, i), "is no rotary parameter");
     }
     return APUS_OK;
 }
@@ -202,8 +200,7 @@ static apus_status read_source(source *s, int *type)
         st = number(s, "original_max_position_embeddings", (double)s->d->max_positions, 1, 1e12, &s->original);
     /* Phi-3's way of saying it, outside the rotary parameters, goes first */
     if (st == APUS_OK)
-        st = decoder_number(s->d, s->config, "original_max_position_embeddings", s->original, 1, 1e12, &s->original,
-                            s->err);
+        st = decoder_number(s->d, s->config, "original_max_position_embeddings", s->original, 1, 1e12, &s->original, s->err);
     if (st == APUS_OK && (*type == LINEAR || *type == DYNAMIC || *type == LLAMA3))
         st = number(s, "factor", NAN, 1e-9, 1e9, &s->factor);
     else if (st == APUS_OK && *type == YARN)
@@ -212,9 +209,8 @@ static apus_status read_source(source *s, int *type)
         return st;
     s->dim = (int64_t)((double)s->d->head_dim * part);
     if (s->dim < 2 || s->dim % 2 != 0 || (*type == DYNAMIC && s->dim == 2))
-        return decoder_refuse(s->d, s->err, s->config, "partial_rotary_factor",
-                              "%lld of %lld elements of a head cannot be rotated", (long long)s->dim,
-                              (long long)s->d->head_dim);
+        return decoder_refuse(s->d, s->err, s->config, "partial_rotary_factor", "%lld of %lld elements of a head cannot be rotated",
+                              (long long)s->dim, (long long)s->d->head_dim);
     return APUS_OK;
 }
 

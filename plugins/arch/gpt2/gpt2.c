@@ -33,8 +33,8 @@ static apus_status refuse(const gpt2 *m, apus_error *err, const apus_node *value
 }
 
 /* key, or the name other models have for it; fallback < 0: required. */
-static apus_status number(const gpt2 *m, const apus_node *config, const char *key, const char *other, double fallback,
-                          double min, double max, double *out, apus_error *err)
+static apus_status number(const gpt2 *m, const apus_node *config, const char *key, const char *other, double fallback, double min, double max,
+                          double *out, apus_error *err)
 {
     const apus_node_api *node = m->host->node;
     const apus_node *v = node->get(config, key);
@@ -50,25 +50,21 @@ static apus_status number(const gpt2 *m, const apus_node *config, const char *ke
     return APUS_OK;
 }
 
-static apus_status integer(const gpt2 *m, const apus_node *config, const char *key, const char *other, double fallback,
-                           double max, int64_t *out, apus_error *err)
+static apus_status integer(const gpt2 *m, const apus_node *config, const char *key, const char *other, double fallback, double max, int64_t *out,
+                           apus_error *err)
 {
     double v;
     const apus_status st = number(m, config, key, other, fallback, 1, max, &v, err);
     *out = (int64_t)v;
-    return st == APUS_OK && v != floor(v)
-               ? refuse(m, err, m->host->node->get(config, key), key, "expected a whole number")
-               : st;
+    return st == APUS_OK && v != floor(v) ? refuse(m, err, m->host->node->get(config, key), key, "expected a whole number") : st;
 }
 
-static apus_status flag(const gpt2 *m, const apus_node *config, const char *key, int fallback, int *out,
-                        apus_error *err)
+static apus_status flag(const gpt2 *m, const apus_node *config, const char *key, int fallback, int *out, apus_error *err)
 {
     const apus_node *v = m->host->node->get(config, key);
     const apus_node_kind kind = m->host->node->kind(v);
     *out = m->host->node->as_bool(v, fallback);
-    return kind == APUS_NODE_NULL || kind == APUS_NODE_BOOL ? APUS_OK
-                                                            : refuse(m, err, v, key, "expected true or false");
+    return kind == APUS_NODE_NULL || kind == APUS_NODE_BOOL ? APUS_OK : refuse(m, err, v, key, "expected true or false");
 }
 
 static apus_status read_act(gpt2 *m, const apus_node *config, apus_error *err)
@@ -147,11 +143,9 @@ static apus_status check_keys(const gpt2 *m, const apus_node *config, apus_error
     const size_t start = strlen(text);
     size_t used = start;
     if (node->kind(node->get(config, "quantization_config")) != APUS_NODE_NULL)
-        return refuse(m, err, node->get(config, "quantization_config"), "quantization_config",
-                      "quantised checkpoints are not read");
+        return refuse(m, err, node->get(config, "quantization_config"), "quantization_config", "quantised checkpoints are not read");
     if (node->as_bool(node->get(config, "add_cross_attention"), 0))
-        return refuse(m, err, node->get(config, "add_cross_attention"), "add_cross_attention",
-                      "cross-attention is not built here");
+        return refuse(m, err, node->get(config, "add_cross_attention"), "add_cross_attention", "cross-attention is not built here");
     for (size_t i = 0; i < node->length(config); i++) {
         const char *key = node->key_at(config, i);
         int is_known = node->kind(node->at(config, i)) == APUS_NODE_NULL;
@@ -230,8 +224,7 @@ typedef struct named {
     char name[96];
 } named;
 
-static const apus_weight_spec *vector(named *n, int64_t layer, const char *name, const char *role, int64_t size,
-                                      int what, double fill)
+static const apus_weight_spec *vector(named *n, int64_t layer, const char *name, const char *role, int64_t size, int what, double fill)
 {
     if (layer >= 0)
         snprintf(n->name, sizeof n->name, "transformer.h.%lld.%s", (long long)layer, name);
@@ -263,8 +256,7 @@ static apus_tensor norm(const gpt2 *m, apus_graph *g, apus_tensor x, int64_t lay
 }
 
 /* module: "attn.c_attn"; role: "attn_qkv" */
-static apus_tensor linear(apus_graph *g, apus_tensor x, int64_t layer, const char *module, const char *role,
-                          int64_t out, int64_t in, double std)
+static apus_tensor linear(apus_graph *g, apus_tensor x, int64_t layer, const char *module, const char *role, int64_t out, int64_t in, double std)
 {
     named w, b;
     char name[32], weight_role[32], bias_role[32];
@@ -306,11 +298,9 @@ static apus_tensor attention(const gpt2 *m, apus_graph *g, apus_tensor x, int64_
                                       .heads = (int32_t)m->heads,
                                       .kv_heads = (int32_t)m->heads,
                                       .head_dim = (int32_t)d,
-                                      .scale = (m->scale ? 1.0 / sqrt((double)d) : 1.0) /
-                                               (m->scale_by_layer ? (double)(i + 1) : 1.0),
+                                      .scale = (m->scale ? 1.0 / sqrt((double)d) : 1.0) / (m->scale_by_layer ? (double)(i + 1) : 1.0),
                                       .layer = (int32_t)i};
-    const apus_tensor a =
-        G->attention(g, apus_columns(g, qkv, 0, e), apus_columns(g, qkv, e, e), apus_columns(g, qkv, 2 * e, e), &spec);
+    const apus_tensor a = G->attention(g, apus_columns(g, qkv, 0, e), apus_columns(g, qkv, e, e), apus_columns(g, qkv, 2 * e, e), &spec);
     return linear(g, a, i, "attn.c_proj", "attn_output", e, e, residual_std);
 }
 
@@ -325,8 +315,7 @@ static void build(void *arch, apus_graph *g, const apus_model_inputs *in, apus_m
 {
     const gpt2 *m = arch;
     const apus_weight_spec tokens = tokens_spec(m);
-    const apus_weight_spec positions =
-        table_spec("transformer.wpe.weight", "position_embd.weight", m->positions, m->hidden, m->init_std);
+    const apus_weight_spec positions = table_spec("transformer.wpe.weight", "position_embd.weight", m->positions, m->hidden, m->init_std);
     apus_tensor x = apus_add(g, G->embedding(g, in->tokens, &tokens), G->embedding(g, in->positions, &positions));
     x = G->point(g, "block", -1, x);
     for (int64_t i = 0; i < m->layers; i++) {
@@ -355,8 +344,7 @@ static void close_arch(void *arch)
         m->host->free(m);
 }
 
-static apus_status open_arch(const apus_host *host, const apus_node *params, const apus_node *config, void **arch,
-                             apus_error *err)
+static apus_status open_arch(const apus_host *host, const apus_node *params, const apus_node *config, void **arch, apus_error *err)
 {
     (void)params;
     gpt2 *m = host->alloc(sizeof *m);
@@ -395,21 +383,12 @@ static const apus_arch_ops ops = {
 };
 
 static const apus_component components[] = {
-    {.size = sizeof(apus_component),
-     .kind = "arch",
-     .name = "gpt2",
-     .doc = "GPT-2: learned positions, LayerNorm, tied head",
-     .ops = &ops},
+    {.size = sizeof(apus_component), .kind = "arch", .name = "gpt2", .doc = "GPT-2: learned positions, LayerNorm, tied head", .ops = &ops},
 };
 
 static const apus_plugin plugin = {
-    APUS_PLUGIN_HEAD,
-    .name = "gpt2",
-    .version = "1.0.0",
-    .license = "Apache-2.0",
-    .doc = "The GPT-2 architecture",
-    .components = components,
-    .n_components = 1,
+    APUS_PLUGIN_HEAD,         .name = "gpt2",    .version = "1.0.0", .license = "Apache-2.0", .doc = "The GPT-2 architecture",
+    .components = components, .n_components = 1,
 };
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)

@@ -35,8 +35,7 @@ static apus_status layer_int(const gguf_file *f, const char *key, int64_t fallba
     for (uint64_t i = 0; i < v->count; i++) {
         const double x = gguf_item(v, i);
         if (!(x >= 0 && x <= INT32_MAX) || (i > 0 && x != (double)*out))
-            return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: %s.%s differs between layers, which is not read",
-                                  f->path, f->architecture, key);
+            return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: %s.%s differs between layers, which is not read", f->path, f->architecture, key);
         *out = (int64_t)x;
     }
     return APUS_OK;
@@ -128,19 +127,17 @@ static apus_status decoder_config(gguf_file *f, apus_error *err)
     if (st != APUS_OK)
         return st;
     if (value_dim != head_dim)
-        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: keys of width %lld and values of width %lld", f->path,
-                              (long long)head_dim, (long long)value_dim);
+        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: keys of width %lld and values of width %lld", f->path, (long long)head_dim,
+                              (long long)value_dim);
     if (gguf_int(gguf_arch_get(f, "expert_count"), 0) > 0)
-        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: a mixture of experts (%s.expert_count), which is not read",
-                              f->path, f->architecture);
+        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: a mixture of experts (%s.expert_count), which is not read", f->path, f->architecture);
     const int64_t rotary = gguf_int(gguf_arch_get(f, "rope.dimension_count"), head_dim);
     if (rotary <= 0 || rotary > head_dim || rotary % 2 != 0)
-        return apus_fail_line(err, APUS_E_INVALID, "%s: %s.rope.dimension_count is %lld of %lld", f->path,
-                              f->architecture, (long long)rotary, (long long)head_dim);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: %s.rope.dimension_count is %lld of %lld", f->path, f->architecture, (long long)rotary,
+                              (long long)head_dim);
     if (rotary != head_dim && strcmp(f->architecture, "llama") == 0)
-        return apus_fail_line(err, APUS_E_UNSUPPORTED,
-                              "%s: llama.rope.dimension_count %lld is less than the head's %lld", f->path,
-                              (long long)rotary, (long long)head_dim);
+        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: llama.rope.dimension_count %lld is less than the head's %lld", f->path, (long long)rotary,
+                              (long long)head_dim);
     const double theta = gguf_float(gguf_arch_get(f, "rope.freq_base"), 10000.0);
     set_int(f, "hidden_size", width);
     set_int(f, "intermediate_size", inner);
@@ -172,8 +169,7 @@ static apus_status decoder_config(gguf_file *f, apus_error *err)
 /* Ids that end an answer: eos, and eot and eom where the file names them. */
 static void make_generation_config(gguf_file *f)
 {
-    static const char *const keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
-                                       "tokenizer.ggml.eom_token_id"};
+    static const char *const keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
     const apus_node_api *node = f->host->node;
     int64_t seen[3];
     int n = 0;
@@ -205,8 +201,7 @@ apus_status gguf_make_config(gguf_file *f, apus_error *err)
                                          {"eos_token_id", "tokenizer.ggml.eos_token_id"},
                                          {"pad_token_id", "tokenizer.ggml.padding_token_id"}};
     const apus_node_api *node = f->host->node;
-    const char *model_type =
-        f->architecture; /* an architecture we do not know is the architecture plugins' to refuse */
+    const char *model_type = f->architecture; /* an architecture we do not know is the architecture plugins' to refuse */
     const char *class_name = NULL;
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
         if (strcmp(types[i].architecture, f->architecture) == 0) {

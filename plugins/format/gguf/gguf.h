@@ -81,9 +81,8 @@ int gguf_is_numbers(const gguf_value *v);                     /* an array of num
 const char *gguf_next_string(const unsigned char **p, size_t *length);
 apus_node *gguf_node(const gguf_file *f, const gguf_value *v, size_t most_items); /* owner: caller */
 const apus_tensor_info *gguf_tensor(const gguf_file *f, const char *name);
-const char *gguf_architecture_of(const char *model_type); /* NULL: none */
-int gguf_rows_are_paired(const char *architecture,
-                         const char *role); /* llama's q and k: rotation pairs lie side by side */
+const char *gguf_architecture_of(const char *model_type);             /* NULL: none */
+int gguf_rows_are_paired(const char *architecture, const char *role); /* llama's q and k: rotation pairs lie side by side */
 
 /* config.c: metadata <-> config.json's shape */
 apus_status gguf_make_config(gguf_file *f, apus_error *err);
@@ -93,8 +92,7 @@ apus_status gguf_make_metadata(gguf_file *f);
 /* inverse frequencies' divisors of rope_freqs.weight -> config's rope_scaling. */
 apus_status gguf_read_rope(gguf_file *f, apus_node *config, int64_t rotary_dim, double theta, apus_error *err);
 /* Divisors [rotary_dim / 2] that llama3's scaling makes (transformers: modeling_rope_utils). */
-void gguf_llama3_factors(int64_t rotary_dim, double theta, double factor, double low, double high, double original,
-                         float *out);
+void gguf_llama3_factors(int64_t rotary_dim, double theta, double factor, double low, double high, double original, float *out);
 
 /* tokenizer.c: vocabulary -> tokenizer.json's shape. Leaves tokenizer NULL, and says why, for kinds it does not know.
  */
@@ -102,14 +100,12 @@ apus_status gguf_make_tokenizer(gguf_file *f, apus_error *err);
 
 /* pretokenizers.c */
 /* The pre_tokenizer node for llama.cpp's name of it; NULL: unknown. */
-apus_node *gguf_pre_tokenizer(const apus_node_api *node, const char *name, size_t length, int *ignore_merges,
-                              int *add_bos);
+apus_node *gguf_pre_tokenizer(const apus_node_api *node, const char *name, size_t length, int *ignore_merges, int *add_bos);
 /* The inverse: llama.cpp's name for a pre_tokenizer node; NULL: none. */
 const char *gguf_pre_tokenizer_name(const apus_node_api *node, const apus_node *pre_tokenizer);
 
 /* write.c */
-apus_status gguf_write(const apus_host *host, const apus_node *params, const char *path, const apus_model_export *model,
-                       apus_error *err);
+apus_status gguf_write(const apus_host *host, const apus_node *params, const char *path, const apus_model_export *model, apus_error *err);
 /* Metadata being written. */
 typedef struct gguf_writer {
     const apus_host *host;

@@ -29,8 +29,7 @@ static void close_file(void *file)
     host->free(f);
 }
 
-static apus_status open_file(const apus_host *host, const apus_node *params, const char *path, void **file,
-                             apus_error *err)
+static apus_status open_file(const apus_host *host, const apus_node *params, const char *path, void **file, apus_error *err)
 {
     (void)params;
     gguf_file *f = host->alloc(sizeof *f);
@@ -132,8 +131,8 @@ static apus_status unpair(gguf_file *f, size_t at, const char *role, apus_tensor
     const int64_t groups = query ? heads : gguf_int(gguf_arch_get(f, "attention.head_count_kv"), heads);
     const int64_t rows = t->dims[0];
     if (groups <= 0 || rows % (2 * groups) != 0)
-        return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%s' has %lld rows, which are not %lld heads", f->path,
-                              t->name, (long long)rows, (long long)groups);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%s' has %lld rows, which are not %lld heads", f->path, t->name, (long long)rows,
+                              (long long)groups);
     if (f->turned[at] == NULL) {
         const int64_t d = rows / groups, half = d / 2;
         const size_t bytes = (size_t)(t->bytes / (uint64_t)rows);
@@ -143,8 +142,7 @@ static apus_status unpair(gguf_file *f, size_t at, const char *role, apus_tensor
         for (int64_t h = 0; h < groups; h++)
             for (int64_t j = 0; j < half; j++)
                 for (int64_t s = 0; s < 2; s++)
-                    memcpy(to + (size_t)(h * d + s * half + j) * bytes,
-                           (const unsigned char *)t->data + (size_t)(h * d + 2 * j + s) * bytes, bytes);
+                    memcpy(to + (size_t)(h * d + s * half + j) * bytes, (const unsigned char *)t->data + (size_t)(h * d + 2 * j + s) * bytes, bytes);
         f->turned[at] = to;
     }
     t->data = f->turned[at];

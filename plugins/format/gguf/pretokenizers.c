@@ -5,28 +5,28 @@
  */
 #include "gguf.h"
 
-#define LLAMA3                                                                                                         \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| "                                         \
-    "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|"                                                                     \
+#define LLAMA3                                                                                                                                       \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| "                                                                       \
+    "?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|"                                                                                                   \
     "\\s+(?!\\S)|\\s+"
-#define QWEN2                                                                                                          \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|"  \
+#define QWEN2                                                                                                                                        \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|"                                \
     "\\s+(?!\\S)|\\s+"
-#define QWEN35                                                                                                         \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|"  \
+#define QWEN35                                                                                                                                       \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|"                                \
     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define TEKKEN                                                                                                         \
-    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|"                       \
-    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|"                       \
+#define TEKKEN                                                                                                                                       \
+    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|"                                                     \
+    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|"                                                     \
     "\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define GPT4O                                                                                                          \
-    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+(?i:'s|'t|'re|'ve|'m|'"  \
-    "ll|'d)?|"                                                                                                         \
-    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*(?i:'s|'t|'re|'ve|'m|'"  \
-    "ll|'d)?|"                                                                                                         \
+#define GPT4O                                                                                                                                        \
+    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+(?i:'s|'t|'re|'ve|'m|'"                                \
+    "ll|'d)?|"                                                                                                                                       \
+    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*(?i:'s|'t|'re|'ve|'m|'"                                \
+    "ll|'d)?|"                                                                                                                                       \
     "\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define DEEPSEEK3                                                                                                      \
-    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"               \
+#define DEEPSEEK3                                                                                                                                    \
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"                                             \
     " ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 
 /* What follows the splits: ByteLevel's own expression (GPT-2's), or none. */
@@ -51,11 +51,7 @@ static const pre_tokenizer known[] = {
     {"smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", {NULL}, 1, GPT2_REGEX, 0},
     {"qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2", {QWEN2}, 0, PLAIN, 0},
     {"qwen35", {QWEN35}, 0, PLAIN, 0},
-    {"llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
-     {LLAMA3},
-     0,
-     PLAIN,
-     IGNORE_MERGES | ADD_BOS},
+    {"llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano", {LLAMA3}, 0, PLAIN, IGNORE_MERGES | ADD_BOS},
     {"dbrx smaug-bpe glm4 chatglm-bpe", {LLAMA3}, 0, PLAIN, 0},
     {"tekken", {TEKKEN}, 0, PLAIN, IGNORE_MERGES | ADD_BOS},
     {"gpt-4o llama4 kanana2 talkie minimax-m2", {GPT4O}, 0, PLAIN, 0},
@@ -117,8 +113,7 @@ static int is_one_of(const char *names, const char *name, size_t length)
     return 0;
 }
 
-apus_node *gguf_pre_tokenizer(const apus_node_api *node, const char *name, size_t length, int *ignore_merges,
-                              int *add_bos)
+apus_node *gguf_pre_tokenizer(const apus_node_api *node, const char *name, size_t length, int *ignore_merges, int *add_bos)
 {
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (is_one_of(known[i].names, name, length)) {
@@ -139,24 +134,20 @@ static int text_is(const apus_node_api *node, const apus_node *n, const char *ke
 static int same(const apus_node_api *node, const pre_tokenizer *p, const apus_node *const *steps, size_t n)
 {
     size_t at = 0;
-    if (p->digits && !(at < n && text_is(node, steps[at], "type", "Digits") &&
-                       node->as_bool(node->get(steps[at++], "individual_digits"), 0)))
+    if (p->digits && !(at < n && text_is(node, steps[at], "type", "Digits") && node->as_bool(node->get(steps[at++], "individual_digits"), 0)))
         return 0;
     for (int i = 0; i < 3; i++)
         if (p->splits[i] != NULL &&
             !(at < n && text_is(node, steps[at], "type", "Split") && text_is(node, steps[at], "behavior", "Isolated") &&
-              !node->as_bool(node->get(steps[at], "invert"), 0) &&
-              text_is(node, node->get(steps[at++], "pattern"), "Regex", p->splits[i])))
+              !node->as_bool(node->get(steps[at], "invert"), 0) && text_is(node, node->get(steps[at++], "pattern"), "Regex", p->splits[i])))
             return 0;
-    return at + 1 == n && text_is(node, steps[at], "type", "ByteLevel") &&
-           !node->as_bool(node->get(steps[at], "add_prefix_space"), 1) &&
+    return at + 1 == n && text_is(node, steps[at], "type", "ByteLevel") && !node->as_bool(node->get(steps[at], "add_prefix_space"), 1) &&
            node->as_bool(node->get(steps[at], "use_regex"), 1) == p->regex;
 }
 
 const char *gguf_pre_tokenizer_name(const apus_node_api *node, const apus_node *pre_tokenizer)
 {
-    static const char *const first[] = {"gpt-2", "smollm", "qwen2",  "qwen35",     "llama-bpe",
-                                        "dbrx",  "tekken", "gpt-4o", "deepseek-v3"};
+    static const char *const first[] = {"gpt-2", "smollm", "qwen2", "qwen35", "llama-bpe", "dbrx", "tekken", "gpt-4o", "deepseek-v3"};
     const apus_node *steps[8] = {pre_tokenizer}, *list = node->get(pre_tokenizer, "pretokenizers");
     size_t n = 1;
     if (text_is(node, pre_tokenizer, "type", "Sequence")) {

@@ -18,8 +18,7 @@ static size_t left(const reader *r)
 
 static apus_status cut(const reader *r, const char *what)
 {
-    apus_fail_line(r->err, APUS_E_INVALID, "%s: offset %zu: the file ends inside %s", r->f->path,
-                   (size_t)(r->p - r->begin), what);
+    apus_fail_line(r->err, APUS_E_INVALID, "%s: offset %zu: the file ends inside %s", r->f->path, (size_t)(r->p - r->begin), what);
     return apus_hint(r->err, APUS_E_INVALID, "the file is cut or damaged: fetch or copy it again");
 }
 
@@ -83,9 +82,8 @@ static apus_status take_value(reader *r, gguf_value *v, const char *key)
         } else {
             const size_t size = scalar_size(v->item);
             if (size == 0)
-                return apus_fail_line(r->err, APUS_E_INVALID,
-                                      "%s: offset %zu: key '%.200s' is an array of type %u, which is not read",
-                                      r->f->path, (size_t)(r->p - r->begin), key, v->item);
+                return apus_fail_line(r->err, APUS_E_INVALID, "%s: offset %zu: key '%.200s' is an array of type %u, which is not read", r->f->path,
+                                      (size_t)(r->p - r->begin), key, v->item);
             if (v->count > left(r) / size)
                 return cut(r, key);
             r->p += v->count * size;
@@ -99,8 +97,8 @@ static apus_status take_value(reader *r, gguf_value *v, const char *key)
     } else {
         const size_t size = scalar_size(v->type);
         if (size == 0)
-            return apus_fail_line(r->err, APUS_E_INVALID, "%s: offset %zu: key '%.200s' has the unknown type %u",
-                                  r->f->path, (size_t)(r->p - r->begin), key, v->type);
+            return apus_fail_line(r->err, APUS_E_INVALID, "%s: offset %zu: key '%.200s' has the unknown type %u", r->f->path,
+                                  (size_t)(r->p - r->begin), key, v->type);
         if (size > left(r))
             return cut(r, key);
         v->data = r->p;
@@ -118,8 +116,8 @@ static apus_status keep_name(reader *r, const char *s, size_t n, const char **ke
     gguf_file *f = r->f;
     gguf_names_block *b = f->strings;
     if (n == 0 || n > NAME_MAX_BYTES || memchr(s, 0, n) != NULL)
-        return apus_fail_line(r->err, APUS_E_INVALID, "%s: offset %zu: %s: a name of %zu bytes that is no text",
-                              f->path, (size_t)((const unsigned char *)s - r->begin), what, n);
+        return apus_fail_line(r->err, APUS_E_INVALID, "%s: offset %zu: %s: a name of %zu bytes that is no text", f->path,
+                              (size_t)((const unsigned char *)s - r->begin), what, n);
     if (b == NULL || sizeof b->text - b->used < n + 1) {
         b = f->host->alloc(sizeof *b);
         if (b == NULL)
@@ -161,16 +159,13 @@ static const struct {
     const char *name;
     apus_dtype dtype;
 } ggml_types[] = {
-    {"F32", APUS_F32},       {"F16", APUS_F16},     {"Q4_0", APUS_Q4_0},    {"Q4_1", APUS_Q4_1},
-    {NULL, APUS_REAL},       {NULL, APUS_REAL},     {"Q5_0", APUS_Q5_0},    {"Q5_1", APUS_Q5_1},
-    {"Q8_0", APUS_Q8_0},     {"Q8_1", APUS_REAL},   {"Q2_K", APUS_Q2_K},    {"Q3_K", APUS_Q3_K},
-    {"Q4_K", APUS_Q4_K},     {"Q5_K", APUS_Q5_K},   {"Q6_K", APUS_Q6_K},    {"Q8_K", APUS_REAL},
-    {"IQ2_XXS", APUS_REAL},  {"IQ2_XS", APUS_REAL}, {"IQ3_XXS", APUS_REAL}, {"IQ1_S", APUS_REAL},
-    {"IQ4_NL", APUS_IQ4_NL}, {"IQ3_S", APUS_REAL},  {"IQ2_S", APUS_REAL},   {"IQ4_XS", APUS_REAL},
-    {"I8", APUS_U8},         {"I16", APUS_REAL},    {"I32", APUS_I32},      {"I64", APUS_I64},
-    {"F64", APUS_F64},       {"IQ1_M", APUS_REAL},  {"BF16", APUS_BF16},    {NULL, APUS_REAL},
-    {NULL, APUS_REAL},       {NULL, APUS_REAL},     {"TQ1_0", APUS_REAL},   {"TQ2_0", APUS_REAL},
-    {NULL, APUS_REAL},       {NULL, APUS_REAL},     {NULL, APUS_REAL},      {"MXFP4", APUS_REAL},
+    {"F32", APUS_F32},      {"F16", APUS_F16},    {"Q4_0", APUS_Q4_0},     {"Q4_1", APUS_Q4_1},  {NULL, APUS_REAL},      {NULL, APUS_REAL},
+    {"Q5_0", APUS_Q5_0},    {"Q5_1", APUS_Q5_1},  {"Q8_0", APUS_Q8_0},     {"Q8_1", APUS_REAL},  {"Q2_K", APUS_Q2_K},    {"Q3_K", APUS_Q3_K},
+    {"Q4_K", APUS_Q4_K},    {"Q5_K", APUS_Q5_K},  {"Q6_K", APUS_Q6_K},     {"Q8_K", APUS_REAL},  {"IQ2_XXS", APUS_REAL}, {"IQ2_XS", APUS_REAL},
+    {"IQ3_XXS", APUS_REAL}, {"IQ1_S", APUS_REAL}, {"IQ4_NL", APUS_IQ4_NL}, {"IQ3_S", APUS_REAL}, {"IQ2_S", APUS_REAL},   {"IQ4_XS", APUS_REAL},
+    {"I8", APUS_U8},        {"I16", APUS_REAL},   {"I32", APUS_I32},       {"I64", APUS_I64},    {"F64", APUS_F64},      {"IQ1_M", APUS_REAL},
+    {"BF16", APUS_BF16},    {NULL, APUS_REAL},    {NULL, APUS_REAL},       {NULL, APUS_REAL},    {"TQ1_0", APUS_REAL},   {"TQ2_0", APUS_REAL},
+    {NULL, APUS_REAL},      {NULL, APUS_REAL},    {NULL, APUS_REAL},       {"MXFP4", APUS_REAL},
 };
 
 static apus_status read_tensor(reader *r, apus_tensor_info *t)
@@ -189,8 +184,8 @@ static apus_status read_tensor(reader *r, apus_tensor_info *t)
     if (st != APUS_OK)
         return st;
     if (ndim == 0 || ndim > APUS_MAX_DIMS)
-        return apus_fail_line(r->err, APUS_E_INVALID, "%s: tensor '%.200s' has %u dimensions, 1 to %d are read",
-                              f->path, t->name, ndim, APUS_MAX_DIMS);
+        return apus_fail_line(r->err, APUS_E_INVALID, "%s: tensor '%.200s' has %u dimensions, 1 to %d are read", f->path, t->name, ndim,
+                              APUS_MAX_DIMS);
     t->ndim = (int32_t)ndim;
     for (uint32_t k = 0; k < ndim; k++) { /* the file has the innermost dimension first */
         uint64_t d = 0;
@@ -209,17 +204,15 @@ static apus_status read_tensor(reader *r, apus_tensor_info *t)
         return st;
     const int known = type < sizeof ggml_types / sizeof ggml_types[0] && ggml_types[type].name != NULL;
     if (!known || ggml_types[type].dtype == APUS_REAL) {
-        apus_fail_line(r->err, APUS_E_UNSUPPORTED, "%s: tensor '%.200s' is stored as %s (type %u), which is not read",
-                       f->path, t->name, known ? ggml_types[type].name : "an unknown type", type);
-        return apus_hint(r->err, APUS_E_UNSUPPORTED,
-                         "readable: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL");
+        apus_fail_line(r->err, APUS_E_UNSUPPORTED, "%s: tensor '%.200s' is stored as %s (type %u), which is not read", f->path, t->name,
+                       known ? ggml_types[type].name : "an unknown type", type);
+        return apus_hint(r->err, APUS_E_UNSUPPORTED, "readable: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL");
     }
     t->dtype = ggml_types[type].dtype;
     const int64_t columns = t->dims[ndim - 1];
     const size_t row = apus_row_bytes(t->dtype, columns);
     if (row == 0 && columns != 0)
-        return apus_fail_line(r->err, APUS_E_INVALID,
-                              "%s: tensor '%.200s': rows of %lld elements do not fit blocks of %s", f->path, t->name,
+        return apus_fail_line(r->err, APUS_E_INVALID, "%s: tensor '%.200s': rows of %lld elements do not fit blocks of %s", f->path, t->name,
                               (long long)columns, ggml_types[type].name);
     if (rows != 0 && row > UINT64_MAX / rows)
         return apus_fail_line(r->err, APUS_E_INVALID, "%s: tensor '%.200s': its shape overflows", f->path, t->name);
@@ -244,8 +237,7 @@ static apus_status place_tensors(reader *r)
     gguf_file *f = r->f;
     const int64_t alignment = gguf_int(gguf_get(f, "general.alignment"), 32);
     if (alignment < 1 || alignment > 1 << 20 || (alignment & (alignment - 1)) != 0)
-        return apus_fail_line(r->err, APUS_E_INVALID, "%s: general.alignment is %lld, expected a power of two", f->path,
-                              (long long)alignment);
+        return apus_fail_line(r->err, APUS_E_INVALID, "%s: general.alignment is %lld, expected a power of two", f->path, (long long)alignment);
     const size_t begin = ((size_t)(r->p - r->begin) + (size_t)alignment - 1) & ~((size_t)alignment - 1);
     const size_t length = (size_t)(r->end - r->begin), data = begin < length ? length - begin : 0;
     const apus_tensor_info **order = f->host->alloc((f->count + 1) * sizeof *order);
@@ -256,11 +248,10 @@ static apus_status place_tensors(reader *r)
         apus_tensor_info *t = &f->tensors[i];
         const uint64_t offset = (uintptr_t)t->data;
         if (offset % (uint64_t)alignment != 0) {
-            st = apus_fail_line(r->err, APUS_E_INVALID, "%s: tensor '%.200s' lies at %llu, not a multiple of %lld",
-                                f->path, t->name, (unsigned long long)offset, (long long)alignment);
+            st = apus_fail_line(r->err, APUS_E_INVALID, "%s: tensor '%.200s' lies at %llu, not a multiple of %lld", f->path, t->name,
+                                (unsigned long long)offset, (long long)alignment);
         } else if (offset > data || t->bytes > data - offset) {
-            apus_fail_line(r->err, APUS_E_INVALID,
-                           "%s: tensor '%.200s' needs bytes %llu to %llu of the data, but only %zu are there", f->path,
+            apus_fail_line(r->err, APUS_E_INVALID, "%s: tensor '%.200s' needs bytes %llu to %llu of the data, but only %zu are there", f->path,
                            t->name, (unsigned long long)offset, (unsigned long long)(offset + t->bytes), data);
             st = apus_hint(r->err, APUS_E_INVALID, "the file is cut: fetch or copy it again");
         }
@@ -270,8 +261,7 @@ static apus_status place_tensors(reader *r)
         qsort(order, f->count, sizeof *order, by_place);
     for (uint64_t i = 1; i < f->count && st == APUS_OK; i++)
         if ((uintptr_t)order[i]->data < (uintptr_t)order[i - 1]->data + order[i - 1]->bytes)
-            st = apus_fail_line(r->err, APUS_E_INVALID, "%s: tensors '%.200s' and '%.200s' overlap", f->path,
-                                order[i - 1]->name, order[i]->name);
+            st = apus_fail_line(r->err, APUS_E_INVALID, "%s: tensors '%.200s' and '%.200s' overlap", f->path, order[i - 1]->name, order[i]->name);
     f->host->free((void *)order);
     for (uint64_t i = 0; i < f->count && st == APUS_OK; i++)
         f->tensors[i].data = r->begin + begin + (uintptr_t)f->tensors[i].data;
@@ -303,16 +293,16 @@ apus_status gguf_read(gguf_file *f, const unsigned char *bytes, size_t length, a
         return st;
     /* a value takes at least 13 bytes, a tensor 33: so counts bound memory before anything is allocated */
     if (values > left(&r) / 13 || tensors > left(&r) / 33 || values >= UINT32_MAX || tensors >= UINT32_MAX)
-        return apus_fail_line(err, APUS_E_INVALID, "%s: %llu values and %llu tensors do not fit into %zu bytes",
-                              f->path, (unsigned long long)values, (unsigned long long)tensors, length);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: %llu values and %llu tensors do not fit into %zu bytes", f->path, (unsigned long long)values,
+                              (unsigned long long)tensors, length);
     f->n_values = (size_t)values;
     f->count = tensors;
     f->values = f->host->alloc((values + 1) * sizeof *f->values);
     f->tensors = f->host->alloc((tensors + 1) * sizeof *f->tensors);
     f->used = f->host->alloc(tensors + 1);
     f->turned = f->host->alloc((tensors + 1) * sizeof *f->turned);
-    if (f->values == NULL || f->tensors == NULL || f->used == NULL || f->turned == NULL ||
-        !apus_names_open(f->host, &f->keys, values) || !apus_names_open(f->host, &f->names, tensors))
+    if (f->values == NULL || f->tensors == NULL || f->used == NULL || f->turned == NULL || !apus_names_open(f->host, &f->keys, values) ||
+        !apus_names_open(f->host, &f->names, tensors))
         return apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", f->path);
     st = read_values(&r);
     for (uint64_t i = 0; i < tensors && st == APUS_OK; i++)
@@ -506,8 +496,7 @@ apus_node *gguf_node(const gguf_file *f, const gguf_value *v, size_t most_items)
         return scalar_node(node, v->type, v->data);
     if (v->count > most_items) {
         char text[80];
-        snprintf(text, sizeof text, "(%llu %s)", (unsigned long long)v->count,
-                 v->item == GGUF_STRING ? "strings" : "numbers");
+        snprintf(text, sizeof text, "(%llu %s)", (unsigned long long)v->count, v->item == GGUF_STRING ? "strings" : "numbers");
         return node->make_string(text, (size_t)-1);
     }
     apus_node *list = node->make_list();

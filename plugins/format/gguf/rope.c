@@ -9,8 +9,7 @@ static double wavelength(int64_t i, int64_t rotary_dim, double theta)
     return 2.0 * 3.14159265358979323846 * pow(theta, 2.0 * (double)i / (double)rotary_dim);
 }
 
-void gguf_llama3_factors(int64_t rotary_dim, double theta, double factor, double low, double high, double original,
-                         float *out)
+void gguf_llama3_factors(int64_t rotary_dim, double theta, double factor, double low, double high, double original, float *out)
 {
     for (int64_t i = 0; i < rotary_dim / 2; i++) {
         const double turns = original / wavelength(i, rotary_dim, theta);
@@ -22,8 +21,7 @@ void gguf_llama3_factors(int64_t rotary_dim, double theta, double factor, double
 
 /* Parameters of llama3's scaling that give these divisors, with low_freq_factor 1 (only ratios show in the divisors, so
  * every such tensor has one). 0: none gives them. */
-static int fit_llama3(const float *factors, int64_t rotary_dim, double theta, double *factor, double *high,
-                      double *original)
+static int fit_llama3(const float *factors, int64_t rotary_dim, double theta, double *factor, double *high, double *original)
 {
     const int64_t n = rotary_dim / 2;
     int64_t first = -1, last = -1;
@@ -61,13 +59,11 @@ static int fit_llama3(const float *factors, int64_t rotary_dim, double theta, do
     return 1;
 }
 
-static apus_status read_factors(const gguf_file *f, const char *name, int64_t rotary_dim, const apus_tensor_info **t,
-                                apus_error *err)
+static apus_status read_factors(const gguf_file *f, const char *name, int64_t rotary_dim, const apus_tensor_info **t, apus_error *err)
 {
     *t = gguf_tensor(f, name);
     if (*t != NULL && ((*t)->dtype != APUS_F32 || (*t)->ndim != 1 || (*t)->dims[0] != rotary_dim / 2))
-        return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%s' is not F32 [%lld]", f->path, name,
-                              (long long)(rotary_dim / 2));
+        return apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%s' is not F32 [%lld]", f->path, name, (long long)(rotary_dim / 2));
     return APUS_OK;
 }
 
@@ -90,8 +86,7 @@ static apus_node *scaling(const apus_node_api *node, const char *type)
 }
 
 /* longrope with one list for both lengths says any divisors in a way that transformers reads. */
-static apus_node *longrope(const gguf_file *f, const apus_tensor_info *small, const apus_tensor_info *large,
-                           double attention)
+static apus_node *longrope(const gguf_file *f, const apus_tensor_info *small, const apus_tensor_info *large, double attention)
 {
     const apus_node_api *node = f->host->node;
     apus_node *n = scaling(node, "longrope");
@@ -99,8 +94,7 @@ static apus_node *longrope(const gguf_file *f, const apus_tensor_info *small, co
     node->set(n, "short_factor", factor_list(node, small));
     node->set(n, "long_factor", factor_list(node, large));
     node->set(n, "attention_factor", node->make_float(attention));
-    node->set(n, "original_max_position_embeddings",
-              node->make_int(gguf_int(gguf_arch_get(f, "rope.scaling.original_context_length"), context)));
+    node->set(n, "original_max_position_embeddings", node->make_int(gguf_int(gguf_arch_get(f, "rope.scaling.original_context_length"), context)));
     return n;
 }
 
@@ -131,8 +125,7 @@ static apus_node *yarn(const gguf_file *f, double factor)
     const double fast = gguf_float(gguf_arch_get(f, "rope.scaling.yarn_beta_fast"), 0.0);
     const double slow = gguf_float(gguf_arch_get(f, "rope.scaling.yarn_beta_slow"), 0.0);
     node->set(n, "factor", node->make_float(factor));
-    node->set(n, "original_max_position_embeddings",
-              node->make_int(gguf_int(gguf_arch_get(f, "rope.scaling.original_context_length"), context)));
+    node->set(n, "original_max_position_embeddings", node->make_int(gguf_int(gguf_arch_get(f, "rope.scaling.original_context_length"), context)));
     if (attention != 1.0) /* ggml multiplies it with yarn's own 1 + 0.1 ln(factor) */
         node->set(n, "attention_factor", node->make_float(attention * (1.0 + 0.1 * log(factor))));
     if (fast > 0)
@@ -159,25 +152,21 @@ apus_status gguf_read_rope(gguf_file *f, apus_node *config, int64_t rotary_dim, 
     const double factor = gguf_float(gguf_arch_get(f, "rope.scaling.factor"), old);
     apus_node *s = NULL;
     if (!isfinite(factor) || factor <= 0)
-        return apus_fail_line(err, APUS_E_INVALID, "%s: %s.rope.scaling.factor is %g", f->path, f->architecture,
-                              factor);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: %s.rope.scaling.factor is %g", f->path, f->architecture, factor);
     if (small != NULL && large != NULL) {
         s = longrope(f, small, large, gguf_float(gguf_arch_get(f, "rope.scaling.attn_factor"), 1.0));
     } else if (freqs != NULL) {
         s = llama3(f, freqs, rotary_dim, theta);
     } else if (type != NULL && n == 4 && memcmp(type, "yarn", 4) == 0) {
         s = yarn(f, factor);
-    } else if (type != NULL && !(n == 4 && memcmp(type, "none", 4) == 0) &&
-               !(n == 6 && memcmp(type, "linear", 6) == 0)) {
-        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: %s.rope.scaling.type '%.*s' is not read", f->path,
-                              f->architecture, (int)(n < 40 ? n : 40), type);
+    } else if (type != NULL && !(n == 4 && memcmp(type, "none", 4) == 0) && !(n == 6 && memcmp(type, "linear", 6) == 0)) {
+        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: %s.rope.scaling.type '%.*s' is not read", f->path, f->architecture,
+                              (int)(n < 40 ? n : 40), type);
     } else if (factor != 1.0 && !(type != NULL && n == 4)) {
         s = scaling(node, "linear");
         node->set(s, "factor", node->make_float(factor));
     }
     if (s == NULL)
         return APUS_OK;
-    return node->set(config, "rope_scaling", s) == APUS_OK
-               ? APUS_OK
-               : apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", f->path);
+    return node->set(config, "rope_scaling", s) == APUS_OK ? APUS_OK : apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", f->path);
 }

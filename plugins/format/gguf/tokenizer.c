@@ -46,8 +46,7 @@ static int is_text(const char *s, size_t n)
         for (size_t k = 1; k <= more; k++)
             if ((p[i + k] & 0xc0) != 0x80)
                 return 0;
-        if ((c == 0xe0 && p[i + 1] < 0xa0) || (c == 0xed && p[i + 1] > 0x9f) || (c == 0xf0 && p[i + 1] < 0x90) ||
-            (c == 0xf4 && p[i + 1] > 0x8f))
+        if ((c == 0xe0 && p[i + 1] < 0xa0) || (c == 0xed && p[i + 1] > 0x9f) || (c == 0xf0 && p[i + 1] < 0x90) || (c == 0xf4 && p[i + 1] > 0x8f))
             return 0;
         i += more + 1;
     }
@@ -57,16 +56,13 @@ static int is_text(const char *s, size_t n)
 static apus_status read_vocabulary(gguf_file *f, vocabulary *v, apus_error *err)
 {
     const gguf_value *tokens = gguf_get(f, "tokenizer.ggml.tokens");
-    *v = (vocabulary){
-        .f = f, .types = gguf_get(f, "tokenizer.ggml.token_type"), .scores = gguf_get(f, "tokenizer.ggml.scores")};
-    if (tokens == NULL || tokens->type != GGUF_ARRAY || tokens->item != GGUF_STRING || tokens->count == 0 ||
-        tokens->count > GGUF_MAX_TOKENS)
+    *v = (vocabulary){.f = f, .types = gguf_get(f, "tokenizer.ggml.token_type"), .scores = gguf_get(f, "tokenizer.ggml.scores")};
+    if (tokens == NULL || tokens->type != GGUF_ARRAY || tokens->item != GGUF_STRING || tokens->count == 0 || tokens->count > GGUF_MAX_TOKENS)
         return apus_fail_line(err, APUS_E_INVALID, "%s: tokenizer.ggml.tokens is missing or no list of texts", f->path);
     v->n = (size_t)tokens->count;
     if ((v->types != NULL && (!gguf_is_numbers(v->types) || v->types->count < v->n)) ||
         (v->scores != NULL && (!gguf_is_numbers(v->scores) || v->scores->count < v->n)))
-        return apus_fail_line(err, APUS_E_INVALID,
-                              "%s: tokenizer.ggml.token_type or scores is shorter than the vocabulary", f->path);
+        return apus_fail_line(err, APUS_E_INVALID, "%s: tokenizer.ggml.token_type or scores is shorter than the vocabulary", f->path);
     v->text = f->host->alloc(v->n * sizeof *v->text);
     v->length = f->host->alloc(v->n * sizeof *v->length);
     if (v->text == NULL || v->length == NULL)
@@ -79,8 +75,8 @@ static apus_status read_vocabulary(gguf_file *f, vocabulary *v, apus_error *err)
         if (n > 65535 || !is_text(v->text[i], n))
             return apus_fail_line(err, APUS_E_INVALID, "%s: token %zu is not UTF-8", f->path, i);
     }
-    static const char *const keys[] = {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id",
-                                       "tokenizer.ggml.unknown_token_id", "tokenizer.ggml.padding_token_id"};
+    static const char *const keys[] = {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.unknown_token_id",
+                                       "tokenizer.ggml.padding_token_id"};
     int64_t *const ids[] = {&v->bos, &v->eos, &v->unk, &v->pad};
     for (size_t i = 0; i < 4; i++) {
         *ids[i] = gguf_int(gguf_get(f, keys[i]), -1);
@@ -100,8 +96,7 @@ static apus_node *make_vocab(const vocabulary *v, apus_error *err)
     const apus_node_api *node = v->f->host->node;
     apus_node *map = node->make_map();
     char *key = v->f->host->alloc(65536);
-    apus_status st =
-        map != NULL && key != NULL ? APUS_OK : apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", v->f->path);
+    apus_status st = map != NULL && key != NULL ? APUS_OK : apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", v->f->path);
     for (size_t i = 0; i < v->n && st == APUS_OK; i++) {
         memcpy(key, v->text[i], v->length[i]);
         key[v->length[i]] = '\0';
@@ -123,8 +118,7 @@ static apus_node *make_added(const vocabulary *v)
     for (size_t i = 0; i < v->n; i++) {
         const int type = type_of(v, i);
         const int named = (int64_t)i == v->bos || (int64_t)i == v->eos || (int64_t)i == v->unk;
-        if (v->length[i] == 0 ||
-            !(type == TOKEN_CONTROL || type == TOKEN_UNKNOWN || type == TOKEN_USER || (named && type != TOKEN_NORMAL)))
+        if (v->length[i] == 0 || !(type == TOKEN_CONTROL || type == TOKEN_UNKNOWN || type == TOKEN_USER || (named && type != TOKEN_NORMAL)))
             continue;
         apus_node *a = node->make_map();
         node->set(a, "id", node->make_int((int64_t)i));
@@ -196,8 +190,7 @@ static apus_status derive_merges(const vocabulary *v, merge **out, size_t *count
             if (((unsigned char)s[k] & 0xc0) == 0x80)
                 continue;
             const uint32_t left = apus_names_find(&names, s, k);
-            const uint32_t right =
-                left != APUS_NAMES_NONE ? apus_names_find(&names, s + k, length - k) : APUS_NAMES_NONE;
+            const uint32_t right = left != APUS_NAMES_NONE ? apus_names_find(&names, s + k, length - k) : APUS_NAMES_NONE;
             if (right == APUS_NAMES_NONE)
                 continue;
             if (n == capacity) {
@@ -209,9 +202,7 @@ static apus_status derive_merges(const vocabulary *v, merge **out, size_t *count
                 list = more;
                 capacity *= 2;
             }
-            list[n] = (merge){
-                left,       right, (float)gguf_item(v->scores, i), characters(s, k), characters(s + k, length - k),
-                (uint32_t)n};
+            list[n] = (merge){left, right, (float)gguf_item(v->scores, i), characters(s, k), characters(s + k, length - k), (uint32_t)n};
             n++;
         }
     }
@@ -269,8 +260,7 @@ static apus_node *merges_of_file(const vocabulary *v, apus_error *err)
         const char *s = gguf_next_string(&p, &n);
         const char *space = n > 2 ? memchr(s + 1, ' ', n - 2) : NULL;
         if (space == NULL || memchr(space + 1, ' ', (size_t)(s + n - space - 1)) != NULL || !is_text(s, n)) {
-            apus_fail_line(err, APUS_E_INVALID, "%s: merge %llu is not two pieces with a space between", v->f->path,
-                           (unsigned long long)i);
+            apus_fail_line(err, APUS_E_INVALID, "%s: merge %llu is not two pieces with a space between", v->f->path, (unsigned long long)i);
             node->release(out);
             return NULL;
         }
@@ -349,8 +339,7 @@ static void template_piece(const apus_node_api *node, apus_node *list, const cha
 static void special_entry(const vocabulary *v, apus_node *map, int64_t id)
 {
     const apus_node_api *node = v->f->host->node;
-    apus_node *entry = node->make_map(), *ids = node->make_list(), *tokens = node->make_list(),
-              *text = token_text(v, id);
+    apus_node *entry = node->make_map(), *ids = node->make_list(), *tokens = node->make_list(), *text = token_text(v, id);
     node->append(ids, node->make_int(id));
     node->append(tokens, token_text(v, id));
     node->set(entry, "id", token_text(v, id));
@@ -405,8 +394,7 @@ static apus_node *tokenizer_config(const vocabulary *v, int add_bos, int add_eos
 }
 
 /* The node of a vocabulary; spm: SentencePiece. */
-static apus_status make_tokenizer(gguf_file *f, const vocabulary *v, int spm, apus_node *pre, int ignore_merges,
-                                  int add_bos, apus_error *err)
+static apus_status make_tokenizer(gguf_file *f, const vocabulary *v, int spm, apus_node *pre, int ignore_merges, int add_bos, apus_error *err)
 {
     const apus_node_api *node = f->host->node;
     const int prefix = spm && gguf_bool(gguf_get(f, "tokenizer.ggml.add_space_prefix"), 1);

@@ -25,8 +25,7 @@ static int adds_prefix(const apus_node_api *node, const apus_node *n)
         return 1;
     if (text_is(node, n, "type", "Metaspace")) {
         const apus_node *scheme = node->get(n, "prepend_scheme");
-        return scheme != NULL ? !text_is(node, n, "prepend_scheme", "never")
-                              : node->as_bool(node->get(n, "add_prefix_space"), 1);
+        return scheme != NULL ? !text_is(node, n, "prepend_scheme", "never") : node->as_bool(node->get(n, "add_prefix_space"), 1);
     }
     for (size_t k = 0; k < 2; k++)
         for (size_t i = 0; i < node->length(node->get(n, lists[k])); i++)
@@ -49,8 +48,7 @@ static void put_special(gguf_writer *w, const char *key, int64_t id, int64_t n)
 }
 
 /* Id of a special token: its text in tokenizer_config ("x" or {content: "x"}), else the number in config.json. */
-static int64_t special_id(const apus_node_api *node, const apus_model_card *card, const apus_node *vocab,
-                          const apus_names *added, const char *name)
+static int64_t special_id(const apus_node_api *node, const apus_model_card *card, const apus_node *vocab, const apus_names *added, const char *name)
 {
     char key[32];
     const apus_node *n = node->get(card->tokenizer_config, name);
@@ -80,31 +78,23 @@ static int template_adds(const apus_node_api *node, const apus_node *processor, 
 }
 
 /* Fill the table by the vocabulary and the added tokens. */
-static apus_status fill(const apus_node_api *node, const apus_node *t, entry *table, size_t n, apus_names *added,
-                        int spm, apus_error *err)
+static apus_status fill(const apus_node_api *node, const apus_node *t, entry *table, size_t n, apus_names *added, int spm, apus_error *err)
 {
-    const apus_node *model = node->get(t, "model"), *vocab = node->get(model, "vocab"),
-                    *list = node->get(t, "added_tokens");
+    const apus_node *model = node->get(t, "model"), *vocab = node->get(model, "vocab"), *list = node->get(t, "added_tokens");
     const char *unknown = node->as_string(node->get(model, "unk_token"), NULL);
     for (size_t i = 0; i < node->length(vocab); i++) {
         const int64_t id = node->as_int(node->at(vocab, i), -1);
         const char *s = node->key_at(vocab, i);
         if (id < 0 || (uint64_t)id >= n)
-            return apus_fail_line(err, APUS_E_INVALID, "token '%.100s' has the id %lld, but the embedding has %zu rows",
-                                  s, (long long)id, n);
-        table[id] = (entry){s,
-                            spm && is_byte_token(s)                      ? TOKEN_BYTE
-                            : unknown != NULL && strcmp(s, unknown) == 0 ? TOKEN_UNKNOWN
-                                                                         : TOKEN_NORMAL,
-                            0};
+            return apus_fail_line(err, APUS_E_INVALID, "token '%.100s' has the id %lld, but the embedding has %zu rows", s, (long long)id, n);
+        table[id] = (entry){s, spm && is_byte_token(s) ? TOKEN_BYTE : unknown != NULL && strcmp(s, unknown) == 0 ? TOKEN_UNKNOWN : TOKEN_NORMAL, 0};
     }
     for (size_t i = 0; i < node->length(list); i++) {
         const apus_node *a = node->at(list, i);
         const int64_t id = node->as_int(node->get(a, "id"), -1);
         const char *s = node->as_string(node->get(a, "content"), NULL);
         if (id < 0 || (uint64_t)id >= n || s == NULL)
-            return apus_fail_line(err, APUS_E_INVALID,
-                                  "added token '%.100s' has the id %lld, but the embedding has %zu rows", s ? s : "",
+            return apus_fail_line(err, APUS_E_INVALID, "added token '%.100s' has the id %lld, but the embedding has %zu rows", s ? s : "",
                                   (long long)id, n);
         const int type = unknown != NULL && strcmp(s, unknown) == 0  ? TOKEN_UNKNOWN
                          : node->as_bool(node->get(a, "special"), 0) ? TOKEN_CONTROL
@@ -198,18 +188,14 @@ static void put_ids(gguf_writer *w, const apus_model_card *card, const apus_name
     const apus_node_api *node = w->host->node;
     const apus_node *processor = node->get(card->tokenizer, "post_processor"), *config = card->tokenizer_config;
     for (size_t i = 0; i < 4; i++)
-        put_special(w, names[i][1],
-                    special_id(node, card, node->get(node->get(card->tokenizer, "model"), "vocab"), added, names[i][0]),
-                    n);
+        put_special(w, names[i][1], special_id(node, card, node->get(node->get(card->tokenizer, "model"), "vocab"), added, names[i][0]), n);
     const apus_node *bos = node->get(config, "add_bos_token"), *eos = node->get(config, "add_eos_token");
-    gguf_key_bool(w, "tokenizer.ggml.add_bos_token",
-                  template_adds(node, processor, 1) || (processor == NULL && node->as_bool(bos, 0)));
-    gguf_key_bool(w, "tokenizer.ggml.add_eos_token",
-                  template_adds(node, processor, 0) || (processor == NULL && node->as_bool(eos, 0)));
+    gguf_key_bool(w, "tokenizer.ggml.add_bos_token", template_adds(node, processor, 1) || (processor == NULL && node->as_bool(bos, 0)));
+    gguf_key_bool(w, "tokenizer.ggml.add_eos_token", template_adds(node, processor, 0) || (processor == NULL && node->as_bool(eos, 0)));
 }
 
-static apus_status put_tokenizer(gguf_writer *w, const apus_model_card *card, size_t n, int spm, const char *pre,
-                                 entry *table, apus_names *added, apus_error *err)
+static apus_status put_tokenizer(gguf_writer *w, const apus_model_card *card, size_t n, int spm, const char *pre, entry *table, apus_names *added,
+                                 apus_error *err)
 {
     const apus_node_api *node = w->host->node;
     const apus_node *model = node->get(card->tokenizer, "model");
@@ -223,8 +209,7 @@ static apus_status put_tokenizer(gguf_writer *w, const apus_model_card *card, si
     put_table(w, table, n, spm);
     if (spm)
         gguf_key_bool(w, "tokenizer.ggml.add_space_prefix",
-                      adds_prefix(node, node->get(card->tokenizer, "normalizer")) ||
-                          adds_prefix(node, node->get(card->tokenizer, "pre_tokenizer")));
+                      adds_prefix(node, node->get(card->tokenizer, "normalizer")) || adds_prefix(node, node->get(card->tokenizer, "pre_tokenizer")));
     else
         st = put_merges(w, node, node->get(model, "merges"), err);
     put_ids(w, card, added, (int64_t)n);
@@ -238,11 +223,9 @@ apus_status gguf_write_tokenizer(gguf_writer *w, const apus_model_card *card, in
     const int spm = node->as_bool(node->get(model, "byte_fallback"), 0);
     const char *pre = spm ? "default" : gguf_pre_tokenizer_name(node, node->get(t, "pre_tokenizer"));
     if (t == NULL || !text_is(node, model, "type", "BPE") || pre == NULL ||
-        (!spm && node->kind(node->get(t, "normalizer")) != APUS_NODE_NULL &&
-         !text_is(node, node->get(t, "normalizer"), "type", "NFC"))) {
+        (!spm && node->kind(node->get(t, "normalizer")) != APUS_NODE_NULL && !text_is(node, node->get(t, "normalizer"), "type", "NFC"))) {
         if (t != NULL)
-            w->host->log(APUS_LOG_WARN, "gguf",
-                         "GGUF has no name for how this tokenizer cuts text: it is left out, the file takes ids only");
+            w->host->log(APUS_LOG_WARN, "gguf", "GGUF has no name for how this tokenizer cuts text: it is left out, the file takes ids only");
         gguf_key_text(w, "tokenizer.ggml.model", "none", 4);
         return APUS_OK;
     }

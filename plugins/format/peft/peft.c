@@ -26,8 +26,7 @@ static int claims(const char *path)
     if (!apus_is_folder(path) || !apus_folder_has(path, CONFIG))
         return 0;
     /* a whole model beside it is the model's folder */
-    return apus_folder_has(path, "model.safetensors") || apus_folder_has(path, "model.safetensors.index.json") ? 10
-                                                                                                               : 90;
+    return apus_folder_has(path, "model.safetensors") || apus_folder_has(path, "model.safetensors.index.json") ? 10 : 90;
 }
 
 static apus_status open_weights(adapter *a, apus_error *err)
@@ -35,11 +34,9 @@ static apus_status open_weights(adapter *a, apus_error *err)
     char path[4096];
     if (!apus_folder_has(a->path, WEIGHTS)) {
         if (apus_folder_has(a->path, "adapter_model.bin")) {
-            apus_fail_line(err, APUS_E_UNSUPPORTED,
-                           "%s: its weights are in adapter_model.bin, a pickle, which can run code when read", a->path);
-            return apus_hint(
-                err, APUS_E_UNSUPPORTED,
-                "convert it once with PEFT: AutoPeftModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR)");
+            apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: its weights are in adapter_model.bin, a pickle, which can run code when read", a->path);
+            return apus_hint(err, APUS_E_UNSUPPORTED,
+                             "convert it once with PEFT: AutoPeftModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR)");
         }
         return apus_fail_line(err, APUS_E_NOT_FOUND, "%s: has %s but no %s", a->path, CONFIG, WEIGHTS);
     }
@@ -83,8 +80,7 @@ static void close_file(void *file)
     host->free(a);
 }
 
-static apus_status open_file(const apus_host *host, const apus_node *params, const char *path, void **file,
-                             apus_error *err)
+static apus_status open_file(const apus_host *host, const apus_node *params, const char *path, void **file, apus_error *err)
 {
     (void)params;
     const size_t n = strlen(path);
@@ -165,8 +161,7 @@ static uint64_t unused(void *file, uint64_t i)
 }
 
 /* Names of the file in one block, beside the items. */
-static apus_status make_items(const apus_host *host, const apus_model_export *model, apus_safetensors_item *items,
-                              char **names, apus_error *err)
+static apus_status make_items(const apus_host *host, const apus_model_export *model, apus_safetensors_item *items, char **names, apus_error *err)
 {
     const size_t stride = model->n_weights > 0 ? model->weights[0].size : 0;
     size_t bytes = 1;
@@ -178,11 +173,8 @@ static apus_status make_items(const apus_host *host, const apus_model_export *mo
     for (size_t i = 0; i < model->n_weights; i++) {
         const apus_weight_spec *w = (const apus_weight_spec *)((const char *)model->weights + i * stride);
         const size_t n = strlen(w->name);
-        items[i] = (apus_safetensors_item){.name = p,
-                                           .dtype = APUS_F32,
-                                           .ndim = w->ndim,
-                                           .dims = {w->dims[0], w->ndim > 1 ? w->dims[1] : 1},
-                                           .weight = i};
+        items[i] =
+            (apus_safetensors_item){.name = p, .dtype = APUS_F32, .ndim = w->ndim, .dims = {w->dims[0], w->ndim > 1 ? w->dims[1] : 1}, .weight = i};
         memcpy(p, PREFIX, sizeof PREFIX - 1);
         memcpy(p + sizeof PREFIX - 1, w->name, n + 1);
         p += sizeof PREFIX + n;
@@ -190,8 +182,7 @@ static apus_status make_items(const apus_host *host, const apus_model_export *mo
     return APUS_OK;
 }
 
-static apus_status write_folder(const apus_host *host, const apus_node *params, const char *path,
-                                const apus_model_export *model, apus_error *err)
+static apus_status write_folder(const apus_host *host, const apus_node *params, const char *path, const apus_model_export *model, apus_error *err)
 {
     (void)params;
     char file[4096], *names = NULL;
@@ -204,8 +195,7 @@ static apus_status write_folder(const apus_host *host, const apus_node *params, 
     if (!apus_path_join(file, sizeof file, path, WEIGHTS))
         return apus_fail_line(err, APUS_E_INVALID, "%s: the path is too long", path);
     apus_safetensors_item *items = host->alloc(model->n_weights * sizeof *items);
-    apus_status st = items == NULL ? apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", path)
-                                   : make_items(host, model, items, &names, err);
+    apus_status st = items == NULL ? apus_fail_line(err, APUS_E_MEMORY, "%s: out of memory", path) : make_items(host, model, items, &names, err);
     if (st == APUS_OK)
         st = apus_write_json_in(host, path, CONFIG, model->card->config, err);
     if (st == APUS_OK)

@@ -90,8 +90,7 @@ static apus_status open_index(folder *f, const apus_node *index, apus_error *err
         const uint32_t at = apus_names_find(&f->by_name, tensor, strlen(tensor));
         const apus_safetensors *s = &f->shards[apus_names_find(&files, file, strlen(file))];
         if (at == APUS_NAMES_NONE || f->tensors[at] < s->tensors || f->tensors[at] >= s->tensors + s->count)
-            st = apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%s' is not in %s as its index says", f->path, tensor,
-                                file);
+            st = apus_fail_line(err, APUS_E_INVALID, "%s: tensor '%s' is not in %s as its index says", f->path, tensor, file);
     }
     apus_names_close(f->host, &files);
     f->host->free(names);
@@ -116,8 +115,7 @@ static apus_status open_weights(folder *f, apus_error *err)
         return st;
     }
     if (apus_folder_has(f->path, "pytorch_model.bin") || apus_folder_has(f->path, "pytorch_model.bin.index.json")) {
-        apus_fail_line(err, APUS_E_UNSUPPORTED,
-                       "%s: its weights are in pytorch_model.bin, a pickle, which can run code when read", f->path);
+        apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: its weights are in pytorch_model.bin, a pickle, which can run code when read", f->path);
         return apus_hint(err, APUS_E_UNSUPPORTED,
                          "convert it once with transformers: "
                          "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)");

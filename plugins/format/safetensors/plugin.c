@@ -13,9 +13,8 @@ static int has_suffix(const char *s, const char *suffix)
 
 static int claims(const char *path)
 {
-    static const char *const marks[] = {"config.json",          "model.safetensors", "model.safetensors.index.json",
-                                        "tokenizer.json",       "encoder.json",      "vocab.json",
-                                        "tokenizer_config.json"};
+    static const char *const marks[] = {"config.json",  "model.safetensors", "model.safetensors.index.json", "tokenizer.json",
+                                        "encoder.json", "vocab.json",        "tokenizer_config.json"};
     if (!apus_is_folder(path))
         return has_suffix(path, ".safetensors") ? 80 : has_suffix(path, "tokenizer.json") ? 60 : 0;
     for (size_t i = 0; i < sizeof marks / sizeof marks[0]; i++)
@@ -34,8 +33,7 @@ static void close_file(void *file)
     host->free(f);
 }
 
-static apus_status open_file(const apus_host *host, const apus_node *params, const char *path, void **file,
-                             apus_error *err)
+static apus_status open_file(const apus_host *host, const apus_node *params, const char *path, void **file, apus_error *err)
 {
     (void)params;
     folder *f = host->alloc(sizeof *f);
@@ -152,13 +150,8 @@ static const apus_component components[] = {
 };
 
 static const apus_plugin plugin = {
-    APUS_PLUGIN_HEAD,
-    .name = "safetensors",
-    .version = "1.0.0",
-    .license = "Apache-2.0",
-    .doc = "Hugging Face model folders",
-    .components = components,
-    .n_components = 1,
+    APUS_PLUGIN_HEAD,         .name = "safetensors", .version = "1.0.0", .license = "Apache-2.0", .doc = "Hugging Face model folders",
+    .components = components, .n_components = 1,
 };
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)

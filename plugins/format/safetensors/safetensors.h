@@ -32,7 +32,6 @@ apus_status folder_read_text(folder *f, apus_error *err);
 apus_node *gpt2_tokenizer(const apus_host *host, const char *vocabulary, const char *merges, apus_error *err);
 
 /* write.c */
-apus_status folder_write(const apus_host *host, const apus_node *params, const char *path,
-                         const apus_model_export *model, apus_error *err);
+apus_status folder_write(const apus_host *host, const apus_node *params, const char *path, const apus_model_export *model, apus_error *err);
 
 #endif

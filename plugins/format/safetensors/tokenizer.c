@@ -36,8 +36,7 @@ static apus_node *read_merges(const apus_host *host, const char *path, apus_erro
             n--;
         const char *space = memchr(p, ' ', n);
         if (n > 0 && !(line == 1 && p[0] == '#')) {
-            if (space == NULL || space == p || space == p + n - 1 ||
-                memchr(space + 1, ' ', (size_t)(p + n - space - 1)) != NULL)
+            if (space == NULL || space == p || space == p + n - 1 || memchr(space + 1, ' ', (size_t)(p + n - space - 1)) != NULL)
                 st = apus_fail_line(err, APUS_E_INVALID, "%s:%d: expected two pieces with a space between", path, line);
             else
                 st = node->append(list, node->make_string(p, n));
@@ -116,8 +115,7 @@ static apus_status read_gpt2(folder *f, const char *vocabulary, const char *merg
     if (f->tokenizer == NULL)
         return APUS_E_INVALID;
     const apus_node_api *node = f->host->node;
-    if (f->tokenizer_config == NULL &&
-        node->get(node->get(node->get(f->tokenizer, "model"), "vocab"), END_OF_TEXT) != NULL) {
+    if (f->tokenizer_config == NULL && node->get(node->get(node->get(f->tokenizer, "model"), "vocab"), END_OF_TEXT) != NULL) {
         f->tokenizer_config = node->make_map();
         node->set(f->tokenizer_config, "bos_token", node->make_string(END_OF_TEXT, (size_t)-1));
         node->set(f->tokenizer_config, "eos_token", node->make_string(END_OF_TEXT, (size_t)-1));
@@ -162,8 +160,7 @@ static apus_status read_config_template(folder *f, const apus_node *t, apus_erro
         const apus_node *item = node->at(t, i), *text = node->get(item, "template");
         const char *name = node->as_string(node->get(item, "name"), NULL);
         if (name == NULL || node->kind(text) != APUS_NODE_STRING)
-            return apus_fail_line(err, APUS_E_INVALID,
-                                  "%s: chat_template: expected a text or a list of {name, template}",
+            return apus_fail_line(err, APUS_E_INVALID, "%s: chat_template: expected a text or a list of {name, template}",
                                   node->where(item, where, sizeof where));
         if (strcmp(name, "default") == 0 && f->template_owner == NULL)
             f->template_owner = node->copy(text);
@@ -229,11 +226,9 @@ apus_status folder_read_text(folder *f, apus_error *err)
     apus_status st = apus_json_in(f->host, f->path, "tokenizer.json", &f->tokenizer, err);
     if (st == APUS_OK)
         st = apus_json_in(f->host, f->path, "tokenizer_config.json", &f->tokenizer_config, err);
-    if (st == APUS_OK && f->tokenizer == NULL && apus_folder_has(f->path, "encoder.json") &&
-        apus_folder_has(f->path, "vocab.bpe"))
+    if (st == APUS_OK && f->tokenizer == NULL && apus_folder_has(f->path, "encoder.json") && apus_folder_has(f->path, "vocab.bpe"))
         st = read_gpt2(f, "encoder.json", "vocab.bpe", err);
-    else if (st == APUS_OK && f->tokenizer == NULL && apus_folder_has(f->path, "vocab.json") &&
-             apus_folder_has(f->path, "merges.txt"))
+    else if (st == APUS_OK && f->tokenizer == NULL && apus_folder_has(f->path, "vocab.json") && apus_folder_has(f->path, "merges.txt"))
         st = read_gpt2(f, "vocab.json", "merges.txt", err);
     if (st == APUS_OK)
         st = read_config_template(f, node->get(f->tokenizer_config, "chat_template"), err);

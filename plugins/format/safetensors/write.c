@@ -36,8 +36,7 @@ static apus_node *make_config(const apus_host *host, const apus_node *config, ap
 }
 
 /* tokenizer_config.json names the class that reads tokenizer.json in every version of transformers. */
-static apus_status write_tokenizer(const apus_host *host, const char *path, const apus_model_card *card,
-                                   apus_error *err)
+static apus_status write_tokenizer(const apus_host *host, const char *path, const apus_model_card *card, apus_error *err)
 {
     const apus_node_api *node = host->node;
     if (card->tokenizer == NULL)
@@ -55,8 +54,7 @@ static apus_status write_tokenizer(const apus_host *host, const char *path, cons
     return st;
 }
 
-static apus_status write_templates(const apus_host *host, const char *path, const apus_model_card *card,
-                                   apus_error *err)
+static apus_status write_templates(const apus_host *host, const char *path, const apus_model_card *card, apus_error *err)
 {
     const apus_node_api *node = host->node;
     apus_status st = APUS_OK;
@@ -66,8 +64,7 @@ static apus_status write_templates(const apus_host *host, const char *path, cons
         return st;
     char folder[4096], file[4096];
     if (!apus_path_join(folder, sizeof folder, path, "additional_chat_templates") || mkdir(folder, 0777) != 0)
-        return apus_fail_line(err, APUS_E_IO, "%s: additional_chat_templates cannot be made: %s", path,
-                              strerror(errno));
+        return apus_fail_line(err, APUS_E_IO, "%s: additional_chat_templates cannot be made: %s", path, strerror(errno));
     for (size_t i = 0; i < node->length(card->chat_templates) && st == APUS_OK; i++) {
         const char *name = node->key_at(card->chat_templates, i);
         size_t length = 0;
@@ -99,8 +96,8 @@ static size_t place_items(const apus_safetensors_item *items, size_t n, uint64_t
     return s + 1;
 }
 
-static apus_status write_index(const apus_host *host, const char *path, const apus_safetensors_item *items, size_t n,
-                               const size_t *shard, size_t shards, apus_error *err)
+static apus_status write_index(const apus_host *host, const char *path, const apus_safetensors_item *items, size_t n, const size_t *shard,
+                               size_t shards, apus_error *err)
 {
     const apus_node_api *node = host->node;
     apus_node *index = node->make_map(), *metadata = node->make_map(), *map = node->make_map();
@@ -122,8 +119,8 @@ static apus_status write_index(const apus_host *host, const char *path, const ap
     return st;
 }
 
-static apus_status write_weights(const apus_host *host, const char *path, const apus_model_export *model,
-                                 const apus_safetensors_item *items, size_t *shard, apus_error *err)
+static apus_status write_weights(const apus_host *host, const char *path, const apus_model_export *model, const apus_safetensors_item *items,
+                                 size_t *shard, apus_error *err)
 {
     const size_t n = model->n_weights;
     const size_t shards = place_items(items, n, model->shard_bytes != 0 ? model->shard_bytes : DEFAULT_SHARD, shard);
@@ -145,15 +142,13 @@ static apus_status write_weights(const apus_host *host, const char *path, const 
     return st == APUS_OK && shards > 1 ? write_index(host, path, items, n, shard, shards, err) : st;
 }
 
-apus_status folder_write(const apus_host *host, const apus_node *params, const char *path,
-                         const apus_model_export *model, apus_error *err)
+apus_status folder_write(const apus_host *host, const apus_node *params, const char *path, const apus_model_export *model, apus_error *err)
 {
     (void)params;
     const apus_model_card *card = model->card;
     const apus_dtype dtype = model->dtype == APUS_REAL ? APUS_F32 : model->dtype;
     if (dtype != APUS_F32 && dtype != APUS_F16 && dtype != APUS_BF16) {
-        apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: safetensors folders are written in float32, float16 or bfloat16",
-                       path);
+        apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: safetensors folders are written in float32, float16 or bfloat16", path);
         return apus_hint(err, APUS_E_UNSUPPORTED, "`dtype: bfloat16`, or `format: gguf` for a quantised file");
     }
     if (mkdir(path, 0777) != 0 && !(errno == EEXIST && apus_is_folder(path)))

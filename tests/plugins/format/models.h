@@ -127,8 +127,7 @@ typedef struct source {
     apus_model_card card;
 } source;
 
-static inline apus_status source_read(void *context, size_t weight, int64_t row, int64_t rows, float *dst,
-                                      apus_error *err)
+static inline apus_status source_read(void *context, size_t weight, int64_t row, int64_t rows, float *dst, apus_error *err)
 {
     const source *s = context;
     const int64_t columns = s->specs[weight].ndim > 1 ? s->specs[weight].dims[1] : 1;

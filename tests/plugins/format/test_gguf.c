@@ -83,9 +83,8 @@ static void round_trip(const char *model, apus_dtype dtype, double most)
 static void writes_what_it_reads(void **state)
 {
     (void)state;
-    static const char *const models[] = {"llama",        "llama-bias", "llama-tied",     "llama-headdim",
-                                         "llama-llama3", "llama-yarn", "llama-longrope", "qwen2",
-                                         "qwen3",        "mistral",    "gpt2",           "llama-linear"};
+    static const char *const models[] = {"llama",          "llama-bias", "llama-tied", "llama-headdim", "llama-llama3", "llama-yarn",
+                                         "llama-longrope", "qwen2",      "qwen3",      "mistral",       "gpt2",         "llama-linear"};
     for (size_t i = 0; i < sizeof models / sizeof models[0]; i++)
         round_trip(models[i], APUS_F32, 0.0);
     round_trip("llama", APUS_F16, 1e-3);
@@ -99,9 +98,8 @@ static void writes_what_it_reads(void **state)
 static void keeps_the_configuration(void **state)
 {
     (void)state;
-    static const char *const models[] = {"llama",        "llama-bias",   "llama-tied", "llama-headdim",
-                                         "llama-llama3", "llama-linear", "llama-yarn", "llama-longrope",
-                                         "qwen2",        "qwen3",        "mistral",    "gpt2"};
+    static const char *const models[] = {"llama",      "llama-bias",     "llama-tied", "llama-headdim", "llama-llama3", "llama-linear",
+                                         "llama-yarn", "llama-longrope", "qwen2",      "qwen3",         "mistral",      "gpt2"};
     static const char *const keys[] = {"model_type",
                                        "vocab_size",
                                        "hidden_size",
@@ -131,8 +129,7 @@ static void keeps_the_configuration(void **state)
         const apus_node *was = s.card.config, *is = card_of(&ops, again).config;
         for (size_t k = 0; k < sizeof keys / sizeof keys[0]; k++) {
             const apus_node *a = NODE->get(was, keys[k]), *b = NODE->get(is, keys[k]);
-            if (a != NULL && b != NULL && !NODE->equal(a, b) &&
-                !(fabs(NODE->as_float(a, 1e9) - NODE->as_float(b, -1e9)) < 1e-9))
+            if (a != NULL && b != NULL && !NODE->equal(a, b) && !(fabs(NODE->as_float(a, 1e9) - NODE->as_float(b, -1e9)) < 1e-9))
                 fail_msg("%s: %s differs", models[m], keys[k]);
             if (a != NULL && NODE->kind(a) != APUS_NODE_NULL && b == NULL && strcmp(keys[k], "attention_bias") != 0)
                 fail_msg("%s: %s is lost", models[m], keys[k]);
@@ -146,8 +143,7 @@ static void keeps_the_configuration(void **state)
                 continue; /* longrope's factor only makes the attention factor, which GGUF keeps instead */
             for (size_t i = 0; i < (NODE->length(a) ? NODE->length(a) : 1); i++) {
                 const apus_node *x = NODE->length(a) ? NODE->at(a, i) : a, *y = NODE->length(a) ? NODE->at(b, i) : b;
-                if (!NODE->equal(x, y) &&
-                    !(fabs(NODE->as_float(x, 1e9) - NODE->as_float(y, -1e9)) < 1e-5 * NODE->as_float(x, 0)))
+                if (!NODE->equal(x, y) && !(fabs(NODE->as_float(x, 1e9) - NODE->as_float(y, -1e9)) < 1e-5 * NODE->as_float(x, 0)))
                     fail_msg("%s: %s differs", models[m], scaling[k]);
             }
         }
@@ -221,8 +217,7 @@ static void gives_rows_in_hugging_faces_order(void **state)
     apus_error err = {0};
     shared_data(path, sizeof path, "models/stories260K/stories260K.gguf");
     void *file = open_file(&ops, path);
-    const apus_weight_spec w = {
-        .size = sizeof w, .name = "k", .role = "attn_k.weight", .layer = 2, .ndim = 2, .dims = {32, 64}};
+    const apus_weight_spec w = {.size = sizeof w, .name = "k", .role = "attn_k.weight", .layer = 2, .ndim = 2, .dims = {32, 64}};
     apus_tensor_info t = {.size = sizeof t}, raw = {.size = sizeof raw};
     assert_int_equal(ops.find(file, &w, &t, &err), APUS_OK);
     uint64_t at = 0;
@@ -478,14 +473,9 @@ static void refuses_what_gguf_cannot_say(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(writes_what_it_reads),
-        cmocka_unit_test(keeps_the_configuration),
-        cmocka_unit_test(carries_the_tokenizer),
-        cmocka_unit_test(opens_a_real_model_quickly),
-        cmocka_unit_test(gives_rows_in_hugging_faces_order),
-        cmocka_unit_test(refuses_damaged_files),
-        cmocka_unit_test(survives_every_cut_and_flip),
-        cmocka_unit_test(refuses_what_gguf_cannot_say),
+        cmocka_unit_test(writes_what_it_reads),        cmocka_unit_test(keeps_the_configuration),           cmocka_unit_test(carries_the_tokenizer),
+        cmocka_unit_test(opens_a_real_model_quickly),  cmocka_unit_test(gives_rows_in_hugging_faces_order), cmocka_unit_test(refuses_damaged_files),
+        cmocka_unit_test(survives_every_cut_and_flip), cmocka_unit_test(refuses_what_gguf_cannot_say),
     };
     return cmocka_run_group_tests_name("format/gguf", tests, setup, NULL);
 }

@@ -57,13 +57,8 @@ static void writes_what_it_reads(void **state)
     apus_node *config = NODE->make_map();
     NODE->set(config, "peft_type", NODE->make_string("LORA", 4));
     apus_model_card card = {.size = sizeof card, .config = config};
-    const apus_model_export export = {.size = sizeof export,
-                                      .card = &card,
-                                      .weights = specs,
-                                      .n_weights = 2,
-                                      .read = read_counting,
-                                      .context = &columns,
-                                      .dtype = APUS_BF16};
+    const apus_model_export export = {
+        .size = sizeof export, .card = &card, .weights = specs, .n_weights = 2, .read = read_counting, .context = &columns, .dtype = APUS_BF16};
     fresh(path, sizeof path, "adapter");
     if (ops.write(apus_host_table(), NULL, path, &export, &err) != APUS_OK)
         fail_msg("%s", err.message);
@@ -90,8 +85,7 @@ static void refuses_what_is_no_adapter(void **state)
         apus_status status;
     } cases[] = {
         {"{\"peft_type\": \"LORA\"}", "x", "adapter_model.bin", "pickle", APUS_E_UNSUPPORTED},
-        {"{\"peft_type\": \"LORA\"}", "x", "README.md", "has adapter_config.json but no adapter_model.safetensors",
-         APUS_E_NOT_FOUND},
+        {"{\"peft_type\": \"LORA\"}", "x", "README.md", "has adapter_config.json but no adapter_model.safetensors", APUS_E_NOT_FOUND},
         {"{\"r\": 4}", "x", "adapter_model.safetensors", "peft_type is missing", APUS_E_INVALID},
         {"{\"peft_type\": ", "x", "adapter_model.safetensors", "adapter_config.json", APUS_E_INVALID},
         {"{\"peft_type\": \"LORA\"}", "x", "adapter_model.safetensors", "too few", APUS_E_INVALID},

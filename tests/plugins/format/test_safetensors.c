@@ -43,8 +43,7 @@ static void gives_rows_transposed_and_without_prefix(void **state)
     snprintf(path, sizeof path, "%s/models/gpt2", APUS_TEST_GOLDEN);
     void *file = open_file(&ops, path);
     apus_tensor_info t = {.size = sizeof t};
-    apus_weight_spec w = {
-        .size = sizeof w, .name = "transformer.h.0.attn.c_attn.weight", .flags = APUS_WEIGHT_TRANSPOSED, .ndim = 2};
+    apus_weight_spec w = {.size = sizeof w, .name = "transformer.h.0.attn.c_attn.weight", .flags = APUS_WEIGHT_TRANSPOSED, .ndim = 2};
     assert_int_equal(ops.find(file, &w, &t, &err), APUS_OK);
     assert_int_equal(t.transposed, 1);
     assert_int_equal(t.dims[1], 3 * t.dims[0]);
@@ -85,8 +84,7 @@ static void round_trip(const char *model, apus_dtype dtype, uint64_t shard_bytes
         const int64_t n = s.specs[i].dims[0] * (s.specs[i].ndim > 1 ? s.specs[i].dims[1] : 1);
         for (int64_t k = 0; k < n; k++)
             if (fabs((double)x[k] - (double)s.values[i][k]) > rounding * fabs((double)s.values[i][k]) + rounding * 1e-3)
-                fail_msg("%s[%lld]: %g, expected %g", s.specs[i].name, (long long)k, (double)x[k],
-                         (double)s.values[i][k]);
+                fail_msg("%s[%lld]: %g, expected %g", s.specs[i].name, (long long)k, (double)x[k], (double)s.values[i][k]);
         free(x);
     }
     char index[1200];
@@ -155,8 +153,7 @@ static void refuses_damaged_files(void **state)
         {-1, "{\"a\":" T("F32", "[4611686018427387904,4]", "0", "8") "}", 8, APUS_E_INVALID, "overflows"},
         {-1, "{\"a\":" T("F32", "[1,1,1,1,2]", "0", "8") "}", 8, APUS_E_UNSUPPORTED, "5 dimensions"},
         {-1, "{\"a\":" T("F8_E4M3", "[8]", "0", "8") "}", 8, APUS_E_UNSUPPORTED, "element type 'F8_E4M3'"},
-        {-1, "{\"a\":" T("F32", "[2]", "0", "8") ",\"b\":" T("F32", "[2]", "4", "12") "}", 12, APUS_E_INVALID,
-         "overlap at byte 4"},
+        {-1, "{\"a\":" T("F32", "[2]", "0", "8") ",\"b\":" T("F32", "[2]", "4", "12") "}", 12, APUS_E_INVALID, "overlap at byte 4"},
         {-1, "{\"a\":" T("F32", "[1]", "0", "4") ",\"b\":" T("F32", "[1]", "8", "12") "}", 12, APUS_E_INVALID,
          "bytes 4 to 8 of the data belong to no tensor"},
         {-1, "{\"a\":" T("F32", "[1]", "0", "4") "}", 12, APUS_E_INVALID, "8 bytes after the last tensor"},
@@ -189,11 +186,9 @@ static void refuses_damaged_folders(void **state)
         {"pytorch_model.bin", "x", "pickle", APUS_E_UNSUPPORTED},
         {"model.safetensors.index.json", "{}", "weight_map", APUS_E_INVALID},
         {"model.safetensors.index.json", "{\"weight_map\": {\"a\": \"../x\"}}", "files of this folder", APUS_E_INVALID},
-        {"model.safetensors.index.json", "{\"weight_map\": {\"a\": \"/etc/passwd\"}}", "files of this folder",
-         APUS_E_INVALID},
+        {"model.safetensors.index.json", "{\"weight_map\": {\"a\": \"/etc/passwd\"}}", "files of this folder", APUS_E_INVALID},
         {"model.safetensors.index.json", "{\"weight_map\": {\"a\": 3}}", "files of this folder", APUS_E_INVALID},
-        {"model.safetensors.index.json", "{\"weight_map\": {\"a\": \"b.safetensors\"}}", "cannot be opened",
-         APUS_E_NOT_FOUND},
+        {"model.safetensors.index.json", "{\"weight_map\": {\"a\": \"b.safetensors\"}}", "cannot be opened", APUS_E_NOT_FOUND},
         {"tokenizer_config.json", "{\"chat_template\": [{\"name\": 3}]}", "list of {name, template}", APUS_E_INVALID},
     };
     char path[1024];
