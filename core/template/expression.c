@@ -84,6 +84,7 @@ void apus_tpl_add(parser *p, tnodes *list, tnode *n)
 uint32_t apus_tpl_number_of(parser *p, tstr *name)
 {
     apus_template *t = p->t;
+    (void)apus_tpl_chars(name); /* counted now: templates are shared between threads */
     uint32_t h = 2166136261u;
     for (size_t i = 0; i < name->length; i++)
         h = (h ^ (unsigned char)name->bytes[i]) * 16777619u;
