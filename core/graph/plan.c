@@ -394,22 +394,14 @@ static apus_status collect_nodes(collector *c, const apus_tensor *outputs, size_
         *e = (apus_plan_effect){g->effects[i].accumulate, c->planned[resolve(c, g->effects[i].variable)],
                                 c->planned[resolve(c, g->effects[i].value)]};
     }
-    for (size_t i = 0; i < g->n_nodes && st == APUS_OK; i++) {
-        if (g->nodes[i].kind != APUS_NODE_INPUT)
-            continue;
-        p->known_inputs[p->n_known_inputs] = strdup(g->nodes[i].name);
-        if (p->known_inputs[p->n_known_inputs++] == NULL)
-            return out_of_memory(c->err);
-    }
     return st;
 }
 
 static apus_status collect(apus_plan *p, apus_graph *g, const apus_tensor *outputs, size_t n_outputs, apus_error *err)
 {
     p->outputs = calloc(n_outputs + 1, sizeof *p->outputs);
-    p->known_inputs = calloc(g->n_nodes + 1, sizeof *p->known_inputs);
     p->n_outputs = n_outputs;
-    if (p->outputs == NULL || p->known_inputs == NULL)
+    if (p->outputs == NULL)
         return out_of_memory(err);
     collector c = {.p = p, .g = g, .err = err};
     const apus_status st = collect_nodes(&c, outputs, n_outputs);
@@ -557,9 +549,6 @@ void apus_plan_free(apus_plan *p)
     free_leaves(p->inputs.at, p->inputs.n);
     free_leaves(p->variables.at, p->variables.n);
     free_leaves(p->constants.at, p->constants.n);
-    for (size_t i = 0; i < p->n_known_inputs; i++)
-        free(p->known_inputs[i]);
-    free(p->known_inputs);
     free(p->tensors.at);
     free(p->nodes.at);
     free(p->order.at);

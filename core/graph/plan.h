@@ -94,8 +94,6 @@ struct apus_plan {
     APUS_LIST(apus_plan_effect) effects;
     int32_t *outputs;
     size_t n_outputs;
-    char **known_inputs; /* every input of the graph, planned or not */
-    size_t n_known_inputs;
 
     char *arena, *constant_memory;
     size_t arena_bytes, constant_bytes;

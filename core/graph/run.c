@@ -122,7 +122,7 @@ static void count_flops(apus_plan *p)
     }
 }
 
-static void mark_leaves(apus_plan *p)
+static apus_status mark_leaves(apus_plan *p, apus_error *err)
 {
     for (size_t i = 0; i < p->inputs.n; i++)
         p->inputs.at[i].used = p->tensors.at[p->inputs.at[i].tensor].used;
@@ -137,7 +137,8 @@ static void mark_leaves(apus_plan *p)
     size_t kept = 0; /* names of variables are given out by index: the used ones first, in order */
     int32_t *to = malloc((p->variables.n + 1) * sizeof *to);
     apus_plan_leaf *sorted = malloc((p->variables.n + 1) * sizeof *sorted);
-    if (to != NULL && sorted != NULL) {
+    const int made = to != NULL && sorted != NULL;
+    if (made) {
         for (int used = 1; used >= 0; used--)
             for (size_t i = 0; i < p->variables.n; i++)
                 if ((p->variables.at[i].used != 0) == used) {
@@ -155,6 +156,7 @@ static void mark_leaves(apus_plan *p)
     }
     free(to);
     free(sorted);
+    return made ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "out of memory while planning");
 }
 
 apus_status apus_plan_prepare(apus_plan *p, apus_error *err)
@@ -172,7 +174,8 @@ apus_status apus_plan_prepare(apus_plan *p, apus_error *err)
         n->views = p->call_views + views;
         views += n->n_in + n->n_out;
     }
-    mark_leaves(p);
+    if (mark_leaves(p, err) != APUS_OK)
+        return APUS_E_MEMORY;
     set_views(p, p->capacity, 0);
     count_flops(p);
     for (size_t i = 0; i < p->inputs.n; i++) {

@@ -1,0 +1,844 @@
+/*
+ * Plans: memory that is reused is never read too late, recomputing changes no bit, effects land once and in order, pairs
+ * are fused only where that is the same, extents below capacity and of zero work, and what is wrong is said.
+ */
+#include "core/graph/toy.h"
+
+static apus_device *ref, *toy, *serial;
+
+#define DIMS(...) ((const int64_t[]){__VA_ARGS__})
+#define ATTRS(...) ((const double[]){__VA_ARGS__})
+#define EMIT(b, op, n_in, in, attrs, n_attrs) apus_graph_table()->emit((b)->g, "apus." op "/1", in, n_in, attrs, n_attrs)
+
+static int setup(void **state)
+{
+    static const char *const toy_lacks[] = {"apus.sub/1",         "apus.silu/1",        "apus.swiglu/1",  "apus.swiglu_grad/1",
+                                            "apus.log_sigmoid/1", "apus.softplus/1",    "apus.abs/1",     "apus.square/1",
+                                            "apus.silu_grad/1",   "apus.sum_squares/1", "apus.sigmoid/1", "apus.gelu/1",
+                                            NULL};
+    static const char *const none[] = {NULL};
+    (void)state;
+    ref = bed_ref();
+    toy_register("toy", toy_lacks, 1);
+    toy_register("serial", none, 0);
+    toy = toy_device("toy", 1);
+    serial = toy_device("serial", 0);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    apus_device_close(ref);
+    apus_device_close(toy);
+    apus_device_close(serial);
+    return 0;
+}
+
+static void check_status(const bed *b)
+{
+    apus_error err;
+    if (apus_graph_status(b->g, &err) != APUS_OK)
+        fail_msg("%s", err.message);
+}
+
+static void bind(apus_plan *p, const char *name, void *memory)
+{
+    apus_error err;
+    if (apus_plan_bind(p, name, memory, &err) != APUS_OK)
+        fail_msg("%s", err.message);
+}
+
+/* ---------------------------------------------------------------- a small decoder */
+
+enum { WIDE = 8, HEADS = 2, INNER = 12, VOCABULARY = 11, LAYERS = 4, PARAMETERS = 1 + LAYERS * 9 };
+
+typedef struct decoder {
+    apus_tensor loss, hidden, parameters[PARAMETERS], gradients[PARAMETERS];
+    double *values[PARAMETERS], *sums[PARAMETERS];
+    size_t n[PARAMETERS];
+    size_t count;
+} decoder;
+
+static apus_tensor parameter(bed *b, decoder *d, uint32_t ndim, const int64_t *dims)
+{
+    char name[32];
+    (void)snprintf(name, sizeof name, "p%zu", d->count);
+    size_t n = 1;
+    for (uint32_t i = 0; i < ndim; i++)
+        n *= (size_t)dims[i];
+    d->n[d->count] = n;
+    d->values[d->count] = calloc(n, sizeof(double));
+    d->sums[d->count] = calloc(n, sizeof(double));
+    for (size_t i = 0; i < n; i++)
+        d->values[d->count][i] = bed_random(31 + d->count, i, -0.7, 0.7);
+    return d->parameters[d->count++] = apus_graph_variable(b->g, name, APUS_REAL, ndim, dims);
+}
+
+static const int32_t tokens[12] = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8}, targets[12] = {1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9};
+static const int32_t positions[12] = {0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6}, lengths[12] = {5, 5, 5, 5, 5, 7, 7, 7, 7, 7, 7, 7};
+static const int32_t segments[8] = {0, 5, -1, 0, 5, 7, -1, 0};
+
+/* A decoder with a tied head; gradients added to variables "g0" …; the mean of the tokens' log-probabilities is the loss. */
+static void decoder_build(bed *b, decoder *d, int effects)
+{
+    memset(d, 0, sizeof *d);
+    const apus_graph_api *api = apus_graph_table();
+    double frequencies[2] = {1.0, 0.1};
+    const apus_tensor ids = bed_i32(b, 1, DIMS(APUS_DIM_TOKENS), tokens), pos = bed_i32(b, 1, DIMS(APUS_DIM_TOKENS), positions);
+    const apus_tensor len = bed_i32(b, 1, DIMS(APUS_DIM_TOKENS), lengths), seg = bed_i32(b, 2, DIMS(APUS_DIM_SEGMENTS, 4), segments);
+    const apus_tensor next = bed_i32(b, 1, DIMS(APUS_DIM_TOKENS), targets), freqs = api->constant(b->g, frequencies, 1, DIMS(2));
+    const apus_rope_spec rope = {.head_dim = 4, .rotary_dim = 4, .scale = 1.0};
+    const apus_tensor table = parameter(b, d, 2, DIMS(VOCABULARY, WIDE));
+    const apus_tensor e[2] = {table, ids};
+    apus_tensor x = EMIT(b, "embedding", 2, e, NULL, 0);
+    for (int l = 0; l < LAYERS; l++) {
+        x = api->point(b->g, "block", l, x);
+        const apus_tensor h = apus_rms_norm(b->g, x, parameter(b, d, 1, DIMS(WIDE)), 1e-5, 0, 1.0);
+        const apus_tensor q = apus_matmul(b->g, h, parameter(b, d, 2, DIMS(WIDE, WIDE)));
+        const apus_tensor k = apus_matmul(b->g, h, parameter(b, d, 2, DIMS(WIDE / 2, WIDE)));
+        const apus_tensor v = apus_matmul(b->g, h, parameter(b, d, 2, DIMS(WIDE / 2, WIDE)));
+        const apus_tensor qkv[4] = {apus_rope(b->g, q, pos, len, freqs, &rope), apus_rope(b->g, k, pos, len, freqs, &rope), v, seg};
+        const apus_tensor a = EMIT(b, "attention", 4, qkv, ATTRS(HEADS, 1, 4, 0.5), 4);
+        x = apus_add(b->g, x, apus_matmul(b->g, a, parameter(b, d, 2, DIMS(WIDE, WIDE))));
+        const apus_tensor m = apus_rms_norm(b->g, x, parameter(b, d, 1, DIMS(WIDE)), 1e-5, 0, 1.0);
+        const apus_tensor gate = apus_matmul(b->g, m, parameter(b, d, 2, DIMS(INNER, WIDE)));
+        const apus_tensor up = apus_matmul(b->g, m, parameter(b, d, 2, DIMS(INNER, WIDE)));
+        x = apus_add(b->g, x, apus_matmul(b->g, apus_swiglu(b->g, gate, up), parameter(b, d, 2, DIMS(WIDE, INNER))));
+    }
+    x = api->point(b->g, "block", LAYERS, x);
+    d->hidden = x;
+    const apus_tensor head[3] = {x, table, next};
+    d->loss = apus_neg(b->g, apus_sum(b->g, EMIT(b, "token_logprob", 3, head, NULL, 0)));
+    const apus_tensor one = apus_scalar(b->g, 1.0);
+    apus_graph_gradients(b->g, &d->loss, &one, 1, d->parameters, d->count, d->gradients);
+    for (size_t i = 0; i < d->count && effects; i++) {
+        char name[32];
+        int64_t dims[APUS_MAX_DIMS];
+        (void)snprintf(name, sizeof name, "g%zu", i);
+        const uint32_t ndim = api->shape(b->g, d->parameters[i], dims);
+        apus_graph_accumulate(b->g, apus_graph_variable(b->g, name, APUS_REAL, ndim, dims), d->gradients[i]);
+    }
+    check_status(b);
+}
+
+static void decoder_bind(decoder *d, apus_plan *p, int effects)
+{
+    char name[32];
+    for (size_t i = 0; i < d->count; i++) {
+        (void)snprintf(name, sizeof name, "p%zu", i);
+        bind(p, name, d->values[i]);
+        (void)snprintf(name, sizeof name, "g%zu", i);
+        if (effects)
+            bind(p, name, d->sums[i]);
+    }
+}
+
+static void decoder_free(decoder *d)
+{
+    for (size_t i = 0; i < d->count; i++) {
+        free(d->values[i]);
+        free(d->sums[i]);
+    }
+}
+
+/* Loss and gradients, one after the other, of a fresh plan. Same sizes whatever the mode. owner: caller. */
+static double *decoder_run(apus_device *device, int recompute, int64_t n_tokens, int64_t capacity, int effects, size_t *n, size_t *arena)
+{
+    bed b;
+    decoder d;
+    apus_tensor all[1 + PARAMETERS];
+    bed_begin(&b, 5);
+    b.extents[0] = 12;
+    b.extents[1] = 2;
+    decoder_build(&b, &d, effects);
+    all[0] = d.loss;
+    memcpy(all + 1, d.gradients, sizeof d.gradients);
+    b.extents[0] = b.extents[1] = capacity;
+    apus_plan *p = bed_plan(&b, device, all, effects ? 1 : 1 + d.count, recompute);
+    decoder_bind(&d, p, effects);
+    b.extents[0] = n_tokens;
+    b.extents[1] = n_tokens > 5 ? 2 : n_tokens > 0 ? 1 : 0;
+    bed_run(&b, p);
+    size_t total = 1, m;
+    for (size_t i = 0; i < d.count; i++)
+        total += d.n[i];
+    double *out = calloc(total, sizeof *out);
+    assert_non_null(out);
+    double *loss = bed_output(p, 0, &m);
+    out[0] = loss[0];
+    free(loss);
+    *n = 1;
+    for (size_t i = 0; i < d.count; i++) {
+        double *g = effects ? d.sums[i] : bed_output(p, 1 + i, &m);
+        memcpy(out + *n, g, d.n[i] * sizeof *out);
+        *n += d.n[i];
+        if (!effects)
+            free(g);
+    }
+    if (arena != NULL)
+        *arena = apus_plan_costs(p).arena_bytes;
+    apus_plan_free(p);
+    decoder_free(&d);
+    bed_end(&b);
+    return out;
+}
+
+static void assert_same(const double *a, const double *b, size_t n, double tolerance, const char *what)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!(fabs(a[i] - b[i]) <= tolerance * (1.0 + fabs(a[i]))))
+            fail_msg("%s: element %zu: %.17g and %.17g", what, i, a[i], b[i]);
+}
+
+static void recomputing_changes_no_bit(void **state)
+{
+    (void)state;
+    size_t n, m, arena[3];
+    for (int effects = 0; effects < 2; effects++) {
+        double *plain = decoder_run(ref, APUS_RECOMPUTE_NONE, 12, 12, effects, &n, &arena[0]);
+        double *cheap = decoder_run(ref, APUS_RECOMPUTE_CHEAP, 12, 12, effects, &m, &arena[1]);
+        double *block = decoder_run(ref, APUS_RECOMPUTE_BLOCK, 12, 12, effects, &m, &arena[2]);
+        double *each = decoder_run(serial, APUS_RECOMPUTE_BLOCK, 12, 12, effects, &m, NULL); /* nor do tiles */
+        assert_int_equal(n, m);
+        assert_memory_equal(plain, cheap, n * sizeof *plain);
+        assert_memory_equal(plain, block, n * sizeof *plain);
+        assert_memory_equal(plain, each, n * sizeof *plain);
+        assert_true(plain[0] > 1.0 && isfinite(plain[0]));
+        double *other = decoder_run(toy, APUS_RECOMPUTE_CHEAP, 12, 12, effects, &m, NULL); /* decomposed and fused */
+        assert_same(plain, other, n, 1e-12, "decomposed");
+        free(plain);
+        free(cheap);
+        free(block);
+        free(each);
+        free(other);
+    }
+    /* With room for 600 tokens the activations outweigh the rest. */
+    for (int mode = 0; mode < 3; mode++)
+        free(decoder_run(ref, mode, 12, 600, 1, &n, &arena[mode]));
+    assert_true(arena[APUS_RECOMPUTE_CHEAP] < arena[APUS_RECOMPUTE_NONE] * 3 / 4);
+    assert_true(arena[APUS_RECOMPUTE_BLOCK] < arena[APUS_RECOMPUTE_CHEAP] * 3 / 4);
+}
+
+static void extents_below_capacity(void **state)
+{
+    (void)state;
+    size_t n;
+    for (int mode = 0; mode < 3; mode++) {
+        for (int64_t t = 5; t <= 12; t += 7) { /* one segment, or both */
+            double *exact = decoder_run(ref, mode, t, t, 0, &n, NULL);
+            double *roomy = decoder_run(ref, mode, t, 50, 0, &n, NULL);
+            assert_memory_equal(exact, roomy, n * sizeof *exact);
+            free(exact);
+            free(roomy);
+        }
+        double *nothing = decoder_run(ref, mode, 0, 12, 1, &n, NULL);
+        for (size_t i = 0; i < n; i++)
+            assert_true(nothing[i] == 0.0);
+        free(nothing);
+    }
+}
+
+/* A plan that keeps every tensor reuses nothing: what it gives is what every other plan must give. */
+static void memory_is_reused_safely(void **state)
+{
+    (void)state;
+    bed b;
+    decoder d;
+    apus_tensor *all;
+    size_t n, m;
+    for (int mode = 0; mode < 3; mode++) {
+        bed_begin(&b, 5);
+        b.extents[0] = 12;
+        b.extents[1] = 2;
+        decoder_build(&b, &d, 0);
+        const size_t n_all = b.g->n_tensors;
+        all = calloc(n_all, sizeof *all);
+        for (size_t i = 0; i < n_all; i++)
+            all[i] = (apus_tensor){(int32_t)i};
+        apus_plan *keep = bed_plan(&b, ref, all, n_all, mode);
+        decoder_bind(&d, keep, 0);
+        bed_run(&b, keep);
+        for (size_t i = 7; i < n_all; i += 13) { /* a few at a time, so that the rest may be overwritten */
+            const apus_tensor some[2] = {all[i], d.loss};
+            apus_plan *p = bed_plan(&b, ref, some, 2, mode);
+            for (size_t v = 0; v < apus_plan_variable_count(p); v++) {
+                const char *name = apus_plan_variable_at(p, v, NULL);
+                bind(p, name, d.values[strtol(name + 1, NULL, 10)]);
+            }
+            bed_run(&b, p);
+            double *x = bed_output(p, 0, &n), *y = bed_output(keep, i, &m);
+            assert_int_equal(n, m);
+            assert_memory_equal(x, y, n * sizeof *x);
+            free(x);
+            free(y);
+            apus_plan_free(p);
+        }
+        apus_plan_free(keep);
+        free(all);
+        decoder_free(&d);
+        bed_end(&b);
+    }
+}
+
+/* ---------------------------------------------------------------- effects */
+
+/* AdamW as an optimizer writes it: one pass over memory, and the numbers of the formula. */
+static void adamw_is_one_pass(void **state)
+{
+    (void)state;
+    enum { N = 10007 };
+    static double w[N], m[N], v[N], g[N];
+    bed b;
+    bed_begin(&b, 1);
+    const int64_t n = N;
+    const apus_tensor tw = apus_graph_variable(b.g, "w", APUS_REAL, 1, &n), tm = apus_graph_variable(b.g, "m", APUS_REAL, 1, &n);
+    const apus_tensor tv = apus_graph_variable(b.g, "v", APUS_REAL, 1, &n), tg = apus_graph_variable(b.g, "g", APUS_REAL, 1, &n);
+    const apus_tensor rate = bed_real(&b, 1, DIMS(1), 0.01, 0.01), scale = bed_real(&b, 1, DIMS(1), 0.5, 0.5);
+    const apus_tensor clipped = apus_mul(b.g, tg, scale);
+    const apus_tensor m2 = apus_add(b.g, apus_scale(b.g, tm, 0.9), apus_scale(b.g, clipped, 0.1));
+    const apus_tensor v2 = apus_add(b.g, apus_scale(b.g, tv, 0.95), apus_scale(b.g, apus_square(b.g, clipped), 0.05));
+    const apus_tensor step = apus_div(b.g, apus_scale(b.g, m2, 10.0), apus_affine(b.g, apus_sqrt(b.g, apus_scale(b.g, v2, 20.0)), 1.0, 1e-8));
+    const apus_tensor decayed = apus_mul(b.g, tw, apus_affine(b.g, apus_scale(b.g, rate, 0.1), -1.0, 1.0));
+    const apus_tensor w2 = apus_sub(b.g, decayed, apus_mul(b.g, step, rate));
+    apus_graph_assign(b.g, tw, w2);
+    apus_graph_assign(b.g, tm, m2);
+    apus_graph_assign(b.g, tv, v2);
+    apus_graph_assign(b.g, tg, apus_fill(b.g, apus_scalar(b.g, 0.0), tg));
+    check_status(&b);
+    apus_plan *p = bed_plan(&b, ref, NULL, 0, APUS_RECOMPUTE_NONE);
+    assert_int_equal(p->steps.n, 3); /* two scalars, then everything else */
+    assert_true(p->steps.at[2].count >= 15);
+    assert_true(apus_plan_costs(p).arena_bytes < 2048);
+    bind(p, "w", w);
+    bind(p, "m", m);
+    bind(p, "v", v);
+    bind(p, "g", g);
+    double ew[N], em[N], ev[N];
+    for (int i = 0; i < N; i++) {
+        w[i] = ew[i] = bed_random(1, (uint64_t)i, -1, 1);
+        m[i] = em[i] = bed_random(2, (uint64_t)i, -1, 1);
+        v[i] = ev[i] = bed_random(3, (uint64_t)i, 0, 1);
+    }
+    for (int s = 0; s < 2; s++) {
+        for (int i = 0; i < N; i++) {
+            g[i] = bed_random(4 + (uint64_t)s, (uint64_t)i, -1, 1);
+            const double c = g[i] * 0.5;
+            em[i] = 0.9 * em[i] + 0.1 * c;
+            ev[i] = 0.95 * ev[i] + 0.05 * (c * c);
+            ew[i] = ew[i] * (1.0 - 0.1 * 0.01) - 10.0 * em[i] / (sqrt(20.0 * ev[i]) + 1e-8) * 0.01;
+        }
+        bed_run(&b, p);
+        assert_same(ew, w, N, 1e-14, "w");
+        assert_same(em, m, N, 1e-15, "m");
+        assert_same(ev, v, N, 1e-15, "v");
+        for (int i = 0; i < N; i++)
+            assert_true(g[i] == 0.0);
+    }
+    apus_plan_free(p);
+    bed_end(&b);
+}
+
+static void reads_see_the_old_value(void **state)
+{
+    (void)state;
+    enum { N = 9000 };
+    static double a[N], c[N], old_a[N], old_c[N];
+    apus_device *const devices[] = {ref, toy, serial};
+    for (int k = 0; k < 3; k++) {
+        bed b;
+        size_t n;
+        bed_begin(&b, 2);
+        const int64_t dim = N;
+        const apus_tensor ta = apus_graph_variable(b.g, "a", APUS_REAL, 1, &dim), tc = apus_graph_variable(b.g, "c", APUS_REAL, 1, &dim);
+        apus_graph_assign(b.g, ta, tc);                           /* a swap … */
+        apus_graph_assign(b.g, tc, ta);
+        apus_graph_accumulate(b.g, ta, apus_scale(b.g, ta, 2.0)); /* … then a += 2 * old a: old c + 2 old a */
+        const apus_tensor after = apus_sum(b.g, apus_mul(b.g, ta, apus_exp(b.g, tc)));
+        apus_plan *p = bed_plan(&b, devices[k], &after, 1, APUS_RECOMPUTE_NONE);
+        bind(p, "a", a);
+        bind(p, "c", c);
+        double expected = 0.0;
+        for (int i = 0; i < N; i++) {
+            a[i] = old_a[i] = bed_random(1, (uint64_t)i, -1, 1);
+            c[i] = old_c[i] = bed_random(2, (uint64_t)i, -1, 1);
+            expected += a[i] * exp(c[i]);
+        }
+        bed_run(&b, p);
+        double *s = bed_output(p, 0, &n);
+        assert_same(&expected, s, 1, 1e-14, "the sum");
+        free(s);
+        for (int i = 0; i < N; i++)
+            if (a[i] != old_c[i] + 2.0 * old_a[i] || c[i] != old_a[i])
+                fail_msg("device %d, element %d: %.17g %.17g", k, i, a[i], c[i]);
+        apus_plan_free(p);
+        bed_end(&b);
+    }
+}
+
+/* Gradients of a weight used twice go straight into its sum: no second table is ever made. */
+static void tied_weights_accumulate_in_place(void **state)
+{
+    (void)state;
+    enum { V = 500, H = 4 };
+    static double w[V * H], g[V * H], before[V * H];
+    bed b;
+    size_t n;
+    double *gradient = NULL;
+    for (int direct = 0; direct < 2; direct++) {
+        bed_begin(&b, 3);
+        b.extents[0] = 12;
+        const apus_tensor tw = apus_graph_variable(b.g, "w", APUS_REAL, 2, DIMS(V, H));
+        const apus_tensor e[2] = {tw, bed_i32(&b, 1, DIMS(APUS_DIM_TOKENS), tokens)};
+        const apus_tensor head[3] = {EMIT(&b, "embedding", 2, e, NULL, 0), tw, bed_i32(&b, 1, DIMS(APUS_DIM_TOKENS), targets)};
+        const apus_tensor loss = apus_sum(b.g, EMIT(&b, "token_logprob", 3, head, NULL, 0)), one = apus_scalar(b.g, 1.0);
+        apus_tensor dw;
+        apus_graph_gradients(b.g, &loss, &one, 1, &tw, 1, &dw);
+        if (direct)
+            apus_graph_accumulate(b.g, apus_graph_variable(b.g, "g", APUS_REAL, 2, DIMS(V, H)), dw);
+        apus_plan *p = bed_plan(&b, ref, direct ? &loss : &dw, 1, APUS_RECOMPUTE_NONE);
+        for (int i = 0; i < V * H; i++) {
+            w[i] = bed_random(1, (uint64_t)i, -1, 1);
+            g[i] = before[i] = bed_random(2, (uint64_t)i, -1, 1);
+        }
+        bind(p, "w", w);
+        if (!direct) {
+            bed_run(&b, p);
+            gradient = bed_output(p, 0, &n);
+        } else {
+            assert_true(apus_plan_costs(p).arena_bytes < V * H * sizeof(double));
+            bind(p, "g", g);
+            bed_run(&b, p);
+            bed_run(&b, p);
+            for (int i = 0; i < V * H; i++)
+                if (!(fabs(g[i] - before[i] - 2.0 * gradient[i]) < 1e-12))
+                    fail_msg("element %d: %.17g, expected %.17g", i, g[i], before[i] + 2.0 * gradient[i]);
+        }
+        apus_plan_free(p);
+        bed_end(&b);
+    }
+    free(gradient);
+}
+
+/* ---------------------------------------------------------------- random graphs */
+
+enum { R_SHAPES = 3, R_VARIABLES = 6 };
+static const int64_t r_rows = 7, r_columns[R_SHAPES] = {3, 700, 1};
+
+typedef struct random_graph {
+    bed b;
+    apus_tensor t[400];
+    size_t n;
+    apus_tensor variables[R_VARIABLES];
+    int32_t effect_variable[12], effect_value[12], effect_adds[12];
+    size_t n_effects;
+} random_graph;
+
+static uint64_t pick(random_graph *r, uint64_t n)
+{
+    return apus_random_below(r->b.seed, 77, 0, r->n * 16 + r->b.g->n_nodes * 7919 + (r->n_effects << 40), n);
+}
+
+static int32_t shape_of(random_graph *r, apus_tensor t)
+{
+    int64_t dims[APUS_MAX_DIMS];
+    if (apus_graph_table()->shape(r->b.g, t, dims) == 1)
+        return -1;
+    for (int32_t s = 0; s < R_SHAPES; s++)
+        if (dims[1] == r_columns[s])
+            return s;
+    return -1;
+}
+
+/* Some earlier tensor of this shape, recent ones rather. */
+static apus_tensor some(random_graph *r, int32_t shape, uint64_t salt)
+{
+    for (uint64_t i = 0;; i++) {
+        const uint64_t back = apus_random_below(r->b.seed + salt, 78, (uint32_t)i, r->n, i < 20 ? (r->n < 8 ? r->n : 8) : r->n);
+        const apus_tensor t = r->t[r->n - 1 - back];
+        if (shape_of(r, t) == shape)
+            return t;
+    }
+}
+
+static void random_build(random_graph *r, uint64_t seed, int effects)
+{
+    memset(r, 0, sizeof *r);
+    bed_begin(&r->b, seed);
+    apus_graph *g = r->b.g;
+    for (int v = 0; v < R_VARIABLES; v++) {
+        const char name[2] = {(char)('a' + v), 0};
+        r->variables[v] = r->t[r->n++] = apus_graph_variable(g, name, APUS_REAL, 2, DIMS(r_rows, r_columns[v % R_SHAPES]));
+    }
+    r->t[r->n++] = apus_graph_variable(g, "scalar", APUS_REAL, 1, DIMS(1));
+    const apus_tensor scalar = r->t[r->n - 1];
+    for (int i = 0; i < 60; i++) {
+        const int32_t s = (int32_t)pick(r, R_SHAPES), o = (int32_t)((s + 1 + i % 2) % R_SHAPES);
+        const apus_tensor x = some(r, s, 1), y = some(r, s, 2);
+        apus_tensor z;
+        switch (pick(r, 14)) {
+        case 0: z = apus_add(g, x, y); break;
+        case 1: z = apus_sub(g, x, y); break;
+        case 2: z = apus_mul(g, apus_tanh(g, x), y); break;
+        case 3: z = apus_maximum(g, x, y); break;
+        case 4: z = apus_silu(g, x); break;
+        case 5: z = apus_swiglu(g, apus_tanh(g, x), y); break;
+        case 6: z = apus_add(g, x, scalar); break;
+        case 7: z = apus_mul(g, x, apus_tanh(g, apus_sum(g, y))); break;
+        case 8: z = apus_affine(g, x, 0.5, 0.1); break;
+        case 9: { /* a product that changes the shape: [7,a] -> [7,b] through [b,a] */
+            const apus_tensor w = apus_emit2(g, "apus.linear_dw/1", apus_tanh(g, some(r, o, 3)), apus_tanh(g, y), NULL, 0);
+            z = apus_scale(g, apus_matmul(g, apus_tanh(g, x), w), 0.01);
+            break;
+        }
+        case 10: { /* a residual */
+            const apus_tensor w = apus_emit2(g, "apus.linear_dw/1", apus_tanh(g, some(r, o, 3)), apus_tanh(g, y), NULL, 0);
+            z = apus_add(g, some(r, o, 4), apus_matmul(g, apus_tanh(g, x), w));
+            break;
+        }
+        case 11: z = apus_columns(g, x, 0, r_columns[s]); break;
+        case 12: z = apus_add_row(g, x, apus_sum_rows(g, y)); break;
+        default: z = apus_fill(g, apus_sum(g, apus_tanh(g, x)), y); break;
+        }
+        r->t[r->n++] = apus_affine(g, apus_tanh(g, z), 1.0 + 0.001 * i, 0.0);
+        if (i % 3 != 0)
+            r->t[r->n - 1] = z;
+    }
+    apus_tensor loss = apus_sum(g, apus_tanh(g, r->t[r->n - 1])), d[R_VARIABLES];
+    for (size_t i = 1; i < 4; i++)
+        loss = apus_add(g, loss, apus_sum(g, apus_tanh(g, r->t[r->n - 1 - i])));
+    const apus_tensor one = apus_scalar(g, 1.0);
+    apus_graph_gradients(g, &loss, &one, 1, r->variables, R_VARIABLES, d);
+    r->t[r->n++] = loss;
+    for (int v = 0; v < R_VARIABLES; v++)
+        if (!apus_is_none(d[v]))
+            r->t[r->n++] = d[v];
+    for (size_t k = 0; k < 10; k++) {
+        const int32_t v = (int32_t)pick(r, R_VARIABLES), adds = pick(r, 3) != 0;
+        const apus_tensor value = pick(r, 4) == 0 && !apus_is_none(d[v]) ? d[v] : some(r, v % R_SHAPES, 5 + k);
+        r->effect_variable[r->n_effects] = v;
+        r->effect_value[r->n_effects] = value.id;
+        r->effect_adds[r->n_effects++] = adds;
+        if (effects && adds)
+            apus_graph_accumulate(g, r->variables[v], value);
+        else if (effects)
+            apus_graph_assign(g, r->variables[v], value);
+    }
+    for (int v = 0; v < 3 && seed % 2 == 0; v++) { /* gradients' sums, which nothing reads */
+        const char name[3] = {'g', (char)('a' + v), 0};
+        const apus_tensor sum = apus_graph_variable(g, name, APUS_REAL, 2, DIMS(r_rows, r_columns[v % R_SHAPES]));
+        if (effects && !apus_is_none(d[v])) {
+            apus_graph_accumulate(g, sum, d[v]);
+            apus_graph_accumulate(g, sum, some(r, v % R_SHAPES, 50));
+        }
+    }
+    check_status(&r->b);
+}
+
+static void fill_variables(double memory[R_VARIABLES + 1][7 * 700])
+{
+    for (int v = 0; v <= R_VARIABLES; v++)
+        for (uint64_t i = 0; i < 7 * 700; i++)
+            memory[v][i] = bed_random(90 + (uint64_t)v, i, -1, 1);
+}
+
+static void bind_variables(apus_plan *p, double memory[R_VARIABLES + 1][7 * 700], double sums[3][7 * 700])
+{
+    for (size_t i = 0; i < apus_plan_variable_count(p); i++) {
+        const char *name = apus_plan_variable_at(p, i, NULL);
+        if (strcmp(name, "scalar") == 0)
+            bind(p, name, memory[R_VARIABLES]);
+        else if (name[0] == 'g' && name[1] != 0)
+            bind(p, name, sums[name[1] - 'a']);
+        else
+            bind(p, name, memory[name[0] - 'a']);
+    }
+}
+
+static void random_graphs(void **state)
+{
+    (void)state;
+    static double memory[R_VARIABLES + 1][7 * 700], expected[R_VARIABLES][7 * 700], sums[3][7 * 700], first_sums[3][7 * 700];
+    apus_device *const devices[] = {ref, serial, toy};
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        random_graph r;
+        size_t n, m;
+        /* The oracle keeps every tensor and has no effects; those are worked by hand. */
+        random_build(&r, seed, 0);
+        apus_plan *keep = bed_plan(&r.b, ref, r.t, r.n, APUS_RECOMPUTE_NONE);
+        fill_variables(memory);
+        bind_variables(keep, memory, sums);
+        bed_run(&r.b, keep);
+        memcpy(expected, memory, sizeof expected);
+        for (size_t k = 0; k < r.n_effects; k++) {
+            apus_plan *one = bed_plan(&r.b, ref, &(apus_tensor){r.effect_value[k]}, 1, APUS_RECOMPUTE_NONE);
+            bind_variables(one, memory, sums);
+            bed_run(&r.b, one);
+            double *value = bed_output(one, 0, &n), *to = expected[r.effect_variable[k]];
+            for (size_t i = 0; i < n; i++)
+                to[i] = r.effect_adds[k] ? to[i] + value[i] : value[i];
+            free(value);
+            apus_plan_free(one);
+        }
+        for (int c = 0; c < 7; c++) {
+            random_graph q;
+            apus_device *d = devices[c / 3];
+            random_build(&q, seed, 1);
+            assert_int_equal(q.n, r.n);
+            const size_t kept[3] = {r.n - 1, r.n - 4, (size_t)(seed % r.n)};
+            const apus_tensor out[3] = {q.t[kept[0]], q.t[kept[1]], q.t[kept[2]]};
+            apus_plan *p = bed_plan(&q.b, d, out, 3, c % 3);
+            fill_variables(memory);
+            memset(sums, 0, sizeof sums);
+            bind_variables(p, memory, sums);
+            bed_run(&q.b, p);
+            const double tolerance = d == toy ? 1e-10 : 0.0;
+            for (int v = 0; v < R_VARIABLES; v++)
+                assert_same(expected[v], memory[v], (size_t)(r_rows * r_columns[v % R_SHAPES]), tolerance == 0.0 ? 1e-13 : tolerance, "a variable");
+            for (size_t k = 0; k < 3; k++) {
+                const apus_plan_tensor *t = &p->tensors.at[p->outputs[k]];
+                if (t->variable >= 0) /* an output that is a variable shows its new value */
+                    continue;
+                double *x = bed_output(keep, kept[k], &n), *y = bed_output(p, k, &m);
+                assert_int_equal(n, m);
+                assert_same(x, y, n, tolerance, "an output");
+                free(x);
+                free(y);
+            }
+            if (c == 0)
+                memcpy(first_sums, sums, sizeof sums);
+            for (int v = 0; v < 3; v++)
+                assert_same(first_sums[v], sums[v], 7 * 700, 1e-10, "a sum");
+            apus_plan_free(p);
+            bed_end(&q.b);
+        }
+        apus_plan_free(keep);
+        bed_end(&r.b);
+    }
+}
+
+/* ---------------------------------------------------------------- fusing, choosing, describing */
+
+static void pairs_are_fused(void **state)
+{
+    (void)state;
+    bed b;
+    size_t n;
+    bed_begin(&b, 20);
+    const apus_tensor x = bed_real(&b, 2, DIMS(5, 6), -1, 1), w = bed_real(&b, 2, DIMS(6, 6), -1, 1), o = bed_real(&b, 2, DIMS(5, 6), -1, 1);
+    const apus_tensor bias = bed_real(&b, 1, DIMS(6), -1, 1), biased[3] = {x, w, bias};
+    const apus_tensor l = apus_matmul(b.g, x, w), l2 = EMIT(&b, "linear", 3, biased, NULL, 0), s = apus_exp(b.g, o);
+    const struct {
+        apus_tensor out[2];
+        size_t n_out;
+        int pairs;
+    } cases[] = {
+        {{apus_add(b.g, l, o)}, 1, 1},
+        {{apus_add(b.g, s, l2)}, 1, 1},               /* in place of s */
+        {{apus_add(b.g, x, l)}, 1, 1},                /* but not of x, which the product reads */
+        {{apus_add(b.g, l, o), l}, 2, 0},             /* its own result is wanted too */
+        {{apus_add(b.g, l, l)}, 1, 0},
+        {{apus_add(b.g, l, apus_scalar(b.g, 1))}, 1, 0}, /* another shape */
+        {{apus_sub(b.g, l, o)}, 1, 1},                /* add(l, -o) on a backend without sub */
+        {{apus_add(b.g, apus_add(b.g, l, o), s), s}, 2, 1},
+        {{apus_add(b.g, l, l2)}, 1, 1},
+    };
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        apus_plan *p = bed_plan(&b, toy, cases[c].out, cases[c].n_out, APUS_RECOMPUTE_NONE);
+        toy_pairs = 0;
+        bed_run(&b, p);
+        if (toy_pairs != cases[c].pairs)
+            fail_msg("case %zu: %d pairs", c, toy_pairs);
+        for (size_t k = 0; k < cases[c].n_out; k++) {
+            double *y = bed_output(p, k, &n), *expected = bed_value(&b, ref, cases[c].out[k], &n);
+            assert_same(expected, y, n, 1e-14, "a pair");
+            free(y);
+            free(expected);
+        }
+        apus_plan_free(p);
+    }
+    bed_end(&b);
+}
+
+static void unused_parts_are_pruned(void **state)
+{
+    (void)state;
+    bed b;
+    apus_error err;
+    size_t n;
+    bed_begin(&b, 21);
+    const apus_tensor x = bed_real(&b, 1, DIMS(4), -1, 1), y = bed_real(&b, 1, DIMS(4), -1, 1);
+    (void)apus_exp(b.g, apus_graph_variable(b.g, "unused", APUS_REAL, 1, DIMS(4)));
+    const apus_tensor z = apus_fill(b.g, apus_sum(b.g, x), y); /* of y only the shape counts */
+    apus_plan *p = bed_plan(&b, ref, &z, 1, APUS_RECOMPUTE_NONE);
+    assert_true(apus_plan_uses_input(p, "in0"));
+    assert_false(apus_plan_uses_input(p, "in1"));
+    assert_false(apus_plan_uses_input(p, "nothing"));
+    assert_int_equal(apus_plan_variable_count(p), 0);
+    const apus_feed feed = {"in0", b.in[0].data};
+    assert_int_equal(apus_plan_run(p, b.extents, &feed, 1, &err), APUS_OK);
+    double *v = bed_output(p, 0, &n);
+    assert_int_equal(n, 4);
+    assert_true(fabs(v[3] - (b.in[0].real[0] + b.in[0].real[1] + b.in[0].real[2] + b.in[0].real[3])) < 1e-15);
+    free(v);
+    apus_plan_free(p);
+    bed_end(&b);
+}
+
+static void plans_describe_themselves(void **state)
+{
+    (void)state;
+    const apus_node_api *api = apus_nodes();
+    bed b;
+    bed_begin(&b, 22);
+    b.extents[0] = 10;
+    const apus_tensor x = bed_real(&b, 2, DIMS(APUS_DIM_TOKENS, 6), -1, 1), w = apus_graph_variable(b.g, "w", APUS_REAL, 2, DIMS(5, 6));
+    const apus_tensor y = apus_tanh(b.g, apus_scale(b.g, apus_matmul(b.g, x, w), 2.0));
+    apus_plan *p = bed_plan(&b, ref, &y, 1, APUS_RECOMPUTE_NONE);
+    static double memory[30];
+    bind(p, "w", memory);
+    apus_plan_profile(p, 1);
+    bed_run(&b, p);
+    const apus_plan_cost cost = apus_plan_costs(p);
+    assert_true(cost.flops >= 600 && cost.flops < 800);
+    assert_int_equal(cost.variable_bytes, 240);
+    apus_node *d = apus_plan_describe(p);
+    const apus_node *ops = api->get(d, "ops");
+    assert_int_equal(api->length(ops), 2);
+    assert_string_equal(api->as_string(api->get(api->at(ops, 0), "op"), NULL), "apus.linear/1");
+    assert_string_equal(api->as_string(api->get(api->at(ops, 0), "kernel"), NULL), "ref_matrix");
+    assert_string_equal(api->as_string(api->get(api->at(ops, 1), "op"), NULL), "elementwise");
+    assert_int_equal(api->as_int(api->get(api->at(ops, 1), "nodes"), 0), 2);
+    assert_true(api->as_float(api->get(api->at(ops, 0), "seconds"), 0) > 0);
+    api->release(d);
+    apus_plan_free(p);
+    bed_end(&b);
+}
+
+/* ---------------------------------------------------------------- what is wrong is said */
+
+static void expect(const apus_error *err, const char *part)
+{
+    if (strstr(err->message, part) == NULL)
+        fail_msg("expected '%s' in '%s'", part, err->message);
+}
+
+static void errors(void **state)
+{
+    (void)state;
+    bed b;
+    apus_error err = {.message = ""};
+    bed_begin(&b, 23);
+    b.extents[0] = 3;
+    const apus_tensor x = bed_real(&b, 2, DIMS(APUS_DIM_TOKENS, 4), -1, 1), w = apus_graph_variable(b.g, "w", APUS_REAL, 2, DIMS(5, 4));
+    const apus_tensor y = apus_matmul(b.g, x, w), g = apus_gelu(b.g, y, 0);
+    assert_null(apus_plan_new(b.g, toy, &g, 1, b.extents, 0, &err));
+    expect(&err, "backend toy has no kernel for apus.gelu/1");
+    const apus_tensor coded = apus_matmul(b.g, x, apus_graph_variable(b.g, "coded", APUS_BF16, 2, DIMS(5, 4)));
+    apus_plan *with_bf16 = apus_plan_new(b.g, ref, &coded, 1, b.extents, 0, &err);
+    assert_non_null(with_bf16);
+    apus_plan_free(with_bf16);
+    const apus_tensor none = apus_none();
+    assert_null(apus_plan_new(b.g, ref, &none, 1, b.extents, 0, &err));
+    expect(&err, "output 0 is no tensor");
+    assert_null(apus_plan_new(b.g, ref, &y, 1, DIMS(-1, 0, 0, 0, 0), 0, &err));
+    expect(&err, "a capacity of -1");
+
+    apus_plan *p = bed_plan(&b, ref, &y, 1, APUS_RECOMPUTE_NONE);
+    apus_feed feed = {"in0", b.in[0].data};
+    double out[15];
+    assert_int_not_equal(apus_plan_run(p, b.extents, &feed, 1, &err), APUS_OK);
+    expect(&err, "variable 'w' has no memory");
+    assert_int_equal(apus_plan_bind(p, "v", out, &err), APUS_E_NOT_FOUND);
+    expect(&err, "no variable named 'v'");
+    static double memory[20];
+    bind(p, "w", memory);
+    assert_int_not_equal(apus_plan_run(p, b.extents, NULL, 0, &err), APUS_OK);
+    expect(&err, "input 'in0' is not given");
+    assert_int_not_equal(apus_plan_run(p, b.extents, &(apus_feed){"in0", NULL}, 1, &err), APUS_OK);
+    expect(&err, "input 'in0' has no data");
+    assert_int_not_equal(apus_plan_run(p, DIMS(4, 0, 0, 0, 0), &feed, 1, &err), APUS_OK);
+    expect(&err, "4 tokens, planned for at most 3");
+    assert_int_not_equal(apus_plan_output(p, 0, out, 15, &err), APUS_OK); /* nothing has run */
+    assert_int_equal(apus_plan_run(p, b.extents, &feed, 1, &err), APUS_OK);
+    assert_int_equal(apus_plan_output(p, 0, out, 15, &err), APUS_OK);
+    assert_int_not_equal(apus_plan_output(p, 0, out, 14, &err), APUS_OK);
+    expect(&err, "has 15 elements, not 14");
+    assert_int_not_equal(apus_plan_output(p, 1, out, 15, &err), APUS_OK);
+    assert_null(apus_plan_output_view(p, 1).data);
+    apus_plan_free(p);
+
+    const apus_tensor gathered = apus_gather(b.g, x, bed_i32(&b, 1, DIMS(2), (const int32_t[]){0, 3}));
+    p = bed_plan(&b, ref, &gathered, 1, APUS_RECOMPUTE_NONE);
+    const apus_feed feeds[2] = {feed, {"in1", b.in[1].data}};
+    assert_int_equal(apus_plan_run(p, b.extents, feeds, 2, &err), APUS_E_INVALID);
+    expect(&err, "apus.gather/1: index 3 of 3 rows");
+    apus_plan_free(p);
+    (void)apus_add(b.g, x, w);
+    assert_null(apus_plan_new(b.g, ref, &y, 1, b.extents, 0, &err));
+    expect(&err, "shapes differ");
+    bed_end(&b);
+}
+
+static void numbers_are_checked(void **state)
+{
+    (void)state;
+    bed b;
+    apus_error err;
+    bed_begin(&b, 24);
+    const apus_tensor x = bed_real(&b, 1, DIMS(3), -2, -1), y = apus_sum(b.g, apus_log(b.g, x));
+    assert_int_equal(setenv("APUS_CHECK_NUMBERS", "1", 1), 0);
+    apus_plan *p = bed_plan(&b, serial, &y, 1, APUS_RECOMPUTE_NONE);
+    assert_int_equal(unsetenv("APUS_CHECK_NUMBERS"), 0);
+    const apus_feed feed = {"in0", b.in[0].data};
+    assert_int_equal(apus_plan_run(p, b.extents, &feed, 1, &err), APUS_E_NUMERIC);
+    expect(&err, "apus.log/1: element 0");
+    apus_plan_free(p);
+    bed_end(&b);
+}
+
+/* Tiles whose elements read what the tile also writes. */
+static void stores_wait_for_later_reads(void **state)
+{
+    (void)state;
+    enum { N = 20000 };
+    static double a[N], c[N];
+    bed b;
+    bed_begin(&b, 25);
+    const int64_t n = N;
+    const apus_tensor ta = apus_graph_variable(b.g, "a", APUS_REAL, 1, &n), tc = apus_graph_variable(b.g, "c", APUS_REAL, 1, &n);
+    const apus_tensor x = apus_scale(b.g, ta, 2.0), y = apus_add(b.g, apus_exp(b.g, x), ta);
+    apus_graph_assign(b.g, ta, x); /* y, later in the same tile, still reads the old a */
+    apus_graph_assign(b.g, tc, y);
+    apus_plan *p = bed_plan(&b, ref, NULL, 0, APUS_RECOMPUTE_NONE);
+    bind(p, "a", a);
+    bind(p, "c", c);
+    for (int i = 0; i < N; i++)
+        a[i] = i * 1e-4;
+    bed_run(&b, p);
+    for (int i = 0; i < N; i++)
+        assert_true(a[i] == 2.0 * (i * 1e-4) && c[i] == exp(2.0 * (i * 1e-4)) + i * 1e-4);
+    assert_true(p->steps.n <= 2);
+    apus_plan_free(p);
+    bed_end(&b);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(recomputing_changes_no_bit),
+        cmocka_unit_test(extents_below_capacity),
+        cmocka_unit_test(memory_is_reused_safely),
+        cmocka_unit_test(adamw_is_one_pass),
+        cmocka_unit_test(reads_see_the_old_value),
+        cmocka_unit_test(tied_weights_accumulate_in_place),
+        cmocka_unit_test(stores_wait_for_later_reads),
+        cmocka_unit_test(random_graphs),
+        cmocka_unit_test(pairs_are_fused),
+        cmocka_unit_test(unused_parts_are_pruned),
+        cmocka_unit_test(plans_describe_themselves),
+        cmocka_unit_test(errors),
+        cmocka_unit_test(numbers_are_checked),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

@@ -1,0 +1,67 @@
+/*
+ * Devices for the plan's tests, made of the reference kernels: "toy" has a kernel for linear followed by add and lacks a
+ * few ops (they must be decomposed); "serial" has no threads, so elementwise nodes run one by one.
+ */
+#ifndef APUS_TEST_TOY_H
+#define APUS_TEST_TOY_H
+
+#include "core/graph/bed.h"
+
+static int toy_pairs; /* calls of the pair kernel */
+
+static inline apus_status toy_pair(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    const double *x = c->in[0].data, *w = c->in[1].data, *bias = c->n_in > 3 ? c->in[2].data : NULL, *other = c->in[c->n_in - 1].data;
+    const int64_t m = c->in[0].dims[0], n = c->in[0].dims[1], o = c->in[1].dims[0];
+    double *y = c->out[0].data;
+    toy_pairs++;
+    for (int64_t i = 0; i < m; i++) {
+        for (int64_t j = 0; j < o; j++) {
+            double s = 0.0;
+            for (int64_t k = 0; k < n; k++)
+                s += x[i * n + k] * w[j * n + k];
+            y[i * o + j] = s + (bias != NULL ? bias[j] : 0.0) + other[i * o + j];
+        }
+    }
+    return APUS_OK;
+}
+
+static inline void toy_register(const char *name, const char *const *without, int pair)
+{
+    apus_error err;
+    apus_kernel *kernels = calloc(apus_kernel_count() + 1, sizeof *kernels); /* kept: registered kernels are never freed */
+    uint32_t n = 0;
+    assert_non_null(kernels);
+    for (size_t i = 0; i < apus_kernel_count(); i++) {
+        const apus_kernel_entry *e = apus_kernel_at(i);
+        int leave = strcmp(e->backend, "ref") != 0;
+        for (const char *const *w = without; *w != NULL; w++)
+            leave |= strcmp(e->kernel.op, *w) == 0;
+        if (leave)
+            continue;
+        kernels[n] = e->kernel;
+        kernels[n++].size = sizeof *kernels;
+    }
+    if (pair)
+        kernels[n++] = (apus_kernel){.size = sizeof *kernels, .op = "apus.linear/1", .then = "apus.add/1", .run = toy_pair};
+    const apus_kernels_ops table = {.size = sizeof table, .backend = name, .real = APUS_F64, .kernels = kernels, .n_kernels = n};
+    if (apus_kernels_add(name, &table, &err) != APUS_OK)
+        fail_msg("%s", err.message);
+    free(kernels);
+}
+
+static inline apus_device *toy_device(const char *name, int parallel)
+{
+    apus_error err;
+    const apus_component *c = apus_component_find("backend", "ref", &err);
+    assert_non_null(c);
+    apus_backend_ops ops = *(const apus_backend_ops *)c->ops;
+    if (!parallel)
+        ops.parallel = NULL;
+    apus_device *d = apus_device_wrap(name, &ops, NULL, &err);
+    assert_non_null(d);
+    return d;
+}
+
+#endif
