@@ -1,0 +1,279 @@
+/*
+ * Backend "cpu": memory, threads and the choice of instruction set; and its kernels, in float32: OpenBLAS (OpenMP build) for
+ * the gradients of products, own kernels for everything else.
+ *
+ * $APUS_CPU_ISA (portable, avx2) asks for less than the machine has, for tests.
+ */
+#include "cpu.h"
+
+#include <cblas.h>
+#include <omp.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+enum { HUGE_PAGE = 2 * 1024 * 1024 };
+
+/* ---------------------------------------------------------------- the device */
+
+static int usable_cores(void)
+{
+    cpu_set_t *set;
+    int n = 0;
+    for (int most = 1024; most <= 1024 * 1024 && n == 0; most *= 4) {
+        const size_t bytes = CPU_ALLOC_SIZE(most);
+        if ((set = CPU_ALLOC(most)) == NULL) {
+            break;
+        }
+        if (sched_getaffinity(0, bytes, set) == 0) {
+            n = CPU_COUNT_S(bytes, set);
+        }
+        CPU_FREE(set);
+    }
+    return n > 0 ? n : 1;
+}
+
+static const apus_cpu_isa *choose_isa(apus_error *err)
+{
+    const char *asked = getenv("APUS_CPU_ISA");
+    const apus_cpu_isa *best = &apus_cpu_portable;
+#if defined(__x86_64__)
+    unsigned a, b, c, d; /* leaf 1, ecx bit 29: F16C, which clang's builtin does not know */
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 29) != 0) {
+        best = &apus_cpu_avx2;
+    }
+#endif
+    if (asked == NULL || asked[0] == '\0' || strcmp(asked, best->name) == 0) {
+        return best;
+    }
+    if (strcmp(asked, "portable") == 0) {
+        return &apus_cpu_portable;
+    }
+    (void)apus_fail(err, APUS_E_UNSUPPORTED, "cpu: APUS_CPU_ISA is '%s'; this machine and build can do: portable%s%s", asked,
+                    best == &apus_cpu_portable ? "" : ", ", best == &apus_cpu_portable ? "" : best->name);
+    return NULL;
+}
+
+static apus_status cpu_open(const apus_host *host, const apus_node *params, void **backend, apus_error *err)
+{
+    const apus_cpu_isa *isa = choose_isa(err);
+    if (isa == NULL) {
+        return APUS_E_UNSUPPORTED;
+    }
+    apus_cpu *cpu = (apus_cpu *)host->alloc(sizeof *cpu);
+    if (cpu == NULL) {
+        return apus_fail(err, APUS_E_MEMORY, "cpu: out of memory");
+    }
+    const int64_t asked = host->node->as_int(host->node->get(params, "threads"), 0);
+    cpu->host = host;
+    cpu->isa = isa;
+    cpu->threads = asked > 0 ? (int)asked : usable_cores();
+    openblas_set_num_threads(cpu->threads);
+    if (openblas_get_parallel() != OPENBLAS_OPENMP && cpu->threads > 1) {
+        host->log(APUS_LOG_WARN, "cpu", "OpenBLAS is not its OpenMP build: its threads and ours will fight (install libopenblas0-openmp)");
+    }
+    const char *config = openblas_get_config();
+    const char *version = strncmp(config, "OpenBLAS ", 9) == 0 ? config + 9 : config;
+    (void)snprintf(cpu->description, sizeof cpu->description, "cpu: %d thread%s, %s, openblas %.*s %s", cpu->threads, cpu->threads == 1 ? "" : "s",
+                   isa->name, (int)strcspn(version, " "), version, openblas_get_corename());
+    *backend = cpu;
+    return APUS_OK;
+}
+
+static void cpu_close(void *backend)
+{
+    apus_cpu *cpu = (apus_cpu *)backend;
+    cpu->host->free(cpu);
+}
+
+static apus_dtype cpu_real(void *backend)
+{
+    (void)backend;
+    return APUS_F32;
+}
+
+static size_t whole_pages(size_t bytes)
+{
+    return (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+}
+
+/* Large blocks are mapped on borders of huge pages: reading weights is bound by address translation otherwise. */
+static void *cpu_alloc(void *backend, size_t bytes)
+{
+    const apus_cpu *cpu = (const apus_cpu *)backend;
+    if (bytes < HUGE_PAGE) {
+        return cpu->host->alloc(bytes > 0 ? bytes : 64);
+    }
+    if (bytes > SIZE_MAX - 2 * (size_t)HUGE_PAGE) {
+        return NULL;
+    }
+    const size_t size = whole_pages(bytes);
+    char *p = (char *)mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == (char *)MAP_FAILED) {
+        return NULL;
+    }
+    const size_t skip = (HUGE_PAGE - (uintptr_t)p % HUGE_PAGE) % HUGE_PAGE;
+    if (skip > 0) {
+        (void)munmap(p, skip);
+    }
+    (void)munmap(p + skip + size, HUGE_PAGE - skip);
+    (void)madvise(p + skip, size, MADV_HUGEPAGE); /* only advice: a kernel without huge pages says no */
+    return p + skip;
+}
+
+static void cpu_free(void *backend, void *p, size_t bytes)
+{
+    const apus_cpu *cpu = (const apus_cpu *)backend;
+    if (p == NULL || bytes < HUGE_PAGE) {
+        cpu->host->free(p);
+        return;
+    }
+    (void)munmap(p, whole_pages(bytes));
+}
+
+static int cpu_host_memory(void *backend)
+{
+    (void)backend;
+    return 1;
+}
+
+static apus_status cpu_upload(void *backend, void *device, const void *host, size_t bytes, apus_error *err)
+{
+    (void)backend;
+    (void)err;
+    memcpy(device, host, bytes);
+    return APUS_OK;
+}
+
+static apus_status cpu_download(void *backend, void *host, const void *device, size_t bytes, apus_error *err)
+{
+    (void)backend;
+    (void)err;
+    memcpy(host, device, bytes);
+    return APUS_OK;
+}
+
+static void cpu_parallel(void *backend, int64_t n, void (*fn)(void *context, int64_t i), void *context)
+{
+    const apus_cpu *cpu = (const apus_cpu *)backend;
+#pragma omp parallel for num_threads(cpu->threads) schedule(static) if (n > 1)
+    for (int64_t i = 0; i < n; i++) {
+        fn(context, i);
+    }
+}
+
+static apus_status cpu_finish(void *backend, apus_error *err)
+{
+    (void)backend;
+    (void)err;
+    return APUS_OK;
+}
+
+static const char *cpu_describe(void *backend)
+{
+    return ((const apus_cpu *)backend)->description;
+}
+
+static const apus_backend_ops backend_ops = {
+    .size = sizeof backend_ops,
+    .open = cpu_open,
+    .close = cpu_close,
+    .real = cpu_real,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .host_memory = cpu_host_memory,
+    .upload = cpu_upload,
+    .download = cpu_download,
+    .parallel = cpu_parallel,
+    .finish = cpu_finish,
+    .describe = cpu_describe,
+};
+
+/* ---------------------------------------------------------------- the kernels: each goes through the instance's table */
+
+static const apus_dtype encodings[] = {APUS_F16,    APUS_BF16, APUS_Q4_0, APUS_Q4_1, APUS_Q5_0, APUS_Q5_1, APUS_Q8_0,
+                                       APUS_IQ4_NL, APUS_Q2_K, APUS_Q3_K, APUS_Q4_K, APUS_Q5_K, APUS_Q6_K, 0};
+
+#define RUN(id)                                                                                                                                      \
+    static apus_status run_##id(const apus_kernel_call *call, apus_error *err)                                                                       \
+    {                                                                                                                                                \
+        return apus_cpu_of(call)->isa->kernels[APUS_CPU_##id].run(call, err);                                                                        \
+    }
+#define SCRATCH(id)                                                                                                                                  \
+    static size_t scratch_##id(const apus_kernel_call *capacity)                                                                                     \
+    {                                                                                                                                                \
+        return apus_cpu_of(capacity)->isa->kernels[APUS_CPU_##id].scratch(capacity);                                                                 \
+    }
+#define X(id) RUN(id)
+APUS_CPU_ELEMENTWISE(X)
+#undef X
+#define X(id, then, flags, types) RUN(id) SCRATCH(id)
+APUS_CPU_OTHERS(X)
+#undef X
+RUN(linear_add)
+SCRATCH(linear_add)
+
+static const apus_kernel kernels[] = {
+#define X(id) {.size = sizeof(apus_kernel), .op = "apus." #id "/1", .run = run_##id},
+    APUS_CPU_ELEMENTWISE(X)
+#undef X
+#define X(id, after, bits, types)                                                                                                                    \
+    {.size = sizeof(apus_kernel), .op = "apus." #id "/1", .then = after, .flags = bits, .encodings = types, .scratch = scratch_##id, .run = run_##id},
+        APUS_CPU_OTHERS(X)
+#undef X
+            {.size = sizeof(apus_kernel),
+             .op = "apus.linear/1",
+             .then = "apus.add/1",
+             .encodings = encodings,
+             .scratch = scratch_linear_add,
+             .run = run_linear_add},
+};
+
+static const apus_kernels_ops kernels_ops = {
+    .size = sizeof kernels_ops,
+    .backend = "cpu",
+    .real = APUS_F32,
+    .kernels = kernels,
+    .n_kernels = sizeof kernels / sizeof kernels[0],
+};
+
+static const apus_param params[] = {
+    {.size = sizeof(apus_param),
+     .name = "threads",
+     .type = APUS_PARAM_INT,
+     .fallback = "0",
+     .min = 0,
+     .max = 1024,
+     .unit = "threads",
+     .doc = "Threads that compute. 0: as many as the cores this process may use.",
+     .aliases = "num_threads n_threads nthreads"},
+};
+
+static const apus_component components[] = {
+    {.size = sizeof(apus_component),
+     .kind = "backend",
+     .name = "cpu",
+     .doc = "The processor: float32, OpenMP threads, vector instructions chosen at run time, OpenBLAS.",
+     .params = params,
+     .n_params = sizeof params / sizeof params[0],
+     .ops = &backend_ops},
+    {.size = sizeof(apus_component), .kind = "kernels", .name = "cpu", .doc = "Kernels of every built-in op, in float32.", .ops = &kernels_ops},
+};
+
+static const apus_plugin plugin = {APUS_PLUGIN_HEAD,
+                                   .name = "cpu",
+                                   .version = "1.0.0",
+                                   .license = "Apache-2.0",
+                                   .doc = "The processor as a backend: float32, OpenBLAS, vector instructions.",
+                                   .components = components,
+                                   .n_components = sizeof components / sizeof components[0]};
+
+APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
+{
+    (void)host;
+    return &plugin;
+}

@@ -1,0 +1,121 @@
+/*
+ * The cpu backend's inside: the instance, and the table of kernels that one instruction set provides.
+ *
+ * Every kernel is written once, in the headers that isa.h includes, over vectors of eight floats (lanes.h). That text is
+ * compiled once per instruction set: portable.c at the compiler's baseline, avx2.c with AVX2, FMA and F16C. An instance
+ * picks its table when it is opened; the plugin's kernels go through it.
+ */
+#ifndef APUS_CPU_H
+#define APUS_CPU_H
+
+#include <apus/kernel.h>
+#include <apus/plugin.h>
+
+typedef struct apus_cpu_kernel {
+    apus_status (*run)(const apus_kernel_call *call, apus_error *err);
+    size_t (*scratch)(const apus_kernel_call *capacity); /* NULL: none */
+} apus_cpu_kernel;
+
+/* X(identifier, op, then, flags, encodings): every kernel of the plugin, in the order of ops.h. */
+#define APUS_CPU_ELEMENTWISE(X)                                                                                                                      \
+    X(add)                                                                                                                                           \
+    X(sub)                                                                                                                                           \
+    X(mul)                                                                                                                                           \
+    X(div) X(maximum) X(minimum) X(greater) X(where) X(affine) X(exp) X(log) X(log1p) X(expm1) X(sqrt) X(abs) X(square) X(tanh) X(sigmoid)           \
+        X(log_sigmoid) X(softplus) X(relu) X(silu) X(sign) X(gelu) X(gelu_grad) X(silu_grad) X(swiglu) X(swiglu_grad) X(stop_gradient) X(fill)
+#define APUS_CPU_OTHERS(X)                                                                                                                           \
+    X(sum, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                      \
+    X(sum_squares, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                              \
+    X(sum_rows, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                 \
+    X(add_row, NULL, 0, NULL)                                                                                                                        \
+    X(gather, NULL, 0, NULL)                                                                                                                         \
+    X(scatter_add, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                              \
+    X(columns, NULL, 0, NULL)                                                                                                                        \
+    X(columns_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                             \
+    X(linear, NULL, APUS_KERNEL_ACCUMULATES, encodings)                                                                                              \
+    X(linear_dx, NULL, APUS_KERNEL_ACCUMULATES, encodings)                                                                                           \
+    X(linear_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                \
+    X(embedding, NULL, 0, encodings)                                                                                                                 \
+    X(embedding_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                             \
+    X(rms_norm, NULL, 0, NULL)                                                                                                                       \
+    X(rms_norm_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                            \
+    X(layer_norm, NULL, 0, NULL)                                                                                                                     \
+    X(layer_norm_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                          \
+    X(rope, NULL, 0, NULL)                                                                                                                           \
+    X(attention, NULL, 0, NULL)                                                                                                                      \
+    X(attention_grad, NULL, 0, NULL)                                                                                                                 \
+    X(kv_write, NULL, 0, NULL)                                                                                                                       \
+    X(attention_cached, NULL, 0, NULL)                                                                                                               \
+    X(token_logprob, NULL, 0, encodings)                                                                                                             \
+    X(token_logprob_grad, NULL, APUS_KERNEL_ACCUMULATES, encodings)                                                                                  \
+    X(dropout, NULL, 0, NULL)                                                                                                                        \
+    X(dropout_grad, NULL, 0, NULL)
+
+enum {
+#define X(id) APUS_CPU_##id,
+    APUS_CPU_ELEMENTWISE(X)
+#undef X
+#define X(id, then, flags, types) APUS_CPU_##id,
+        APUS_CPU_OTHERS(X)
+#undef X
+            APUS_CPU_linear_add,
+    APUS_CPU_N_KERNELS
+};
+
+typedef struct apus_cpu_isa {
+    const char *name;
+    apus_cpu_kernel kernels[APUS_CPU_N_KERNELS];
+} apus_cpu_isa;
+
+extern const apus_cpu_isa apus_cpu_portable;
+extern const apus_cpu_isa apus_cpu_avx2;
+
+/* One instance per run. Read-only after open. */
+typedef struct apus_cpu {
+    const apus_host *host;
+    const apus_cpu_isa *isa;
+    int threads;
+    char description[160];
+} apus_cpu;
+
+static inline const apus_cpu *apus_cpu_of(const apus_kernel_call *call)
+{
+    return (const apus_cpu *)call->backend;
+}
+
+static inline int64_t apus_cpu_elements(const apus_view *v)
+{
+    int64_t n = 1;
+    for (int32_t i = 0; i < v->ndim; i++) {
+        n *= v->dims[i];
+    }
+    return n;
+}
+
+/* Elements of the last dimension, and how many such rows there are. */
+static inline int64_t apus_cpu_width(const apus_view *v)
+{
+    return v->ndim > 0 ? v->dims[v->ndim - 1] : 1;
+}
+
+static inline int64_t apus_cpu_rows(const apus_view *v)
+{
+    int64_t n = 1;
+    for (int32_t i = 0; i + 1 < v->ndim; i++) {
+        n *= v->dims[i];
+    }
+    return n;
+}
+
+static inline int64_t apus_cpu_min(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Bytes rounded up to whole cache lines: scratch is cut into pieces of these. */
+static inline size_t apus_cpu_lines(size_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
+#endif

@@ -1,0 +1,156 @@
+/* Elementwise ops: any range of a tensor, on any thread; outputs may be an input's memory. */
+#ifndef APUS_CPU_ELEMENTWISE_H
+#define APUS_CPU_ELEMENTWISE_H
+
+#include "cpu.h"
+#include "lanes.h"
+
+typedef void elementwise(const vf *x, const float *a, vf *y);
+
+/* fn over n_in inputs (those of one element are spread) and n_out outputs (NULL: not needed). a: the first two attributes. */
+LANES_INLINE apus_status map(const apus_kernel_call *call, int n_in, int n_out, int n_attrs, elementwise *fn)
+{
+    const int64_t n = apus_cpu_elements(&call->out[0]);
+    const float *in[3] = {NULL, NULL, NULL};
+    float *out[2] = {NULL, NULL}, a[2] = {0.0f, 0.0f};
+    int one[3] = {0, 0, 0};
+    vf x[3], y[2], all[3];
+    for (int k = 0; k < n_in; k++) {
+        in[k] = (const float *)call->in[k].data;
+        one[k] = n != 1 && apus_cpu_elements(&call->in[k]) == 1;
+        all[k] = v_all(one[k] ? in[k][0] : 0.0f);
+    }
+    for (int k = 0; k < n_out; k++) {
+        out[k] = (float *)call->out[k].data;
+    }
+    for (int k = 0; k < n_attrs; k++) {
+        a[k] = (float)call->attrs[k];
+    }
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int k = 0; k < n_in; k++) {
+            x[k] = one[k] ? all[k] : v_load(in[k] + i);
+        }
+        fn(x, a, y);
+        for (int k = 0; k < n_out; k++) {
+            if (out[k] != NULL) {
+                v_store(out[k] + i, y[k]);
+            }
+        }
+    }
+    if (i < n) {
+        for (int k = 0; k < n_in; k++) {
+            x[k] = one[k] ? all[k] : v_load_part(in[k] + i, n - i);
+        }
+        fn(x, a, y);
+        for (int k = 0; k < n_out; k++) {
+            if (out[k] != NULL) {
+                v_store_part(out[k] + i, y[k], n - i);
+            }
+        }
+    }
+    return APUS_OK;
+}
+
+#define ELEMENTWISE(id, n_in, n_out, n_attrs, ...)                                                                                                   \
+    LANES_INLINE void each_##id(const vf *x, const float *a, vf *y)                                                                                  \
+    {                                                                                                                                                \
+        (void)a;                                                                                                                                     \
+        __VA_ARGS__                                                                                                                                  \
+    }                                                                                                                                                \
+    static apus_status run_##id(const apus_kernel_call *call, apus_error *err)                                                                       \
+    {                                                                                                                                                \
+        (void)err;                                                                                                                                   \
+        return map(call, n_in, n_out, n_attrs, each_##id);                                                                                           \
+    }
+
+/* d/dx of x sigmoid(x). */
+LANES_INLINE vf silu_slope(vf x, vf s)
+{
+    return s * v_fma(x, v_all(1.0f) - s, v_all(1.0f));
+}
+
+/* Argument of the tanh form and its slope. Beyond 30 the gate is exactly 0 or 1. */
+LANES_INLINE vf gelu_argument(vf x, vf *slope)
+{
+    x = v_min(v_max(x, v_all(-30.0f)), v_all(30.0f));
+    const vf z = x * x;
+    *slope = v_all(0.79788456080286536f) * v_fma(z, v_all(0.134145f), v_all(1.0f));
+    return v_all(0.79788456080286536f) * x * v_fma(z, v_all(0.044715f), v_all(1.0f));
+}
+
+ELEMENTWISE(add, 2, 1, 0, y[0] = x[0] + x[1];)
+ELEMENTWISE(sub, 2, 1, 0, y[0] = x[0] - x[1];)
+ELEMENTWISE(mul, 2, 1, 0, y[0] = x[0] * x[1];)
+ELEMENTWISE(div, 2, 1, 0, y[0] = x[0] / x[1];)
+ELEMENTWISE(maximum, 2, 1, 0, y[0] = v_max(x[0], x[1]);)
+ELEMENTWISE(minimum, 2, 1, 0, y[0] = v_min(x[0], x[1]);)
+ELEMENTWISE(greater, 2, 1, 0, y[0] = v_select(x[0] > x[1], v_all(1.0f), v_all(0.0f));)
+ELEMENTWISE(where, 3, 1, 0, y[0] = v_select(x[0] != v_all(0.0f), x[1], x[2]);)
+ELEMENTWISE(affine, 1, 1, 2, y[0] = v_fma(x[0], v_all(a[0]), v_all(a[1]));)
+ELEMENTWISE(exp, 1, 1, 0, y[0] = v_exp(x[0]);)
+ELEMENTWISE(log, 1, 1, 0, y[0] = v_log(x[0]);)
+ELEMENTWISE(log1p, 1, 1, 0, y[0] = v_log1p(x[0]);)
+ELEMENTWISE(expm1, 1, 1, 0, y[0] = v_expm1(x[0]);)
+ELEMENTWISE(sqrt, 1, 1, 0, y[0] = v_sqrt(x[0]);)
+ELEMENTWISE(abs, 1, 1, 0, y[0] = v_abs(x[0]);)
+ELEMENTWISE(square, 1, 1, 0, y[0] = x[0] * x[0];)
+ELEMENTWISE(tanh, 1, 1, 0, y[0] = v_tanh(x[0]);)
+ELEMENTWISE(sigmoid, 1, 1, 0, y[0] = v_sigmoid(x[0]);)
+ELEMENTWISE(log_sigmoid, 1, 1, 0, y[0] = -v_softplus(-x[0]);)
+ELEMENTWISE(softplus, 1, 1, 0, y[0] = v_softplus(x[0]);)
+ELEMENTWISE(relu, 1, 1, 0, y[0] = v_select(x[0] <= v_all(0.0f), v_all(0.0f), x[0]);)
+ELEMENTWISE(silu, 1, 1, 0, y[0] = x[0] * v_sigmoid(x[0]);)
+ELEMENTWISE(sign, 1, 1, 0, y[0] = v_select(x[0] > v_all(0.0f), v_all(1.0f), v_select(x[0] < v_all(0.0f), v_all(-1.0f), v_all(0.0f)));)
+ELEMENTWISE(stop_gradient, 1, 1, 0, y[0] = x[0];)
+ELEMENTWISE(fill, 1, 1, 0, y[0] = x[0];)
+ELEMENTWISE(silu_grad, 2, 1, 0, y[0] = x[0] * silu_slope(x[1], v_sigmoid(x[1]));)
+ELEMENTWISE(swiglu, 2, 1, 0, y[0] = x[0] * v_sigmoid(x[0]) * x[1];)
+ELEMENTWISE(swiglu_grad, 3, 2, 0, const vf s = v_sigmoid(x[1]); y[0] = x[0] * x[2] * silu_slope(x[1], s); y[1] = x[0] * (x[1] * s);)
+
+LANES_INLINE void each_gelu_erf(const vf *x, const float *a, vf *y)
+{
+    (void)a;
+    y[0] = x[0] * v_normal(x[0]);
+}
+
+/* (1 + tanh u) / 2 is sigmoid(2 u), which loses nothing where x is negative. */
+LANES_INLINE void each_gelu_tanh(const vf *x, const float *a, vf *y)
+{
+    (void)a;
+    vf slope;
+    const vf u = gelu_argument(x[0], &slope);
+    y[0] = x[0] * v_sigmoid(u + u);
+}
+
+static apus_status run_gelu(const apus_kernel_call *call, apus_error *err)
+{
+    (void)err;
+    return call->attrs[0] != 0.0 ? map(call, 1, 1, 0, each_gelu_tanh) : map(call, 1, 1, 0, each_gelu_erf);
+}
+
+LANES_INLINE void each_gelu_erf_grad(const vf *x, const float *a, vf *y)
+{
+    (void)a;
+    const vf density = v_all(0.39894228040143268f) * v_exp(x[1] * x[1] * v_all(-0.5f));
+    y[0] = x[0] * v_fma(v_select(density == v_all(0.0f), v_all(0.0f), x[1]), density, v_normal(x[1]));
+}
+
+LANES_INLINE void each_gelu_tanh_grad(const vf *x, const float *a, vf *y)
+{
+    (void)a;
+    vf slope;
+    const vf u = gelu_argument(x[1], &slope), s = v_sigmoid(u + u);
+    const vf bend = s * v_sigmoid(-(u + u)) * v_all(2.0f) * slope;
+    y[0] = x[0] * v_fma(v_select(bend == v_all(0.0f), v_all(0.0f), x[1]), bend, s);
+}
+
+static apus_status run_gelu_grad(const apus_kernel_call *call, apus_error *err)
+{
+    (void)err;
+    return call->attrs[0] != 0.0 ? map(call, 2, 1, 0, each_gelu_tanh_grad) : map(call, 2, 1, 0, each_gelu_erf_grad);
+}
+
+#undef ELEMENTWISE
+
+#endif

@@ -1,0 +1,26 @@
+/*
+ * All kernels for one instruction set: included by portable.c and avx2.c, which name the table (APUS_CPU_TABLE) and are
+ * compiled with that set's options. Everything but the table is static.
+ */
+#include "attention.h"
+#include "attention_grad.h"
+#include "cpu.h"
+#include "elementwise.h"
+#include "head.h"
+#include "index.h"
+#include "matrix.h"
+#include "norm.h"
+
+const apus_cpu_isa APUS_CPU_TABLE = {
+    .name = APUS_CPU_NAME,
+    .kernels =
+        {
+#define X(id) [APUS_CPU_##id] = {.run = run_##id},
+            APUS_CPU_ELEMENTWISE(X)
+#undef X
+#define X(id, then, flags, types) [APUS_CPU_##id] = {.run = run_##id, .scratch = scratch_##id},
+                APUS_CPU_OTHERS(X)
+#undef X
+                    [APUS_CPU_linear_add] = {.run = run_linear_add, .scratch = scratch_linear},
+        },
+};

@@ -1,0 +1,309 @@
+/*
+ * Vectors of eight floats, and the functions of mathematics on them. Compiled once per instruction set (cpu.h).
+ *
+ * Results never depend on an element's lane or on the length of the range it lies in: tails run through the same code.
+ * Polynomials: Cephes (Moshier), single precision; errors below 3 ulp unless a function says otherwise.
+ */
+#ifndef APUS_CPU_LANES_H
+#define APUS_CPU_LANES_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+enum { LANES = 8 };
+
+typedef float vf __attribute__((vector_size(32)));
+typedef int32_t vi __attribute__((vector_size(32)));
+typedef float vf_at __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t vi_at __attribute__((vector_size(32), aligned(4), may_alias));
+typedef double vd __attribute__((vector_size(64)));
+
+#define LANES_INLINE static inline __attribute__((always_inline, unused))
+
+LANES_INLINE vf v_load(const float *p)
+{
+    return *(const vf_at *)p;
+}
+
+LANES_INLINE void v_store(float *p, vf x)
+{
+    *(vf_at *)p = x;
+}
+
+LANES_INLINE vf v_all(float x)
+{
+    return (vf){x, x, x, x, x, x, x, x};
+}
+
+LANES_INLINE vi v_alli(int32_t x)
+{
+    return (vi){x, x, x, x, x, x, x, x};
+}
+
+/* The first n < 8 elements, zeros after them. */
+LANES_INLINE vf v_load_part(const float *p, int64_t n)
+{
+    float t[LANES] = {0};
+    for (int64_t i = 0; i < n && i < LANES; i++) {
+        t[i] = p[i];
+    }
+    return v_load(t);
+}
+
+LANES_INLINE void v_store_part(float *p, vf x, int64_t n)
+{
+    float t[LANES];
+    v_store(t, x);
+    for (int64_t i = 0; i < n && i < LANES; i++) {
+        p[i] = t[i];
+    }
+}
+
+/* a b + c; one rounding where the instruction set has it. */
+LANES_INLINE vf v_fma(vf a, vf b, vf c)
+{
+#if defined(__FMA__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+/* Where mask is all ones a, where it is zero b. */
+LANES_INLINE vf v_select(vi mask, vf a, vf b)
+{
+#if defined(__AVX2__)
+    return (vf)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask);
+#else
+    return (vf)((mask & (vi)a) | (~mask & (vi)b));
+#endif
+}
+
+/* Keep x in a register: the compiler would read it from memory again for each use, and loads are what limits. */
+LANES_INLINE vf v_hold(vf x)
+{
+#if defined(__AVX2__)
+    __asm__("" : "+x"(x));
+#endif
+    return x;
+}
+
+/* NaN wins. */
+LANES_INLINE vf v_max(vf a, vf b)
+{
+    return v_select((a > b) | (a != a), a, b);
+}
+
+LANES_INLINE vf v_min(vf a, vf b)
+{
+    return v_select((a < b) | (a != a), a, b);
+}
+
+LANES_INLINE vf v_abs(vf x)
+{
+    return (vf)((vi)x & v_alli(0x7fffffff));
+}
+
+LANES_INLINE vf v_sqrt(vf x)
+{
+#if defined(__AVX2__)
+    return (vf)_mm256_sqrt_ps((__m256)x);
+#else
+    for (int i = 0; i < LANES; i++) {
+        x[i] = sqrtf(x[i]);
+    }
+    return x;
+#endif
+}
+
+/* ((0+1)+(2+3)) + ((4+5)+(6+7)): the order of every sum over lanes. */
+LANES_INLINE float v_sum(vf x)
+{
+    return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+}
+
+LANES_INLINE float v_most(vf x)
+{
+    float m = x[0];
+    for (int i = 1; i < LANES; i++) {
+        m = x[i] > m ? x[i] : m;
+    }
+    return m;
+}
+
+/* The sums over lanes of four vectors at once, each as v_sum gives it. */
+LANES_INLINE void v_sum4(vf a, vf b, vf c, vf d, float out[4])
+{
+#if defined(__AVX2__)
+    const __m256 ab = _mm256_hadd_ps((__m256)a, (__m256)b), cd = _mm256_hadd_ps((__m256)c, (__m256)d);
+    const __m256 all = _mm256_hadd_ps(ab, cd);
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+#else
+    out[0] = v_sum(a);
+    out[1] = v_sum(b);
+    out[2] = v_sum(c);
+    out[3] = v_sum(d);
+#endif
+}
+
+LANES_INLINE double v_sumd(vd x)
+{
+    return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+}
+
+LANES_INLINE vd v_double(vf x)
+{
+    return __builtin_convertvector(x, vd);
+}
+
+/* 2^k for k in [-126, 127]. */
+LANES_INLINE vf v_power(vi k)
+{
+    return (vf)((k + v_alli(127)) << 23);
+}
+
+/* x = k ln 2 + r, |r| <= ln 2 / 2: gives exp(r) - 1. */
+LANES_INLINE vf v_exp_reduce(vf x, vi *k)
+{
+    const vf magic = v_all(12582912.0f); /* 1.5 * 2^23: adding it rounds to whole numbers */
+    const vf t = v_fma(x, v_all(1.44269504088896341f), magic), n = t - magic;
+    *k = (vi)t - (vi)magic;
+    vf r = v_fma(n, v_all(-0.693359375f), x);
+    r = v_fma(n, v_all(2.12194440e-4f), r);
+    vf p = v_all(1.9875691500e-4f);
+    p = v_fma(p, r, v_all(1.3981999507e-3f));
+    p = v_fma(p, r, v_all(8.3334519073e-3f));
+    p = v_fma(p, r, v_all(4.1665795894e-2f));
+    p = v_fma(p, r, v_all(1.6666665459e-1f));
+    p = v_fma(p, r, v_all(5.0000001201e-1f));
+    return v_fma(p, r * r, r);
+}
+
+LANES_INLINE vf v_exp(vf x)
+{
+    x = v_select(x > v_all(89.0f), v_all(89.0f), x);
+    x = v_select(x < v_all(-104.0f), v_all(-104.0f), x);
+    vi k;
+    const vf y = v_exp_reduce(x, &k) + v_all(1.0f);
+    const vi half = k >> 1;
+    return y * v_power(half) * v_power(k - half); /* two steps: 2^k alone may not be a float */
+}
+
+/* exp for x in [-87, 88]; below, 0: the softmax's. */
+LANES_INLINE vf v_exp_fast(vf x)
+{
+    const vi none = x < v_all(-87.0f);
+    vi k;
+    const vf y = v_exp_reduce(v_select(none, v_all(0.0f), x), &k) + v_all(1.0f);
+    return v_select(none, v_all(0.0f), y * v_power(k));
+}
+
+LANES_INLINE vf v_expm1(vf x)
+{
+    x = v_select(x > v_all(89.0f), v_all(89.0f), x);
+    x = v_select(x < v_all(-30.0f), v_all(-30.0f), x);
+    vi k;
+    const vf e = v_exp_reduce(x, &k), half = v_power(k - v_alli(1));
+    return v_all(2.0f) * v_fma(e, half, half - v_all(0.5f));
+}
+
+LANES_INLINE vf v_log(vf x)
+{
+    const vi tiny = x < v_all(1.17549435e-38f);
+    const vi bits = (vi)v_select(tiny, x * v_all(8388608.0f), x);
+    vi k = (bits >> 23) - v_alli(126) - (tiny & v_alli(23));
+    vf m = (vf)((bits & v_alli(0x007fffff)) | v_alli(0x3f000000)); /* [0.5, 1) */
+    const vi low = m < v_all(0.707106781186547524f);
+    k += low;
+    m = m - v_all(1.0f) + (vf)(low & (vi)m);
+    const vf n = __builtin_convertvector(k, vf), z = m * m;
+    vf p = v_all(7.0376836292e-2f);
+    p = v_fma(p, m, v_all(-1.1514610310e-1f));
+    p = v_fma(p, m, v_all(1.1676998740e-1f));
+    p = v_fma(p, m, v_all(-1.2420140846e-1f));
+    p = v_fma(p, m, v_all(1.4249322787e-1f));
+    p = v_fma(p, m, v_all(-1.6668057665e-1f));
+    p = v_fma(p, m, v_all(2.0000714765e-1f));
+    p = v_fma(p, m, v_all(-2.4999993993e-1f));
+    p = v_fma(p, m, v_all(3.3333331174e-1f));
+    vf y = v_fma(n, v_all(-2.12194440e-4f), p * m * z);
+    y = v_fma(z, v_all(-0.5f), y);
+    y = v_fma(n, v_all(0.693359375f), m + y);
+    y = v_select(x == v_all(0.0f), v_all(-INFINITY), y);
+    y = v_select(x == v_all(INFINITY), x, y);
+    return v_select((x < v_all(0.0f)) | (x != x), v_all(NAN), y);
+}
+
+/* log(u) for u = 1 + x as rounded, plus what the rounding lost. */
+LANES_INLINE vf v_log1p(vf x)
+{
+    const vf u = v_all(1.0f) + x, lost = x - (u - v_all(1.0f));
+    const vi plain = (u == v_all(INFINITY)) | (u == v_all(0.0f));
+    return v_log(u) + v_select(plain, v_all(0.0f), lost / u);
+}
+
+LANES_INLINE vf v_tanh(vf x)
+{
+    vf a = v_abs(x);
+    a = v_select(a > v_all(10.0f), v_all(10.0f), a);
+    const vf t = v_expm1(a + a);
+    return (vf)((vi)(t / (t + v_all(2.0f))) | ((vi)x & v_alli(INT32_MIN)));
+}
+
+LANES_INLINE vf v_sigmoid(vf x)
+{
+    const vf e = v_exp(-v_abs(x));
+    return v_select(x < v_all(0.0f), e, v_all(1.0f)) / (v_all(1.0f) + e);
+}
+
+LANES_INLINE vf v_softplus(vf x)
+{
+    return v_max(x, v_all(0.0f)) + v_log1p(v_exp(-v_abs(x)));
+}
+
+/* Distribution function of the standard normal: half of erfc(-x / sqrt 2), by the Chebyshev fit of Numerical Recipes
+ * (relative error 1.2e-7 before the rounding of x²/2). */
+LANES_INLINE vf v_normal(vf x)
+{
+    const vf z = v_abs(x) * v_all(0.70710678118654752f);
+    const vf t = v_all(1.0f) / v_fma(z, v_all(0.5f), v_all(1.0f));
+    vf p = v_all(0.17087277f);
+    p = v_fma(p, t, v_all(-0.82215223f));
+    p = v_fma(p, t, v_all(1.48851587f));
+    p = v_fma(p, t, v_all(-1.13520398f));
+    p = v_fma(p, t, v_all(0.27886807f));
+    p = v_fma(p, t, v_all(-0.18628806f));
+    p = v_fma(p, t, v_all(0.09678418f));
+    p = v_fma(p, t, v_all(0.37409196f));
+    p = v_fma(p, t, v_all(1.00002368f));
+    p = v_fma(p, t, v_all(-1.26551223f));
+    const vf h = v_all(0.5f) * t * v_exp(p - z * z);
+    return v_select(x < v_all(0.0f), h, v_all(1.0f) - h);
+}
+
+/* sin and cos of p * f, the product and its reduction in double: positions are large. */
+LANES_INLINE void v_sincos(double p, vf f, vf *sine, vf *cosine)
+{
+    const vd angle = v_double(f) * p;
+    const vd magic = (vd){0} + 6755399441055744.0; /* 1.5 * 2^52 */
+    const vd n = (angle * 0.63661977236758134308 + magic) - magic;
+    const vf r = __builtin_convertvector(angle - n * 1.57079632679489661923, vf);
+    const vd turn = n - ((n * 0.25 - 0.5 + magic) - magic) * 4.0; /* n mod 4, as one of -1 … 6: only its value mod 4 counts */
+    const vi q = __builtin_convertvector(turn, vi);
+    const vf z = r * r;
+    vf s = v_fma(v_all(-1.9515295891e-4f), z, v_all(8.3321608736e-3f));
+    s = v_fma(s, z, v_all(-1.6666654611e-1f));
+    s = v_fma(s * z, r, r);
+    vf c = v_fma(v_all(2.443315711809948e-5f), z, v_all(-1.388731625493765e-3f));
+    c = v_fma(c, z, v_all(4.166664568298827e-2f));
+    c = v_fma(c * z, z, v_fma(z, v_all(-0.5f), v_all(1.0f)));
+    const vi odd = -(q & v_alli(1));
+    *sine = (vf)((vi)v_select(odd, c, s) ^ ((q & v_alli(2)) << 30));
+    *cosine = (vf)((vi)v_select(odd, s, c) ^ (((q + v_alli(1)) & v_alli(2)) << 30));
+}
+
+#endif

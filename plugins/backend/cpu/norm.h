@@ -1,0 +1,274 @@
+/* Norms over groups of the last dimension, and rope. */
+#ifndef APUS_CPU_NORM_H
+#define APUS_CPU_NORM_H
+
+#include "index.h"
+
+#define NO_SCRATCH(id)                                                                                                                               \
+    static size_t scratch_##id(const apus_kernel_call *c)                                                                                            \
+    {                                                                                                                                                \
+        (void)c;                                                                                                                                     \
+        return 0;                                                                                                                                    \
+    }
+NO_SCRATCH(rms_norm)
+NO_SCRATCH(layer_norm)
+NO_SCRATCH(rope)
+#undef NO_SCRATCH
+
+LANES_INLINE float dot_row(const float *a, const float *b, int64_t n)
+{
+    vf s[4] = {v_all(0.0f), v_all(0.0f), v_all(0.0f), v_all(0.0f)};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES) {
+        for (int j = 0; j < 4; j++) {
+            s[j] = v_fma(v_load(a + i + j * LANES), v_load(b + i + j * LANES), s[j]);
+        }
+    }
+    for (int j = 0; i < n; i += LANES, j++) {
+        s[j & 3] = v_fma(get(a + i, n - i), get(b + i, n - i), s[j & 3]);
+    }
+    return v_sum((s[0] + s[1]) + (s[2] + s[3]));
+}
+
+LANES_INLINE float sum_row(const float *a, int64_t n)
+{
+    vf s[2] = {v_all(0.0f), v_all(0.0f)};
+    for (int64_t i = 0, j = 0; i < n; i += LANES, j ^= 1) {
+        s[j] += get(a + i, n - i);
+    }
+    return v_sum(s[0] + s[1]);
+}
+
+static apus_status run_rms_norm(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    const float *x = (const float *)c->in[0].data, *w = (const float *)c->in[1].data;
+    float *y = (float *)c->out[0].data;
+    const int64_t n = c->attrs[1] != 0.0 ? (int64_t)c->attrs[1] : apus_cpu_width(&c->in[0]), groups = apus_cpu_elements(&c->in[0]) / n;
+    const vf offset = v_all((float)c->attrs[2]);
+#pragma omp parallel for num_threads(threads_of(c)) schedule(static) if (groups * n > 32768)
+    for (int64_t g = 0; g < groups; g++) {
+        const float *a = x + g * n;
+        const vf r = v_all((float)(1.0 / sqrt((double)dot_row(a, a, n) / (double)n + c->attrs[0])));
+        for (int64_t i = 0; i < n; i += LANES) {
+            put(y + g * n + i, get(a + i, n - i) * r * (offset + get(w + i, n - i)), n - i);
+        }
+    }
+    return APUS_OK;
+}
+
+static int64_t norm_width(const apus_kernel_call *c, int rms)
+{
+    return rms && c->attrs[1] != 0.0 ? (int64_t)c->attrs[1] : apus_cpu_width(&c->in[1]);
+}
+
+static size_t scratch_rms_norm_grad(const apus_kernel_call *c)
+{
+    return (size_t)PARTS * (size_t)norm_width(c, 1) * sizeof(double);
+}
+
+static apus_status run_rms_norm_grad(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    const float *dy = (const float *)c->in[0].data, *x = (const float *)c->in[1].data, *w = (const float *)c->in[2].data;
+    float *dx = (float *)c->out[0].data, *dw = (float *)c->out[1].data;
+    double *part = (double *)c->scratch;
+    const int64_t n = norm_width(c, 1), groups = apus_cpu_elements(&c->in[1]) / n, parts = parts_of(groups);
+    const vf offset = v_all((float)c->attrs[2]);
+    const int add = c->accumulate & 1u;
+#pragma omp parallel for num_threads(threads_of(c)) schedule(static) if (groups * n > 32768)
+    for (int64_t p = 0; p < parts; p++) {
+        double *sum = part + p * n;
+        memset(sum, 0, (size_t)n * sizeof *sum);
+        for (int64_t g = groups * p / parts; g < groups * (p + 1) / parts; g++) {
+            const float *a = x + g * n, *d = dy + g * n;
+            const double rd = 1.0 / sqrt((double)dot_row(a, a, n) / (double)n + c->attrs[0]);
+            const vf r = v_all((float)rd);
+            vf mixed = v_all(0.0f);
+            for (int64_t i = 0; i < n; i += LANES) {
+                const vf da = get(d + i, n - i) * get(a + i, n - i);
+                mixed = v_fma(da, offset + get(w + i, n - i), mixed);
+                if (dw != NULL) {
+                    add_double(sum + i, da * r, n - i);
+                }
+            }
+            if (dx == NULL) {
+                continue;
+            }
+            const vf back = v_all((float)(rd * rd * (double)v_sum(mixed) / (double)n));
+            for (int64_t i = 0; i < n; i += LANES) {
+                const vf gw = get(d + i, n - i) * (offset + get(w + i, n - i));
+                const vf v = r * (gw - get(a + i, n - i) * back);
+                put(dx + g * n + i, add ? get(dx + g * n + i, n - i) + v : v, n - i);
+            }
+        }
+    }
+    if (dw != NULL) {
+        sum_parts(part, parts, n, dw, c->accumulate & 2u);
+    }
+    return APUS_OK;
+}
+
+/* Mean and 1 / sqrt(variance + eps) of a row. */
+LANES_INLINE void moments(const float *a, int64_t n, double eps, float *mean, float *r)
+{
+    const float m = (float)((double)sum_row(a, n) / (double)n);
+    vf s = v_all(0.0f);
+    for (int64_t i = 0; i < n; i += LANES) {
+        const int64_t left = n - i;
+        const vf d = left >= LANES ? v_load(a + i) - v_all(m) : v_load_part(a + i, left);
+        if (left >= LANES) {
+            s = v_fma(d, d, s);
+        } else {
+            for (int64_t j = 0; j < left; j++) {
+                s[j] += (d[j] - m) * (d[j] - m);
+            }
+        }
+    }
+    *mean = m;
+    *r = (float)(1.0 / sqrt((double)v_sum(s) / (double)n + eps));
+}
+
+static apus_status run_layer_norm(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    const float *x = (const float *)c->in[0].data, *w = (const float *)c->in[1].data;
+    const float *b = c->n_in > 2 ? (const float *)c->in[2].data : NULL;
+    float *y = (float *)c->out[0].data;
+    const int64_t n = norm_width(c, 0), groups = apus_cpu_elements(&c->in[0]) / n;
+#pragma omp parallel for num_threads(threads_of(c)) schedule(static) if (groups * n > 32768)
+    for (int64_t g = 0; g < groups; g++) {
+        float mean, r;
+        moments(x + g * n, n, c->attrs[0], &mean, &r);
+        for (int64_t i = 0; i < n; i += LANES) {
+            const vf v = (get(x + g * n + i, n - i) - v_all(mean)) * v_all(r) * get(w + i, n - i);
+            put(y + g * n + i, b != NULL ? v + get(b + i, n - i) : v, n - i);
+        }
+    }
+    return APUS_OK;
+}
+
+static size_t scratch_layer_norm_grad(const apus_kernel_call *c)
+{
+    return 2 * (size_t)PARTS * (size_t)apus_cpu_width(&c->in[2]) * sizeof(double);
+}
+
+static apus_status run_layer_norm_grad(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    const float *dy = (const float *)c->in[0].data, *x = (const float *)c->in[1].data, *w = (const float *)c->in[2].data;
+    float *dx = (float *)c->out[0].data, *dw = (float *)c->out[1].data, *db = c->n_out > 2 ? (float *)c->out[2].data : NULL;
+    const int64_t n = apus_cpu_width(&c->in[2]), groups = apus_cpu_elements(&c->in[1]) / n, parts = parts_of(groups);
+    double *part_w = (double *)c->scratch, *part_b = part_w + PARTS * n;
+    const int add = c->accumulate & 1u;
+#pragma omp parallel for num_threads(threads_of(c)) schedule(static) if (groups * n > 32768)
+    for (int64_t p = 0; p < parts; p++) {
+        double *sum_w = part_w + p * n, *sum_b = part_b + p * n;
+        memset(sum_w, 0, (size_t)n * sizeof *sum_w);
+        memset(sum_b, 0, (size_t)n * sizeof *sum_b);
+        for (int64_t g = groups * p / parts; g < groups * (p + 1) / parts; g++) {
+            const float *a = x + g * n, *d = dy + g * n;
+            float mean, r;
+            moments(a, n, c->attrs[0], &mean, &r);
+            vf plain = v_all(0.0f), mixed = v_all(0.0f);
+            for (int64_t i = 0; i < n; i += LANES) {
+                const vf di = get(d + i, n - i), hat = (get(a + i, n - i) - v_all(mean)) * v_all(r), gw = di * get(w + i, n - i);
+                plain += gw;
+                mixed = v_fma(gw, hat, mixed);
+                add_double(sum_w + i, di * hat, n - i);
+                add_double(sum_b + i, di, n - i);
+            }
+            if (dx == NULL) {
+                continue;
+            }
+            const vf shift = v_all(v_sum(plain) / (float)n), back = v_all(v_sum(mixed) / (float)n);
+            for (int64_t i = 0; i < n; i += LANES) {
+                const vf hat = (get(a + i, n - i) - v_all(mean)) * v_all(r), gw = get(d + i, n - i) * get(w + i, n - i);
+                const vf v = v_all(r) * (gw - shift - hat * back);
+                put(dx + g * n + i, add ? get(dx + g * n + i, n - i) + v : v, n - i);
+            }
+        }
+    }
+    if (dw != NULL) {
+        sum_parts(part_w, parts, n, dw, c->accumulate & 2u);
+    }
+    if (db != NULL) {
+        sum_parts(part_b, parts, n, db, c->accumulate & 4u);
+    }
+    return APUS_OK;
+}
+
+enum { ROPE_MAX = 512 }; /* angles of one token */
+
+typedef struct rope {
+    const float *freqs;
+    int64_t half;
+    double scale, limit, factor, base;
+    int inverse, mode;
+} rope;
+
+/* cos and sin of the half angles of one token: [half] each, room for whole vectors. */
+static void rope_angles(const rope *r, int32_t position, int32_t length, float *cosine, float *sine)
+{
+    const float *freqs = r->freqs;
+    float stretched[ROPE_MAX];
+    if (r->mode != 0 && (double)length > r->limit) {
+        if (r->mode == 2) {
+            freqs += r->half;
+        } else {
+            const double d = 2.0 * (double)r->half;
+            const double base = r->base * pow(r->factor * (double)length / r->limit - (r->factor - 1.0), d / (d - 2.0));
+            for (int64_t i = 0; i < r->half; i++) {
+                stretched[i] = (float)pow(base, -2.0 * (double)i / d);
+            }
+            freqs = stretched;
+        }
+    }
+    const vf scale = v_all((float)r->scale), signed_scale = r->inverse ? -scale : scale;
+    for (int64_t i = 0; i < r->half; i += LANES) {
+        vf s, c;
+        v_sincos((double)position, get(freqs + i, r->half - i), &s, &c);
+        v_store(cosine + i, c * scale);
+        v_store(sine + i, s * signed_scale);
+    }
+}
+
+static apus_status run_rope(const apus_kernel_call *c, apus_error *err)
+{
+    const float *x = (const float *)c->in[0].data;
+    const int32_t *positions = (const int32_t *)c->in[1].data, *lengths = (const int32_t *)c->in[2].data;
+    float *y = (float *)c->out[0].data;
+    const int64_t head = (int64_t)c->attrs[0], rotary = (int64_t)c->attrs[1], half = rotary / 2;
+    const int64_t rows = apus_cpu_rows(&c->in[0]), width = apus_cpu_width(&c->in[0]);
+    const rope r = {.freqs = (const float *)c->in[3].data,
+                    .half = half,
+                    .scale = c->attrs[2],
+                    .inverse = c->attrs[3] != 0.0,
+                    .mode = (int)c->attrs[4],
+                    .limit = c->attrs[5],
+                    .factor = c->attrs[6],
+                    .base = c->attrs[7]};
+    if (half > ROPE_MAX - LANES) {
+        return apus_fail(err, APUS_E_UNSUPPORTED, "rope: rotary_dim %lld is more than the cpu backend takes (%d)", (long long)rotary,
+                         2 * (ROPE_MAX - LANES));
+    }
+#pragma omp parallel for num_threads(threads_of(c)) schedule(static) if (rows * width > 16384)
+    for (int64_t t = 0; t < rows; t++) {
+        float cosine[ROPE_MAX], sine[ROPE_MAX];
+        rope_angles(&r, positions[t], lengths != NULL ? lengths[t] : 0, cosine, sine);
+        for (int64_t h = 0; h < width; h += head) {
+            const float *in = x + t * width + h;
+            float *out = y + t * width + h;
+            for (int64_t i = 0; i < half; i += LANES) {
+                const int64_t left = half - i;
+                const vf a = get(in + i, left), b = get(in + half + i, left), co = v_load(cosine + i), si = v_load(sine + i);
+                put(out + i, a * co - b * si, left);
+                put(out + half + i, v_fma(b, co, a * si), left);
+            }
+            memcpy(out + rotary, in + rotary, (size_t)(head - rotary) * sizeof *out);
+        }
+    }
+    return APUS_OK;
+}
+
+#endif
