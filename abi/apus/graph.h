@@ -78,7 +78,7 @@ __attribute__((weak, visibility("hidden"))) const apus_graph_api *apus_graph_fun
 
 /* ------------------------------------------------------------ the kind "op" */
 
-/* Shapes in, shapes out. */
+/* Shapes in, shapes out. FROZEN: it stands in arrays. */
 typedef struct apus_shape {
     apus_dtype dtype;            /* APUS_REAL for numbers */
     int32_t ndim;

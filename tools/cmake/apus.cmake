@@ -71,8 +71,9 @@ get_filename_component(apus_PLUGIN_DIR \"\${CMAKE_CURRENT_LIST_DIR}/../../apus/1
   write_basic_package_version_file(${CMAKE_BINARY_DIR}/apusConfigVersion.cmake COMPATIBILITY SameMajorVersion)
   install(FILES ${CMAKE_BINARY_DIR}/apusConfig.cmake ${CMAKE_BINARY_DIR}/apusConfigVersion.cmake
     DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/apus)
+  file(RELATIVE_PATH prefix_from_pc ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX}) # it may be moved
   file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/apus.pc CONTENT
-"prefix=@CMAKE_INSTALL_PREFIX@
+"prefix=\${pcfiledir}/@prefix_from_pc@
 includedir=\${prefix}/@CMAKE_INSTALL_INCLUDEDIR@
 plugindir=\${prefix}/@CMAKE_INSTALL_LIBDIR@/apus/1
 
