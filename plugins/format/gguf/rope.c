@@ -101,13 +101,14 @@ static apus_node *longrope(const gguf_file *f, const apus_tensor_info *small, co
 static apus_node *llama3(const gguf_file *f, const apus_tensor_info *t, int64_t rotary_dim, double theta)
 {
     const apus_node_api *node = f->host->node;
+    const double attention = gguf_float(gguf_arch_get(f, "rope.scaling.attn_factor"), 1.0);
     float factors[1024];
     double factor, high, original;
-    if (rotary_dim > 2048)
-        return longrope(f, t, t, 1.0);
+    if (rotary_dim > 2048 || attention != 1.0)
+        return longrope(f, t, t, attention);
     memcpy(factors, t->data, (size_t)t->bytes);
     if (!fit_llama3(factors, rotary_dim, theta, &factor, &high, &original))
-        return longrope(f, t, t, 1.0);
+        return longrope(f, t, t, attention);
     apus_node *n = scaling(node, "llama3");
     node->set(n, "factor", node->make_float(factor));
     node->set(n, "low_freq_factor", node->make_float(1.0));
@@ -126,7 +127,10 @@ static apus_node *yarn(const gguf_file *f, double factor)
     const double slow = gguf_float(gguf_arch_get(f, "rope.scaling.yarn_beta_slow"), 0.0);
     node->set(n, "factor", node->make_float(factor));
     node->set(n, "original_max_position_embeddings", node->make_int(gguf_int(gguf_arch_get(f, "rope.scaling.original_context_length"), context)));
-    if (attention != 1.0) /* ggml multiplies it with yarn's own 1 + 0.1 ln(factor) */
+    const double given = gguf_float(gguf_arch_get(f, "rope.scaling.yarn_attn_factor"), 0.0);
+    if (given > 0) /* as llama.cpp's converter writes config.json's own value */
+        node->set(n, "attention_factor", node->make_float(given));
+    else if (attention != 1.0) /* ggml multiplies it with yarn's own 1 + 0.1 ln(factor) */
         node->set(n, "attention_factor", node->make_float(attention * (1.0 + 0.1 * log(factor))));
     if (fast > 0)
         node->set(n, "beta_fast", node->make_float(fast));

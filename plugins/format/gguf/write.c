@@ -190,24 +190,57 @@ static double yarn_attention(double factor, double mscale)
     return factor <= 1.0 ? 1.0 : 0.1 * mscale * log(factor) + 1.0;
 }
 
-static void write_yarn(maker *m, double factor, double original)
+/* Divisors that yarn comes to (transformers: _compute_yarn_parameters). */
+static apus_status yarn_factors(maker *m, double factor, double original, double fast, double slow, apus_error *err)
+{
+    const double n = (double)m->rotary_dim, pi = 3.14159265358979323846;
+    double low = n * log(original / (fast * 2.0 * pi)) / (2.0 * log(m->theta));
+    double high = n * log(original / (slow * 2.0 * pi)) / (2.0 * log(m->theta));
+    if (m->node->as_bool(rope_get(m, "truncate"), 1)) {
+        low = floor(low);
+        high = ceil(high);
+    }
+    low = fmax(low, 0.0);
+    high = fmin(high, n - 1.0);
+    if (low == high)
+        high += 0.001;
+    m->freqs = m->host->alloc((size_t)m->rotary_dim / 2 * sizeof(float) + 64);
+    if (m->freqs == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "%s: out of memory", m->path);
+    for (int64_t i = 0; i < m->rotary_dim / 2; i++) {
+        const double ramp = fmin(fmax(((double)i - low) / (high - low), 0.0), 1.0);
+        m->freqs[i] = (float)(1.0 / (ramp / factor + 1.0 - ramp));
+    }
+    return APUS_OK;
+}
+
+/* llama.cpp knows yarn with beta_fast 32 and beta_slow 1 (it reads no others for these models); what differs is written as
+ * the divisors it comes to, which its llama takes too. */
+static apus_status write_yarn(maker *m, double factor, double original, apus_error *err)
 {
     const double attention = rope_float(m, "attention_factor", 0.0), own = yarn_attention(factor, 1.0);
     const double mscale = rope_float(m, "mscale", 0.0), all = rope_float(m, "mscale_all_dim", 0.0);
+    const double fast = rope_float(m, "beta_fast", 0.0), slow = rope_float(m, "beta_slow", 0.0);
     const double wanted = attention > 0                 ? attention
                           : mscale != 0.0 && all != 0.0 ? yarn_attention(factor, mscale) / yarn_attention(factor, all)
                                                         : own;
+    const int usual = (fast == 0 || fast == 32) && (slow == 0 || slow == 1) && m->node->as_bool(rope_get(m, "truncate"), 1);
+    if (!usual && strcmp(m->architecture, "llama") == 0) {
+        key_f32(m, "rope.scaling.attn_factor", wanted);
+        return yarn_factors(m, factor, original, fast > 0 ? fast : 32.0, slow > 0 ? slow : 1.0, err);
+    }
     key_text(m, "rope.scaling.type", "yarn");
     key_f32(m, "rope.scaling.factor", factor);
     key_u32(m, "rope.scaling.original_context_length", (int64_t)original);
     if (wanted != own) /* ggml multiplies it with yarn's own */
         key_f32(m, "rope.scaling.attn_factor", wanted / own);
-    if (rope_float(m, "beta_fast", 0.0) > 0)
-        key_f32(m, "rope.scaling.yarn_beta_fast", rope_float(m, "beta_fast", 32.0));
-    if (rope_float(m, "beta_slow", 0.0) > 0)
-        key_f32(m, "rope.scaling.yarn_beta_slow", rope_float(m, "beta_slow", 1.0));
-    if (!m->node->as_bool(rope_get(m, "truncate"), 1))
-        warn(m, "%s: GGUF cannot say yarn's truncate: false; llama.cpp will round the range", m->path);
+    if (fast > 0)
+        key_f32(m, "rope.scaling.yarn_beta_fast", fast);
+    if (slow > 0)
+        key_f32(m, "rope.scaling.yarn_beta_slow", slow);
+    if (!usual)
+        warn(m, "%s: llama.cpp ignores yarn's beta_fast, beta_slow and truncate for %s: it will compute with 32, 1, true", m->path, m->architecture);
+    return APUS_OK;
 }
 
 static float *factor_list(maker *m, const char *key)
@@ -260,13 +293,15 @@ static apus_status write_rope(maker *m, apus_error *err)
     key_f32(m, "rope.freq_base", m->theta);
     if (type == NULL || strcmp(type, "default") == 0)
         return APUS_OK;
+    if ((strcmp(type, "llama3") == 0 || strcmp(type, "longrope") == 0) && strcmp(m->architecture, "llama") != 0)
+        return apus_fail_line(err, APUS_E_UNSUPPORTED, "%s: llama.cpp's %s takes no rope type '%s'", m->path, m->architecture, type);
     if (strcmp(type, "linear") == 0) {
         key_text(m, "rope.scaling.type", "linear");
         key_f32(m, "rope.scaling.factor", factor);
     } else if (strcmp(type, "dynamic") == 0) {
         warn(m, "%s: GGUF has no dynamic rope scaling: llama.cpp will be right up to %g tokens", m->path, positions);
     } else if (strcmp(type, "yarn") == 0) {
-        write_yarn(m, factor, original);
+        return write_yarn(m, factor, original, err);
     } else if (strcmp(type, "longrope") == 0) {
         return write_longrope(m, positions, original, err);
     } else if (strcmp(type, "llama3") == 0) {

@@ -98,8 +98,8 @@ static void writes_what_it_reads(void **state)
 static void keeps_the_configuration(void **state)
 {
     (void)state;
-    static const char *const models[] = {"llama",      "llama-bias",     "llama-tied", "llama-headdim", "llama-llama3", "llama-linear",
-                                         "llama-yarn", "llama-longrope", "qwen2",      "qwen3",         "mistral",      "gpt2"};
+    static const char *const models[] = {"llama",          "llama-bias", "llama-tied", "llama-headdim", "llama-llama3", "llama-linear",
+                                         "llama-longrope", "qwen2",      "qwen3",      "mistral",       "gpt2"};
     static const char *const keys[] = {"model_type",
                                        "vocab_size",
                                        "hidden_size",
@@ -152,6 +152,40 @@ static void keeps_the_configuration(void **state)
             fail_msg("%s: the rope scaling is lost", models[m]);
         ops.close(again);
         source_close(&s);
+        hf.close(file);
+    }
+}
+
+/* yarn as llama.cpp knows it stays yarn; with other betas it becomes the divisors it comes to. */
+static void says_yarn_in_llama_cpps_words(void **state)
+{
+    (void)state;
+    for (int usual = 0; usual < 2; usual++) {
+        char path[1024];
+        apus_error err = {0};
+        void *file = golden("llama-yarn");
+        source s = source_open(&hf, file);
+        apus_node *config = NODE->copy(s.card.config), *scaling = NODE->copy(NODE->get(config, "rope_scaling"));
+        if (usual) {
+            NODE->remove(scaling, "beta_fast");
+            NODE->remove(scaling, "beta_slow");
+        }
+        NODE->set(config, "rope_scaling", scaling);
+        s.card.config = config;
+        const apus_model_export export = source_export(&s, APUS_F32);
+        fresh(path, sizeof path, "yarn.gguf");
+        if (ops.write(apus_host_table(), NULL, path, &export, &err) != APUS_OK)
+            fail_msg("%s", err.message);
+        void *again = open_file(&ops, path);
+        const apus_node *is = NODE->get(card_of(&ops, again).config, "rope_scaling");
+        assert_string_equal(NODE->as_string(NODE->get(is, "rope_type"), NULL), usual ? "yarn" : "longrope");
+        if (usual)
+            assert_true(NODE->as_float(NODE->get(is, "factor"), 0) == 4.0);
+        else
+            assert_true(fabs(NODE->as_float(NODE->get(is, "attention_factor"), 0) - (1.0 + 0.1 * log(4.0))) < 1e-6);
+        ops.close(again);
+        source_close(&s);
+        NODE->release(config);
         hf.close(file);
     }
 }
@@ -473,9 +507,11 @@ static void refuses_what_gguf_cannot_say(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(writes_what_it_reads),        cmocka_unit_test(keeps_the_configuration),           cmocka_unit_test(carries_the_tokenizer),
-        cmocka_unit_test(opens_a_real_model_quickly),  cmocka_unit_test(gives_rows_in_hugging_faces_order), cmocka_unit_test(refuses_damaged_files),
-        cmocka_unit_test(survives_every_cut_and_flip), cmocka_unit_test(refuses_what_gguf_cannot_say),
+        cmocka_unit_test(writes_what_it_reads),         cmocka_unit_test(keeps_the_configuration),
+        cmocka_unit_test(carries_the_tokenizer),        cmocka_unit_test(says_yarn_in_llama_cpps_words),
+        cmocka_unit_test(opens_a_real_model_quickly),   cmocka_unit_test(gives_rows_in_hugging_faces_order),
+        cmocka_unit_test(refuses_damaged_files),        cmocka_unit_test(survives_every_cut_and_flip),
+        cmocka_unit_test(refuses_what_gguf_cannot_say),
     };
     return cmocka_run_group_tests_name("format/gguf", tests, setup, NULL);
 }
