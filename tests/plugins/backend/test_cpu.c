@@ -1,0 +1,750 @@
+/*
+ * Backend cpu: every kernel, for each instruction set of this machine, against backend ref over sizes with and without
+ * tails; the accuracy of its functions in units in the last place; and its promises on bits: which results depend on
+ * neither range, row, batch, page, threads nor encoding.
+ */
+#include "bench.h"
+
+#include <apus/blocks.h>
+
+static int setup(void **state)
+{
+    (void)state;
+    return bench_open();
+}
+
+/* ---------------------------------------------------------------- elementwise */
+
+typedef struct each {
+    const char *op;
+    int n_in, n_out, n_attrs, positive;
+    double attrs[2];
+} each;
+
+static const each elementwise[] = {
+    {"add", 2, 1, 0, 0, {0}},         {"sub", 2, 1, 0, 0, {0}},         {"mul", 2, 1, 0, 0, {0}},           {"div", 2, 1, 0, 1, {0}},
+    {"maximum", 2, 1, 0, 0, {0}},     {"minimum", 2, 1, 0, 0, {0}},     {"greater", 2, 1, 0, 0, {0}},       {"where", 3, 1, 0, 0, {0}},
+    {"affine", 1, 1, 2, 0, {0.3, 7}}, {"exp", 1, 1, 0, 0, {0}},         {"log", 1, 1, 0, 1, {0}},           {"log1p", 1, 1, 0, 1, {0}},
+    {"expm1", 1, 1, 0, 0, {0}},       {"sqrt", 1, 1, 0, 1, {0}},        {"abs", 1, 1, 0, 0, {0}},           {"square", 1, 1, 0, 0, {0}},
+    {"tanh", 1, 1, 0, 0, {0}},        {"sigmoid", 1, 1, 0, 0, {0}},     {"softplus", 1, 1, 0, 0, {0}},      {"log_sigmoid", 1, 1, 0, 0, {0}},
+    {"relu", 1, 1, 0, 0, {0}},        {"silu", 1, 1, 0, 0, {0}},        {"sign", 1, 1, 0, 0, {0}},          {"gelu", 1, 1, 1, 0, {0}},
+    {"gelu", 1, 1, 1, 0, {1}},        {"gelu_grad", 2, 1, 1, 0, {0}},   {"gelu_grad", 2, 1, 1, 0, {1}},     {"silu_grad", 2, 1, 0, 0, {0}},
+    {"swiglu", 2, 1, 0, 0, {0}},      {"swiglu_grad", 3, 2, 0, 0, {0}}, {"stop_gradient", 1, 1, 0, 0, {0}}, {"fill", 2, 1, 0, 0, {0}},
+};
+
+static void test_elementwise(void **state)
+{
+    (void)state;
+    static const int64_t sizes[] = {1, 5, 8, 13, 64, 1003};
+    for (size_t e = 0; e < sizeof elementwise / sizeof elementwise[0]; e++) {
+        const each *op = &elementwise[e];
+        const int binary = op->n_in > 1 && op->n_out == 1 && strcmp(op->op, "fill") != 0;
+        for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) {
+            for (int one = -1; one < (binary ? op->n_in : 0); one++) { /* which input has one element */
+                call c = call_of(op->op, op->attrs, op->n_attrs);
+                for (int k = 0; k < op->n_in; k++) {
+                    const int single = k == one || (k == 0 && strcmp(op->op, "fill") == 0);
+                    input_real(&c, op->positive ? 0.1 : -3.0, 3.0, 1, (int64_t[]){single ? 1 : sizes[s]});
+                }
+                for (int k = 0; k < op->n_out; k++)
+                    output(&c, 1, (int64_t[]){sizes[s]});
+                compare(&c, 2e-6);
+                if (op->n_out == 2) {
+                    c.skip = 1;
+                    compare(&c, 2e-6);
+                }
+                call_free(&c);
+            }
+        }
+    }
+}
+
+/* An element's bits depend on neither where the range begins nor how long it is; outputs may be an input's memory. */
+static void test_ranges(void **state)
+{
+    (void)state;
+    enum { N = 203 };
+    for (size_t e = 0; e < sizeof elementwise / sizeof elementwise[0]; e++) {
+        const each *op = &elementwise[e];
+        if (strcmp(op->op, "fill") == 0)
+            continue;
+        for (int isa = 0; isa < bench_isas; isa++) {
+            float x[3][N], whole[2][N], piece[2][N], saved[N];
+            const apus_kernel *kernel = bench_kernel("cpu", op->op, NULL);
+            for (int k = 0; k < 3; k++)
+                for (int i = 0; i < N; i++)
+                    x[k][i] = (float)bench_random(op->positive ? 0.1 : -4.0, 4.0);
+            for (int pass = 0; pass < 2; pass++) {
+                for (int begin = 0, n; begin < N; begin += n) {
+                    n = pass == 0 ? N : begin % 7 + 1;
+                    n = n < N - begin ? n : N - begin;
+                    apus_view in[3], out[2];
+                    for (int k = 0; k < 3; k++)
+                        in[k] = (apus_view){.data = x[k] + begin, .dtype = APUS_F32, .ndim = 1, .dims = {n}};
+                    for (int k = 0; k < 2; k++)
+                        out[k] = (apus_view){.data = (pass == 0 ? whole[k] : piece[k]) + begin, .dtype = APUS_F32, .ndim = 1, .dims = {n}};
+                    if (n == 1) /* a lone element may not be told from a broadcast one, nor need it be */
+                        out[0].dims[0] = 1;
+                    const apus_kernel_call c = {.in = in,
+                                                .out = out,
+                                                .attrs = op->attrs,
+                                                .backend = bench_cpu[isa],
+                                                .n_in = (uint32_t)op->n_in,
+                                                .n_out = (uint32_t)op->n_out};
+                    assert_int_equal(kernel->run(&c, NULL), APUS_OK);
+                }
+            }
+            for (int k = 0; k < op->n_out; k++)
+                if (memcmp(whole[k], piece[k], sizeof whole[k]) != 0)
+                    fail_msg("%s: bits depend on the range", op->op);
+            memcpy(saved, x[0], sizeof saved);
+            if (op->n_out == 1) {
+                apus_view in[3], out = {.data = x[0], .dtype = APUS_F32, .ndim = 1, .dims = {N}};
+                for (int k = 0; k < 3; k++)
+                    in[k] = (apus_view){.data = x[k], .dtype = APUS_F32, .ndim = 1, .dims = {N}};
+                const apus_kernel_call c = {
+                    .in = in, .out = &out, .attrs = op->attrs, .backend = bench_cpu[isa], .n_in = (uint32_t)op->n_in, .n_out = 1};
+                assert_int_equal(kernel->run(&c, NULL), APUS_OK);
+                assert_memory_equal(x[0], whole[0], sizeof saved);
+            }
+        }
+    }
+}
+
+static double exact(const char *op, double x)
+{
+    return strcmp(op, "exp") == 0           ? exp(x)
+           : strcmp(op, "expm1") == 0       ? expm1(x)
+           : strcmp(op, "log") == 0         ? log(x)
+           : strcmp(op, "log1p") == 0       ? log1p(x)
+           : strcmp(op, "tanh") == 0        ? tanh(x)
+           : strcmp(op, "sigmoid") == 0     ? 1.0 / (1.0 + exp(-x))
+           : strcmp(op, "softplus") == 0    ? (x > 0 ? x : 0.0) + log1p(exp(-fabs(x)))
+           : strcmp(op, "log_sigmoid") == 0 ? (x < 0 ? x : 0.0) - log1p(exp(-fabs(x)))
+           : strcmp(op, "silu") == 0        ? x / (1.0 + exp(-x))
+                                            : sqrt(x);
+}
+
+/* Over floats of every exponent, against libm in double. */
+static void test_accuracy(void **state)
+{
+    (void)state;
+    static const char *const ops[] = {"exp", "expm1", "log", "log1p", "tanh", "sigmoid", "softplus", "log_sigmoid", "silu", "sqrt"};
+    enum { N = 1 << 18 };
+    float *x = malloc(N * sizeof *x), *y = malloc(N * sizeof *y);
+    for (size_t o = 0; o < sizeof ops / sizeof ops[0]; o++) {
+        for (uint32_t i = 0; i < N; i++) {
+            const uint32_t bits = i << 14 | (i * 2654435761u >> 18);
+            memcpy(&x[i], &bits, 4);
+        }
+        for (int isa = 0; isa < bench_isas; isa++) {
+            apus_view in = {.data = x, .dtype = APUS_F32, .ndim = 1, .dims = {N}}, out = {.data = y, .dtype = APUS_F32, .ndim = 1, .dims = {N}};
+            const apus_kernel_call c = {.in = &in, .out = &out, .backend = bench_cpu[isa], .n_in = 1, .n_out = 1};
+            assert_int_equal(bench_kernel("cpu", ops[o], NULL)->run(&c, NULL), APUS_OK);
+            double worst = 0, where = 0;
+            for (int i = 0; i < N; i++) {
+                const double want = exact(ops[o], (double)x[i]);
+                const float nearest = (float)want;
+                if (!isfinite(nearest) || !isfinite(x[i])) {
+                    const int same = isnan(nearest) ? isnan(y[i]) : isinf(x[i]) && strcmp(ops[o], "silu") == 0 ? 1 : y[i] == nearest;
+                    if (!same && !(isinf(nearest) && fabs(want) < 3.5e38))
+                        fail_msg("%s(%g) is %g, expected %g", ops[o], (double)x[i], (double)y[i], want);
+                    continue;
+                }
+                const double unit = fabs(want) < 1.2e-38 ? 0x1p-149 : ldexp(1.0, ilogb(want) - 23), error = fabs((double)y[i] - want) / unit;
+                if (strcmp(ops[o], "silu") == 0 && x[i] < -87.0f)
+                    continue; /* its sigmoid is subnormal */
+                if (!(error <= worst)) {
+                    worst = error;
+                    where = (double)x[i];
+                }
+            }
+            print_message("%-12s %-9s %.2f ulp at %g\n", ops[o], isa == 0 ? "portable" : "avx2", worst, where);
+            if (!(worst <= 4.0))
+                fail_msg("%s is off by %g ulp at %g", ops[o], worst, where);
+        }
+    }
+    free(x);
+    free(y);
+}
+
+/* ---------------------------------------------------------------- sums and indexing */
+
+static void test_index(void **state)
+{
+    (void)state;
+    static const int64_t rows[] = {1, 3, 17, 300}, widths[] = {1, 7, 64, 259};
+    for (int r = 0; r < 4; r++) {
+        for (int w = 0; w < 4; w++) {
+            const int64_t shape[2] = {rows[r], widths[w]};
+            static const char *const sums[] = {"sum", "sum_squares", "sum_rows"};
+            for (int s = 0; s < 3; s++) {
+                call c = call_of(sums[s], NULL, 0);
+                input_real(&c, -1, 2, 2, shape);
+                output(&c, 1, (int64_t[]){s == 2 ? widths[w] : 1});
+                compare(&c, 1e-6);
+                call_free(&c);
+            }
+            call c = call_of("add_row", NULL, 0);
+            input_real(&c, -1, 1, 2, shape);
+            input_real(&c, -1, 1, 1, shape + 1);
+            output(&c, 2, shape);
+            compare(&c, 1e-6);
+            call_free(&c);
+
+            c = call_of("gather", NULL, 0);
+            input_real(&c, -1, 1, 2, shape);
+            input_index(&c, shape[0], 1, (int64_t[]){23});
+            output(&c, 2, (int64_t[]){23, shape[1]});
+            compare(&c, 0);
+            call_free(&c);
+
+            c = call_of("scatter_add", NULL, 0);
+            input_real(&c, -1, 1, 2, (int64_t[]){90, shape[1]});
+            input_index(&c, shape[0], 1, (int64_t[]){90});
+            input_shape(&c, 2, shape);
+            output(&c, 2, shape);
+            compare(&c, 1e-6);
+            call_free(&c);
+
+            const double begin = (double)(widths[w] / 3);
+            const int64_t count = widths[w] - widths[w] / 3;
+            c = call_of("columns", (double[]){begin, (double)count}, 2);
+            input_real(&c, -1, 1, 2, shape);
+            output(&c, 2, (int64_t[]){shape[0], count});
+            compare(&c, 0);
+            call_free(&c);
+
+            c = call_of("columns_grad", &begin, 1);
+            input_real(&c, -1, 1, 2, (int64_t[]){shape[0], count});
+            input_shape(&c, 2, shape);
+            output(&c, 2, shape);
+            compare(&c, 1e-7);
+            call_free(&c);
+
+            c = call_of("kv_write", NULL, 0);
+            input_real(&c, -1, 1, 2, (int64_t[]){400, shape[1]});
+            input_real(&c, -1, 1, 2, shape);
+            input_places(&c, 400, shape[0]);
+            output(&c, 2, (int64_t[]){400, shape[1]});
+            c.in_place = 1;
+            compare(&c, 0);
+            call_free(&c);
+
+            c = call_of("dropout", (double[]){0.3, 77}, 2);
+            input_real(&c, -1, 1, 2, shape);
+            input_long(&c, shape[0], (int64_t)1 << 33);
+            input_long(&c, 2, 1 << 20);
+            output(&c, 2, shape);
+            compare(&c, 1e-6);
+            call_free(&c);
+        }
+    }
+    call c = call_of("gather", NULL, 0); /* one dimension */
+    input_real(&c, -1, 1, 1, (int64_t[]){9});
+    input_index(&c, 9, 1, (int64_t[]){5});
+    output(&c, 1, (int64_t[]){5});
+    compare(&c, 0);
+    call_free(&c);
+    c = call_of("scatter_add", NULL, 0);
+    input_real(&c, -1, 1, 1, (int64_t[]){50});
+    input_index(&c, 9, 1, (int64_t[]){50});
+    input_shape(&c, 1, (int64_t[]){9});
+    output(&c, 1, (int64_t[]){9});
+    compare(&c, 1e-6);
+    call_free(&c);
+}
+
+static void test_bad_index(void **state)
+{
+    (void)state;
+    for (int bad = 0; bad < 2; bad++) {
+        for (int op = 0; op < 3; op++) {
+            static const char *const ops[] = {"gather", "scatter_add", "embedding"};
+            call c = call_of(ops[op], NULL, 0);
+            if (op != 1)
+                input_real(&c, -1, 1, 2, (int64_t[]){10, 8});
+            else
+                input_real(&c, -1, 1, 2, (int64_t[]){4, 8});
+            input_index(&c, 10, 1, (int64_t[]){4});
+            ((int32_t *)c.in[1].raw)[2] = bad ? 10 : -1;
+            if (op == 1)
+                input_shape(&c, 2, (int64_t[]){10, 8});
+            output(&c, 2, (int64_t[]){op == 1 ? 10 : 4, 8});
+            expect_refused(&c, "at place 2 is outside 0 … 9");
+            call_free(&c);
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- products */
+
+static const apus_dtype encodings[] = {APUS_F32,  APUS_F16,    APUS_BF16, APUS_Q4_0, APUS_Q4_1, APUS_Q5_0, APUS_Q5_1,
+                                       APUS_Q8_0, APUS_IQ4_NL, APUS_Q2_K, APUS_Q3_K, APUS_Q4_K, APUS_Q5_K, APUS_Q6_K};
+
+static void test_linear(void **state)
+{
+    (void)state;
+    static const int64_t shapes[][3] = {{1, 1, 1},   {1, 7, 5},    {2, 9, 64},    {3, 50, 33},    {4, 3, 8},
+                                        {5, 64, 72}, {7, 97, 100}, {70, 61, 128}, {130, 200, 40}, {0, 5, 8}};
+    for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
+        const int64_t m = shapes[s][0], n = shapes[s][1], k = shapes[s][2];
+        for (int bias = 0; bias < 2; bias++) {
+            for (int fused = 0; fused < 2; fused++) {
+                call c = call_of("linear", NULL, 0);
+                c.then = fused ? "add" : NULL;
+                input_real(&c, -1, 1, 2, (int64_t[]){m, k});
+                input_real(&c, -1, 1, 2, (int64_t[]){n, k});
+                if (bias)
+                    input_real(&c, -1, 1, 1, &n);
+                if (fused)
+                    input_real(&c, -1, 1, 2, (int64_t[]){m, n});
+                output(&c, 2, (int64_t[]){m, n});
+                compare(&c, 2e-6);
+                call_free(&c);
+            }
+        }
+        call c = call_of("linear_dx", NULL, 0);
+        input_real(&c, -1, 1, 2, (int64_t[]){m, n});
+        input_real(&c, -1, 1, 2, (int64_t[]){n, k});
+        output(&c, 2, (int64_t[]){m, k});
+        compare(&c, 2e-6);
+        call_free(&c);
+        c = call_of("linear_dw", NULL, 0);
+        input_real(&c, -1, 1, 2, (int64_t[]){m, n});
+        input_real(&c, -1, 1, 2, (int64_t[]){m, k});
+        output(&c, 2, (int64_t[]){n, k});
+        compare(&c, 2e-6);
+        call_free(&c);
+    }
+}
+
+static void test_encoded(void **state)
+{
+    (void)state;
+    static const int64_t ms[] = {1, 3, 40};
+    for (size_t e = 0; e < sizeof encodings / sizeof encodings[0]; e++) {
+        for (int i = 0; i < 3; i++) {
+            const int64_t m = ms[i], n = 301, k = 512;
+            call c = call_of("linear", NULL, 0);
+            input_real(&c, -1, 1, 2, (int64_t[]){m, k});
+            input_encoded(&c, encodings[e], n, k);
+            output(&c, 2, (int64_t[]){m, n});
+            compare(&c, 2e-6);
+            call_free(&c);
+            c = call_of("linear_dx", NULL, 0);
+            input_real(&c, -1, 1, 2, (int64_t[]){m, n});
+            input_encoded(&c, encodings[e], n, k);
+            output(&c, 2, (int64_t[]){m, k});
+            compare(&c, 2e-6);
+            call_free(&c);
+            c = call_of("embedding", NULL, 0);
+            input_encoded(&c, encodings[e], n, k);
+            input_index(&c, n, 1, (int64_t[]){m});
+            output(&c, 2, (int64_t[]){m, k});
+            compare(&c, 0);
+            call_free(&c);
+        }
+    }
+    call c = call_of("embedding_dw", NULL, 0);
+    input_real(&c, -1, 1, 2, (int64_t[]){100, 37});
+    input_index(&c, 20, 1, (int64_t[]){100});
+    input_shape(&c, 2, (int64_t[]){20, 37});
+    output(&c, 2, (int64_t[]){20, 37});
+    compare(&c, 1e-6);
+    call_free(&c);
+}
+
+/* A row of linear has the same bits alone and in company, with any threads; an encoded W those of the same W in float32. */
+static void test_linear_rows(void **state)
+{
+    (void)state;
+    enum { M = 37, N = 301, K = 576 };
+    static const apus_dtype types[] = {APUS_F32, APUS_BF16, APUS_Q8_0, APUS_Q4_0};
+    for (size_t e = 0; e < sizeof types / sizeof types[0]; e++) {
+        call c = call_of("linear", NULL, 0);
+        input_real(&c, -1, 1, 2, (int64_t[]){M, K});
+        input_encoded(&c, types[e], N, K);
+        output(&c, 2, (int64_t[]){M, N});
+        for (int isa = 0; isa < bench_isas; isa++) {
+            float *whole = run_cpu(&c, bench_cpu[isa], 0);
+            for (int64_t m = 1; m < 12; m++) {
+                call part = c;
+                float *some = NULL;
+                part.in[0].real += (M - m) * K;
+                part.in[0].dims[0] = part.out[0].dims[0] = m;
+                some = run_cpu(&part, bench_one[isa], 0);
+                assert_memory_equal(some, whole + (M - m) * N, (size_t)(m * N) * 4);
+                free(some);
+            }
+            if (types[e] != APUS_F32) {
+                call plain = c;
+                operand *w = &plain.in[1];
+                double *values = malloc(N * K * sizeof *values);
+                float row[K];
+                for (int64_t i = 0; i < N; i++) {
+                    (void)apus_row_to_f32(types[e], (char *)c.in[1].raw + (size_t)i * apus_row_bytes(types[e], K), row, K);
+                    for (int64_t j = 0; j < K; j++)
+                        values[i * K + j] = (double)row[j];
+                }
+                w->dtype = APUS_REAL;
+                w->real = values;
+                float *same = run_cpu(&plain, bench_cpu[isa], 0);
+                assert_memory_equal(same, whole, M * N * 4);
+                free(same);
+                free(values);
+            }
+            free(whole);
+        }
+        call_free(&c);
+    }
+}
+
+/* ---------------------------------------------------------------- norms and rope */
+
+static void test_norms(void **state)
+{
+    (void)state;
+    static const int64_t shapes[][3] = {{1, 2, 0}, {3, 7, 0}, {17, 64, 16}, {50, 100, 0}, {600, 33, 11}, {9, 576, 0}};
+    for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
+        const int64_t *shape = shapes[s], width = shape[2] > 0 ? shape[2] : shape[1];
+        for (int offset = 0; offset < 2; offset++) {
+            const double attrs[3] = {1e-6, (double)shape[2], (double)offset};
+            call c = call_of("rms_norm", attrs, 3);
+            input_real(&c, -2, 2, 2, shape);
+            input_real(&c, 0.5, 1.5, 1, &width);
+            output(&c, 2, shape);
+            compare(&c, 2e-6);
+            call_free(&c);
+            for (int skip = 0; skip < 3; skip++) {
+                c = call_of("rms_norm_grad", attrs, 3);
+                input_real(&c, -1, 1, 2, shape);
+                input_real(&c, 0.1, 2, 2, shape);
+                input_real(&c, 0.5, 1.5, 1, &width);
+                output(&c, 2, shape);
+                output(&c, 1, &width);
+                c.skip = skip;
+                compare(&c, 4e-6);
+                call_free(&c);
+            }
+        }
+        const double eps = 1e-5;
+        for (int bias = 0; bias < 2 && shape[1] > 2; bias++) {
+            call c = call_of("layer_norm", &eps, 1);
+            input_real(&c, -2, 2, 2, shape);
+            input_real(&c, 0.5, 1.5, 1, shape + 1);
+            if (bias)
+                input_real(&c, 0.5, 1.5, 1, shape + 1);
+            output(&c, 2, shape);
+            compare(&c, 4e-6);
+            call_free(&c);
+            for (int skip = 0; skip < 5; skip++) {
+                c = call_of("layer_norm_grad", &eps, 1);
+                input_real(&c, -1, 1, 2, shape);
+                input_real(&c, -2, 2, 2, shape);
+                input_real(&c, 0.5, 1.5, 1, shape + 1);
+                output(&c, 2, shape);
+                output(&c, 1, shape + 1);
+                output(&c, 1, shape + 1);
+                c.skip = skip;
+                compare(&c, 4e-6);
+                call_free(&c);
+            }
+        }
+    }
+}
+
+static void test_rope(void **state)
+{
+    (void)state;
+    static const int64_t dims[][3] = {{64, 64, 9}, {20, 12, 3}, {10, 6, 1}, {128, 32, 2}};
+    for (int d = 0; d < 4; d++) {
+        for (int mode = 0; mode < 3; mode++) {
+            for (int inverse = 0; inverse < 2; inverse++) {
+                const int64_t head = dims[d][0], rotary = dims[d][1], tokens = 45, half = rotary / 2;
+                const double attrs[8] = {(double)head, (double)rotary, 1.2, inverse, mode, 3000, 2.5, 10000};
+                call c = call_of("rope", attrs, 8);
+                input_real(&c, -1, 1, 2, (int64_t[]){tokens, head * dims[d][2]});
+                input_index(&c, 6000, 1, &tokens);
+                input_index(&c, 6000, 1, &tokens);
+                input_real(&c, 0, 1, mode == 2 ? 2 : 1, mode == 2 ? (int64_t[]){2, half} : &half);
+                output(&c, 2, (int64_t[]){tokens, head * dims[d][2]});
+                /* mode 1 makes its frequencies itself: float32 of them times a position of thousands */
+                compare(&c, mode == 1 ? 3e-4 : 1e-6);
+                call_free(&c);
+            }
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- attention */
+
+typedef struct shape {
+    int heads, kv_heads, dim, window;
+    double softcap;
+    int n_segments;
+    int32_t segments[5][4];
+} shape;
+
+static const shape shapes[] = {
+    {2, 1, 8, 0, 0, 1, {{0, 1, -1, 0}}},
+    {4, 2, 16, 0, 0, 2, {{0, 5, -1, 0}, {5, 70, -1, 0}}},
+    {9, 3, 64, 0, 0, 1, {{0, 200, -1, 0}}},
+    {3, 3, 20, 0, 5.0, 3, {{0, 66, -1, 0}, {66, 30, 0, 0}, {96, 131, 0, 0}}},
+    {6, 2, 12, 10, 0, 4, {{0, 90, -1, 0}, {90, 64, 0, 0}, {154, 3, 1, 0}, {157, 100, -1, 0}}},
+    {40, 2, 24, 70, 3.0, 2, {{0, 150, -1, 0}, {150, 20, 0, 0}}},
+    {2, 2, 5, 1, 0, 2, {{3, 40, -1, 0}, {0, 3, -1, 0}}},
+    {2, 1, 80, 0, 0, 3, {{0, 64, -1, 0}, {64, 0, 0, 0}, {64, 65, 1, 0}}},
+};
+
+static int64_t tokens_of(const shape *s)
+{
+    int64_t n = 0;
+    for (int i = 0; i < s->n_segments; i++)
+        n += s->segments[i][1];
+    return n;
+}
+
+static call attention_call(const char *op, const shape *s, int64_t page)
+{
+    const double attrs[7] = {s->heads, s->kv_heads, s->dim, 1.0 / sqrt(s->dim), s->window, s->softcap, (double)page};
+    return call_of(op, attrs, page > 0 ? 7 : 6);
+}
+
+static void test_attention(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        const shape *s = &shapes[i];
+        const int64_t t = tokens_of(s), wide[2] = {t, s->heads * s->dim}, narrow[2] = {t, s->kv_heads * s->dim}, heads[2] = {t, s->heads};
+        call c = attention_call("attention", s, 0);
+        input_real(&c, -2, 2, 2, wide);
+        input_real(&c, -2, 2, 2, narrow);
+        input_real(&c, -1, 1, 2, narrow);
+        input_int(&c, 2, (int64_t[]){s->n_segments, 4}, &s->segments[0][0]);
+        output(&c, 2, wide);
+        output(&c, 2, heads);
+        compare(&c, 4e-6);
+        double *out = run_ref(&c, 0), *lse = run_ref(&c, 1);
+        call g = attention_call("attention_grad", s, 0);
+        input_real(&g, -1, 1, 2, wide);
+        for (int k = 0; k < 3; k++)
+            input_copy(&g, c.in[k].real, 2, k == 0 ? wide : narrow);
+        input_copy(&g, out, 2, wide);
+        input_copy(&g, lse, 2, heads);
+        input_int(&g, 2, (int64_t[]){s->n_segments, 4}, &s->segments[0][0]);
+        output(&g, 2, wide);
+        output(&g, 2, narrow);
+        output(&g, 2, narrow);
+        compare(&g, 2e-5);
+        g.skip = 1;
+        compare(&g, 2e-5);
+        g.skip = 6;
+        compare(&g, 2e-5);
+        free(out);
+        free(lse);
+        call_free(&c);
+        call_free(&g);
+    }
+    static const int32_t wrong[][4] = {{-1, 2, -1, 0}, {0, -1, -1, 0}, {0, 7, -1, 0}, {0, 2, 0, 0}, {0, 2, -2, 0}, {INT32_MAX, INT32_MAX, -1, 0}};
+    for (int w = 0; w < 6; w++) {
+        call c = attention_call("attention", &shapes[0], 0);
+        input_real(&c, -2, 2, 2, (int64_t[]){6, 16});
+        input_real(&c, -2, 2, 2, (int64_t[]){6, 8});
+        input_real(&c, -1, 1, 2, (int64_t[]){6, 8});
+        input_int(&c, 2, (int64_t[]){1, 4}, wrong[w]);
+        output(&c, 2, (int64_t[]){6, 16});
+        output(&c, 2, (int64_t[]){6, 2});
+        expect_refused(&c, "attention: segment 0 is {");
+        call_free(&c);
+    }
+}
+
+/* attention_cached: against ref; then bits: whole prompts, single queries, other pages and neighbours, and plain attention. */
+static void test_cached(void **state)
+{
+    (void)state;
+    static const shape specs[] = {{9, 3, 64, 0, 0, 1, {{0, 150, -1, 0}}}, {4, 1, 12, 33, 4.0, 1, {{0, 150, -1, 0}}}};
+    enum { T = 150, PAGES = 20 };
+    for (int i = 0; i < 2; i++) {
+        const shape *s = &specs[i];
+        const int64_t wide = s->heads * s->dim, narrow = s->kv_heads * s->dim;
+        call plain = attention_call("attention", s, 0);
+        input_real(&plain, -2, 2, 2, (int64_t[]){T, wide});
+        input_real(&plain, -2, 2, 2, (int64_t[]){T, narrow});
+        input_real(&plain, -1, 1, 2, (int64_t[]){T, narrow});
+        input_int(&plain, 2, (int64_t[]){1, 4}, s->segments[0]);
+        output(&plain, 2, (int64_t[]){T, wide});
+        output(&plain, 2, (int64_t[]){T, s->heads});
+        for (int isa = 0; isa < bench_isas; isa++) {
+            float *want = run_cpu(&plain, bench_cpu[isa], 0);
+            static const int64_t pages[] = {8, 16, 200};
+            for (int p = 0; p < 3; p++) {
+                const int64_t page = pages[p], used = (T + page - 1) / page, slots = 2 * used * page;
+                int32_t table[2][4 + PAGES] = {{0}};
+                double *k = calloc((size_t)(slots * narrow), sizeof *k), *v = calloc((size_t)(slots * narrow), sizeof *v);
+                for (int64_t j = 0; j < slots * narrow; j++)
+                    k[j] = v[j] = (double)(float)bench_random(-1, 1);
+                for (int64_t j = 0; j < used; j++) {
+                    table[0][4 + j] = (int32_t)(2 * used - 1 - j);
+                    table[1][4 + j] = (int32_t)j;
+                }
+                for (int64_t j = 0; j < T; j++) {
+                    const int64_t slot = table[0][4 + j / page] * page + j % page;
+                    memcpy(k + slot * narrow, plain.in[1].real + j * narrow, (size_t)narrow * sizeof *k);
+                    memcpy(v + slot * narrow, plain.in[2].real + j * narrow, (size_t)narrow * sizeof *v);
+                }
+                static const int64_t counts[] = {1, 2, 7, 63, 64, T};
+                for (int n = 0; n < 6; n++) {
+                    for (int64_t length = counts[n]; length <= T; length += counts[n] == T ? 1 : 41) {
+                        const int64_t count = counts[n], other = 3; /* a neighbour stands first */
+                        table[1][0] = 0;
+                        table[1][1] = (int32_t)other;
+                        table[1][2] = 77;
+                        table[0][0] = (int32_t)other;
+                        table[0][1] = (int32_t)count;
+                        table[0][2] = (int32_t)length;
+                        call c = attention_call("attention_cached", s, page);
+                        input_real(&c, -1, 1, 2, (int64_t[]){count + other, wide});
+                        memcpy(c.in[0].real + other * wide, plain.in[0].real + (length - count) * wide, (size_t)(count * wide) * sizeof(double));
+                        input_copy(&c, k, 2, (int64_t[]){slots, narrow});
+                        input_copy(&c, v, 2, (int64_t[]){slots, narrow});
+                        input_int(&c, 2, (int64_t[]){2, 4 + PAGES}, &table[0][0]);
+                        output(&c, 2, (int64_t[]){count + other, wide});
+                        if (isa == 0 && length < 60)
+                            compare(&c, 4e-6);
+                        float *got = run_cpu(&c, bench_cpu[isa], 0);
+                        assert_memory_equal(got + other * wide, want + (length - count) * wide, (size_t)(count * wide) * 4);
+                        free(got);
+                        call_free(&c);
+                    }
+                }
+                free(k);
+                free(v);
+            }
+            free(want);
+        }
+        call_free(&plain);
+    }
+    static const int32_t wrong[][6] = {{0, 1, 9, 0, 0, 1}, {0, 3, 2, 0, 0, 1}, {-1, 1, 1, 0, 0, 0}, {0, 1, 5, 0, 0, 2}, {0, 1, 5, 0, -1, 0}};
+    for (int w = 0; w < 5; w++) {
+        call c = attention_call("attention_cached", &shapes[0], 4);
+        input_real(&c, -2, 2, 2, (int64_t[]){2, 16});
+        input_real(&c, -2, 2, 2, (int64_t[]){8, 8});
+        input_real(&c, -1, 1, 2, (int64_t[]){8, 8});
+        input_int(&c, 2, (int64_t[]){1, 6}, wrong[w]);
+        output(&c, 2, (int64_t[]){2, 16});
+        expect_refused(&c, "attention_cached: ");
+        call_free(&c);
+    }
+}
+
+/* ---------------------------------------------------------------- the vocabulary head */
+
+static void test_head(void **state)
+{
+    (void)state;
+    static const int64_t sizes[][3] = {{1, 5, 7}, {3, 513, 16}, {70, 1500, 32}, {600, 1100, 9}, {0, 40, 8}, {1100, 30, 8}};
+    for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) {
+        const int64_t n = sizes[s][0], v = sizes[s][1], h = sizes[s][2];
+        for (int cap = 0; cap < 2; cap++) {
+            const double attrs[2] = {cap ? 0.7 : 1.0, cap ? 4.0 : 0.0};
+            call c = call_of("token_logprob", attrs, 2);
+            input_real(&c, -1, 1, 2, (int64_t[]){n, h});
+            input_real(&c, -1, 1, 2, (int64_t[]){v, h});
+            input_index(&c, v, 1, &n);
+            output(&c, 1, &n);
+            output(&c, 1, &n);
+            compare(&c, 2e-6);
+            double *lse = run_ref(&c, 1);
+            call g = call_of("token_logprob_grad", attrs, 2);
+            input_real(&g, -1, 1, 1, &n);
+            input_copy(&g, c.in[0].real, 2, (int64_t[]){n, h});
+            input_copy(&g, c.in[1].real, 2, (int64_t[]){v, h});
+            input_int(&g, 1, &n, c.in[2].raw);
+            input_copy(&g, lse, 1, &n);
+            output(&g, 2, (int64_t[]){n, h});
+            output(&g, 2, (int64_t[]){v, h});
+            for (g.skip = 0; g.skip < 3; g.skip++)
+                compare(&g, 4e-6);
+            free(lse);
+            call_free(&c);
+            call_free(&g);
+        }
+    }
+    const double attrs[2] = {1, 0};
+    call c = call_of("token_logprob", attrs, 2);
+    input_real(&c, -1, 1, 2, (int64_t[]){9, 64});
+    input_encoded(&c, APUS_Q8_0, 700, 64);
+    input_index(&c, 700, 1, (int64_t[]){9});
+    output(&c, 1, (int64_t[]){9});
+    output(&c, 1, (int64_t[]){9});
+    compare(&c, 2e-6);
+    for (int isa = 0; isa < bench_isas; isa++) { /* a row alone has the bits it has in company, with any threads */
+        float *whole = run_cpu(&c, bench_cpu[isa], 0);
+        for (int r = 0; r < 9; r++) {
+            call one = c;
+            one.in[0].real += r * 64;
+            one.in[2].raw = (int32_t *)c.in[2].raw + r;
+            one.in[0].dims[0] = one.in[2].dims[0] = one.out[0].dims[0] = one.out[1].dims[0] = 1;
+            float *got = run_cpu(&one, bench_one[isa], 0);
+            assert_memory_equal(got, whole + r, 4);
+            free(got);
+        }
+        free(whole);
+    }
+    double *lse = run_ref(&c, 1);
+    call g = call_of("token_logprob_grad", attrs, 2);
+    input_real(&g, -1, 1, 1, (int64_t[]){9});
+    input_copy(&g, c.in[0].real, 2, (int64_t[]){9, 64});
+    input_encoded(&g, APUS_Q8_0, 700, 64);
+    memcpy(g.in[2].raw, c.in[1].raw, 700 * 68);
+    input_int(&g, 1, (int64_t[]){9}, c.in[2].raw);
+    input_copy(&g, lse, 1, (int64_t[]){9});
+    output(&g, 2, (int64_t[]){9, 64});
+    output(&g, 2, (int64_t[]){700, 64});
+    compare(&g, 4e-6);
+    ((int32_t *)c.in[2].raw)[4] = 700;
+    expect_refused(&c, "target id 700 at place 4 is outside 0 … 699");
+    free(lse);
+    call_free(&c);
+    call_free(&g);
+}
+
+/* ---------------------------------------------------------------- the device */
+
+static void test_device(void **state)
+{
+    (void)state;
+    const apus_backend_ops *ops = bench_backend("cpu");
+    static const size_t sizes[] = {0, 1, 100, 2u << 20, (5u << 20) + 1};
+    for (int i = 0; i < 5; i++) {
+        char *p = ops->alloc(bench_cpu[0], sizes[i]);
+        assert_non_null(p);
+        assert_int_equal((uintptr_t)p % 64, 0);
+        for (size_t b = 0; b < sizes[i]; b++)
+            assert_int_equal(p[b], 0);
+        memset(p, 7, sizes[i]);
+        ops->free(bench_cpu[0], p, sizes[i]);
+    }
+    assert_null(ops->alloc(bench_cpu[0], SIZE_MAX));
+    assert_non_null(strstr(ops->describe(bench_cpu[0]), "cpu: 3 threads, portable, openblas "));
+    assert_int_equal(ops->real(bench_cpu[0]), APUS_F32);
+    assert_int_equal(setenv("APUS_CPU_ISA", "sse9", 1), 0);
+    void *none = NULL;
+    apus_error err;
+    assert_int_equal(ops->open(apus_host_table(), NULL, &none, &err), APUS_E_UNSUPPORTED);
+    assert_non_null(strstr(err.message, "APUS_CPU_ISA is 'sse9'"));
+    assert_int_equal(unsetenv("APUS_CPU_ISA"), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_elementwise), cmocka_unit_test(test_ranges), cmocka_unit_test(test_accuracy),  cmocka_unit_test(test_index),
+        cmocka_unit_test(test_bad_index),   cmocka_unit_test(test_linear), cmocka_unit_test(test_encoded),   cmocka_unit_test(test_linear_rows),
+        cmocka_unit_test(test_norms),       cmocka_unit_test(test_rope),   cmocka_unit_test(test_attention), cmocka_unit_test(test_cached),
+        cmocka_unit_test(test_head),        cmocka_unit_test(test_device),
+    };
+    return cmocka_run_group_tests(tests, setup, bench_close);
+}
