@@ -43,26 +43,6 @@ static void lifetimes(apus_plan *p)
 
 /* ---------------------------------------------------------------- tiles */
 
-/* Member a writes a variable whose older value a later member still reads: the store waits for the tile's end. */
-static int store_waits(const apus_plan *p, const apus_plan_step *s, int32_t a, int32_t variable)
-{
-    for (int32_t b = a + 1; b < s->count; b++) {
-        const apus_plan_node *n = node_at(p, s, b);
-        for (uint32_t k = 0; k < n->n_in; k++) {
-            const apus_plan_tensor *x = &p->tensors.at[n->in[k]];
-            if (x->variable != variable || !apus_plan_reads(n, k))
-                continue;
-            int newer = 0;
-            for (int32_t c = a; c < b; c++)
-                for (uint32_t o = 0; o < node_at(p, s, c)->n_out; o++)
-                    newer |= node_at(p, s, c)->out[o] == n->in[k];
-            if (!newer)
-                return 1;
-        }
-    }
-    return 0;
-}
-
 static int32_t last_member(const apus_plan *p, const apus_plan_step *s, int32_t tensor, int32_t from)
 {
     int32_t last = from;
@@ -84,16 +64,14 @@ static apus_status assign_slots(apus_plan *p, int32_t step, apus_error *err)
         const apus_plan_node *n = node_at(p, s, a);
         for (uint32_t k = 0; k < n->n_out; k++) {
             apus_plan_tensor *t = &p->tensors.at[n->out[k]];
-            const int waits = t->variable >= 0 && store_waits(p, s, a, t->variable);
-            if (!waits && (t->variable >= 0 || t->keep || !t->used || t->last != step))
+            if (t->variable >= 0 || t->keep || !t->used || t->last != step)
                 continue;
-            const int32_t until = waits ? s->count : last_member(p, s, n->out[k], a);
             int32_t slot = 0;
             while (slot < s->slots && !(n->n_out == 1 ? busy_until[slot] <= a : busy_until[slot] < a))
                 slot++;
             if (slot == s->slots)
                 s->slots++;
-            busy_until[slot] = until > a ? until : a + (n->n_out > 1);
+            busy_until[slot] = last_member(p, s, n->out[k], a);
             t->slot = slot;
         }
     }

@@ -325,15 +325,6 @@ static void run_tile(void *context, int64_t i)
             return;
         }
     }
-    for (int32_t m = 0; m < c->s->count; m++) { /* stores that had to wait */
-        const apus_plan_node *node = &p->nodes.at[p->order.at[c->s->first + m]];
-        for (uint32_t k = 0; k < node->n_out; k++) {
-            const apus_plan_tensor *t = &p->tensors.at[node->out[k]];
-            if (t->slot >= 0 && t->variable >= 0)
-                memcpy((char *)p->variables.at[t->variable].memory + (size_t)begin * real, slot_at(slots, t->slot, c->tile, real),
-                       (size_t)n * real);
-        }
-    }
 }
 
 static int64_t count_of(const apus_view *v)
