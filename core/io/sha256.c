@@ -80,8 +80,8 @@ static pthread_mutex_t known_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int same_file(const known_file *k, const struct stat *st)
 {
-    return k->device == st->st_dev && k->inode == st->st_ino && k->size == st->st_size &&
-           k->mtime.tv_sec == st->st_mtim.tv_sec && k->mtime.tv_nsec == st->st_mtim.tv_nsec;
+    return k->device == st->st_dev && k->inode == st->st_ino && k->size == st->st_size && k->mtime.tv_sec == st->st_mtim.tv_sec &&
+           k->mtime.tv_nsec == st->st_mtim.tv_nsec;
 }
 
 static int recall(const struct stat *st, char hex[65])
@@ -150,9 +150,7 @@ apus_status apus_sha256_file(const char *path, char hex[65], apus_error *err)
     } else if (hex[0] == '\0') {
         status = apus_fail(err, APUS_E_INTERNAL, "%s: libcrypto could not hash it", path);
     } else if (fstat(fd, &after) != 0 ||
-               !same_file(
-                   &(known_file){.device = st.st_dev, .inode = st.st_ino, .size = st.st_size, .mtime = st.st_mtim},
-                   &after)) {
+               !same_file(&(known_file){.device = st.st_dev, .inode = st.st_ino, .size = st.st_size, .mtime = st.st_mtim}, &after)) {
         hex[0] = '\0';
         status = apus_fail(err, APUS_E_IO, "%s: changed while it was being read", path);
     } else {

@@ -87,8 +87,7 @@ static int is_text(const char *s)
 }
 
 /* Copy n structs whose stride is the first one's size. NULL with the error filled. `what` names them in messages. */
-static void *take_array(const char *what, const void *theirs, size_t n, size_t least, size_t our_size, apus_keep *keep,
-                        apus_error *err)
+static void *take_array(const char *what, const void *theirs, size_t n, size_t least, size_t our_size, apus_keep *keep, apus_error *err)
 {
     if (theirs == NULL) {
         (void)apus_fail(err, APUS_E_INVALID, "%s: %zu announced, but the array is NULL", what, n);
@@ -96,8 +95,7 @@ static void *take_array(const char *what, const void *theirs, size_t n, size_t l
     }
     size_t stride = size_of(theirs);
     if (stride < least || stride > STRUCT_BYTES_MAX || stride % sizeof(void *) != 0) {
-        (void)apus_fail(err, APUS_E_INVALID, "%s: size %zu of the first one is wrong, expected at least %zu", what,
-                        stride, least);
+        (void)apus_fail(err, APUS_E_INVALID, "%s: size %zu of the first one is wrong, expected at least %zu", what, stride, least);
         (void)apus_hint(err, APUS_E_INVALID, "set .size = sizeof the struct in every entry");
         return NULL;
     }
@@ -109,8 +107,7 @@ static void *take_array(const char *what, const void *theirs, size_t n, size_t l
     for (size_t i = 0; i < n; i++) {
         const char *one = (const char *)theirs + i * stride;
         if (size_of(one) != stride) {
-            (void)apus_fail(err, APUS_E_INVALID, "%s: number %zu has size %u, the first one %zu", what, i + 1,
-                            size_of(one), stride);
+            (void)apus_fail(err, APUS_E_INVALID, "%s: number %zu has size %u, the first one %zu", what, i + 1, size_of(one), stride);
             (void)apus_hint(err, APUS_E_INVALID, "set .size = sizeof the struct in every entry");
             return NULL;
         }
@@ -123,8 +120,7 @@ static void *take_array(const char *what, const void *theirs, size_t n, size_t l
 
 static int is_item_type(apus_param_type t)
 {
-    return (t >= APUS_PARAM_BOOL && t <= APUS_PARAM_BYTES) ||
-           (t >= APUS_PARAM_COMPONENT && t <= APUS_PARAM_DATASET && t != APUS_PARAM_MAP);
+    return (t >= APUS_PARAM_BOOL && t <= APUS_PARAM_BYTES) || (t >= APUS_PARAM_COMPONENT && t <= APUS_PARAM_DATASET && t != APUS_PARAM_MAP);
 }
 
 /* The default must be a value that a user could have written. */
@@ -195,18 +191,14 @@ static apus_status check_param(const char *component, const apus_param *all, siz
         return apus_fail(err, APUS_E_INVALID, "%s: the range is not a number", what);
     }
     if (scalar == APUS_PARAM_COMPONENT && (p->of_kind == NULL || apus_kind_find(p->of_kind) == NULL)) {
-        return apus_fail(err, APUS_E_INVALID, "%s: of_kind '%s' is no kind of component", what,
-                         p->of_kind != NULL ? p->of_kind : "NULL");
+        return apus_fail(err, APUS_E_INVALID, "%s: of_kind '%s' is no kind of component", what, p->of_kind != NULL ? p->of_kind : "NULL");
     }
     if ((p->flags & APUS_PARAM_REQUIRED) != 0) {
-        return p->fallback == NULL
-                   ? APUS_OK
-                   : apus_fail(err, APUS_E_INVALID, "%s: required, and yet has the default '%s'", what, p->fallback);
+        return p->fallback == NULL ? APUS_OK : apus_fail(err, APUS_E_INVALID, "%s: required, and yet has the default '%s'", what, p->fallback);
     }
     if (p->fallback == NULL) {
-        return (p->flags & APUS_PARAM_NULLABLE) != 0
-                   ? APUS_OK
-                   : apus_fail(err, APUS_E_INVALID, "%s: needs a default, or the flag REQUIRED or NULLABLE", what);
+        return (p->flags & APUS_PARAM_NULLABLE) != 0 ? APUS_OK
+                                                     : apus_fail(err, APUS_E_INVALID, "%s: needs a default, or the flag REQUIRED or NULLABLE", what);
     }
     return check_default(what, p, err);
 }
@@ -238,8 +230,7 @@ static apus_status check_params(const char *what, apus_component *c, apus_keep *
 
 /* ---------------------------------------------------------------- vtables */
 
-static apus_status check_required(const char *what, const void *table, const apus_required *required, size_t n,
-                                  apus_error *err)
+static apus_status check_required(const char *what, const void *table, const apus_required *required, size_t n, apus_error *err)
 {
     for (size_t i = 0; i < n; i++) {
         if (pointer_at(table, required[i].offset) == NULL) {
@@ -279,16 +270,14 @@ static apus_status check_array(const char *what, const apus_kind_array *a, char 
     return APUS_OK;
 }
 
-static apus_status check_ops(const char *what, const apus_kind *kind, apus_component *c, apus_keep *keep,
-                             apus_error *err)
+static apus_status check_ops(const char *what, const apus_kind *kind, apus_component *c, apus_keep *keep, apus_error *err)
 {
     if (c->ops == NULL) {
         return apus_fail(err, APUS_E_INVALID, "%s: has no functions ('ops' is NULL)", what);
     }
     uint32_t size = size_of(c->ops);
     if (size < sizeof(void *) * 2 || size > STRUCT_BYTES_MAX) {
-        (void)apus_fail(err, APUS_E_INVALID, "%s: size %u of its functions is wrong, this host's is %u", what, size,
-                        kind->size);
+        (void)apus_fail(err, APUS_E_INVALID, "%s: size %u of its functions is wrong, this host's is %u", what, size, kind->size);
         return apus_hint(err, APUS_E_INVALID, "set .size = sizeof the vtable");
     }
     char *ops = apus_keep_alloc(keep, kind->size);
@@ -307,15 +296,13 @@ static apus_status check_ops(const char *what, const apus_kind *kind, apus_compo
 /* ---------------------------------------------------------------- components and the plugin */
 
 /* *keep_it = 0: of a kind that only later hosts know. */
-static apus_status check_component(const char *file, const apus_plugin *plugin, size_t i, apus_component *c,
-                                   apus_keep *keep, int *keep_it, apus_error *err)
+static apus_status check_component(const char *file, const apus_plugin *plugin, size_t i, apus_component *c, apus_keep *keep, int *keep_it,
+                                   apus_error *err)
 {
     *keep_it = 1;
     if (!is_name(c->kind) || !is_name(c->name)) {
         const char *kind = c->kind != NULL ? c->kind : "NULL", *name = c->name != NULL ? c->name : "NULL";
-        return apus_fail(err, APUS_E_INVALID,
-                         "%s: component %zu: kind '%.80s' and name '%.80s' must both be of [a-z0-9_]", file, i + 1,
-                         kind, name);
+        return apus_fail(err, APUS_E_INVALID, "%s: component %zu: kind '%.80s' and name '%.80s' must both be of [a-z0-9_]", file, i + 1, kind, name);
     }
     char what[LABEL];
     label(what, sizeof what, "%s: %s %s", file, c->kind, c->name);
@@ -337,28 +324,24 @@ static apus_status check_component(const char *file, const apus_plugin *plugin, 
     return status == APUS_OK ? check_ops(what, kind, c, keep, err) : status;
 }
 
-apus_status apus_plugin_check(const char *file, const apus_plugin *theirs, apus_keep *keep, apus_plugin *ours,
-                              apus_error *err)
+apus_status apus_plugin_check(const char *file, const apus_plugin *theirs, apus_keep *keep, apus_plugin *ours, apus_error *err)
 {
     uint32_t head[2]; /* size, layout: all that may be read before the tag is known to be ours */
     memcpy(head, theirs, sizeof head);
     if (head[1] != APUS_LAYOUT_TAG) {
-        return apus_fail(err, APUS_E_INVALID, "%s: layout tag 0x%08x, expected 0x%08x: not a plugin of this ABI", file,
-                         head[1], APUS_LAYOUT_TAG);
+        return apus_fail(err, APUS_E_INVALID, "%s: layout tag 0x%08x, expected 0x%08x: not a plugin of this ABI", file, head[1], APUS_LAYOUT_TAG);
     }
     if (head[0] < PLUGIN_BYTES_LEAST || head[0] > STRUCT_BYTES_MAX) {
-        return apus_fail(err, APUS_E_INVALID, "%s: descriptor of %u bytes, expected at least %zu", file, head[0],
-                         (size_t)PLUGIN_BYTES_LEAST);
+        return apus_fail(err, APUS_E_INVALID, "%s: descriptor of %u bytes, expected at least %zu", file, head[0], (size_t)PLUGIN_BYTES_LEAST);
     }
     apus_take(ours, sizeof *ours, theirs);
     if (ours->need_minor > APUS_ABI_MINOR) {
-        (void)apus_fail(err, APUS_E_UNSUPPORTED, "%s: needs ABI %d.%u, this host serves %d.%d", file, APUS_ABI_MAJOR,
-                        ours->need_minor, APUS_ABI_MAJOR, APUS_ABI_MINOR);
+        (void)apus_fail(err, APUS_E_UNSUPPORTED, "%s: needs ABI %d.%u, this host serves %d.%d", file, APUS_ABI_MAJOR, ours->need_minor,
+                        APUS_ABI_MAJOR, APUS_ABI_MINOR);
         return apus_hint(err, APUS_E_UNSUPPORTED, "use a newer apus, or an older build of the plugin");
     }
     if (ours->need_minor > ours->minor) {
-        return apus_fail(err, APUS_E_INVALID, "%s: says it needs minor %u, but was compiled against %u", file,
-                         ours->need_minor, ours->minor);
+        return apus_fail(err, APUS_E_INVALID, "%s: says it needs minor %u, but was compiled against %u", file, ours->need_minor, ours->minor);
     }
     if (!is_text(ours->name) || !is_text(ours->version) || !is_text(ours->license) || !is_text(ours->doc)) {
         return apus_fail(err, APUS_E_INVALID, "%s: the descriptor's '%s' is missing", file,
@@ -372,8 +355,7 @@ apus_status apus_plugin_check(const char *file, const apus_plugin *theirs, apus_
     }
     char what[LABEL];
     label(what, sizeof what, "%s: components", file);
-    apus_component *components = take_array(what, ours->components, ours->n_components, COMPONENT_BYTES_LEAST,
-                                            sizeof(apus_component), keep, err);
+    apus_component *components = take_array(what, ours->components, ours->n_components, COMPONENT_BYTES_LEAST, sizeof(apus_component), keep, err);
     if (components == NULL) {
         return APUS_E_INVALID;
     }

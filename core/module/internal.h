@@ -47,8 +47,7 @@ void apus_keep_free(apus_keep *k);
  * arrays are all indexed as ours; what a shorter struct does not reach is zero. Strings stay the plugin's. `file` opens
  * the messages. Components of a kind this host does not know, in a plugin of a later minor, are left out with a
  * warning. */
-apus_status apus_plugin_check(const char *file, const apus_plugin *theirs, apus_keep *keep, apus_plugin *ours,
-                              apus_error *err);
+apus_status apus_plugin_check(const char *file, const apus_plugin *theirs, apus_keep *keep, apus_plugin *ours, apus_error *err);
 
 /* Refuse a plugin file (regular, ELF, whole) or its folder unless only root or the user may change it. */
 apus_status apus_module_trust(const char *path, apus_error *err);

@@ -86,8 +86,7 @@ static apus_status add_module(module *m, apus_error *err)
         const apus_component *c = &p->components[i];
         const entry *other = lookup(c->kind, c->name);
         if (other != NULL) {
-            (void)apus_fail(err, APUS_E_INVALID, "%s: %s %s is already provided by %s", m->public.path, c->kind,
-                            c->name, other->module->public.path);
+            (void)apus_fail(err, APUS_E_INVALID, "%s: %s %s is already provided by %s", m->public.path, c->kind, c->name, other->module->public.path);
             return apus_hint(err, APUS_E_INVALID, "remove one of the two files, or rename the component");
         }
     }
@@ -162,8 +161,7 @@ static apus_status enter(lt_dlhandle handle, const char *path, const char *base,
             char name[32];
             (void)snprintf(name, sizeof name, "apus_plugin_v%d", major);
             if (lt_dlsym(handle, name) != NULL) {
-                return apus_fail(err, APUS_E_UNSUPPORTED, "%s: made for ABI %d, this host serves ABI %d", path, major,
-                                 APUS_ABI_MAJOR);
+                return apus_fail(err, APUS_E_UNSUPPORTED, "%s: made for ABI %d, this host serves ABI %d", path, major, APUS_ABI_MAJOR);
             }
         }
         (void)apus_fail(err, APUS_E_INVALID, "%s: has no entry 'apus_plugin_v1': not a plugin", path);
@@ -313,8 +311,7 @@ static apus_status load_dir(const char *dir, int lenient, apus_error *err)
     for (int i = 0; i < n; i++) {
         char path[PATH_MAX], real[PATH_MAX];
         if (status == APUS_OK) {
-            if (snprintf(path, sizeof path, "%s/%s", dir, files[i]->d_name) >= (int)sizeof path ||
-                realpath(path, real) == NULL) {
+            if (snprintf(path, sizeof path, "%s/%s", dir, files[i]->d_name) >= (int)sizeof path || realpath(path, real) == NULL) {
                 (void)apus_fail(err, APUS_E_IO, "%s/%s: cannot open: %s", dir, files[i]->d_name, strerror(errno));
                 status = settle(APUS_E_IO, lenient, err);
             } else if (loaded_from(real) == NULL && !shadowed(real, n_before)) {
@@ -408,9 +405,8 @@ static const apus_module *look(module *m)
 {
     struct stat now;
     apus_error err;
-    if (m->st.st_ino != 0 && m->sha256[0] == '\0' && stat(m->public.path, &now) == 0 && now.st_ino == m->st.st_ino &&
-        now.st_size == m->st.st_size && now.st_mtim.tv_sec == m->st.st_mtim.tv_sec &&
-        now.st_mtim.tv_nsec == m->st.st_mtim.tv_nsec) {
+    if (m->st.st_ino != 0 && m->sha256[0] == '\0' && stat(m->public.path, &now) == 0 && now.st_ino == m->st.st_ino && now.st_size == m->st.st_size &&
+        now.st_mtim.tv_sec == m->st.st_mtim.tv_sec && now.st_mtim.tv_nsec == m->st.st_mtim.tv_nsec) {
         (void)apus_sha256_file(m->public.path, m->sha256, &err);
     }
     return &m->public;
@@ -500,8 +496,8 @@ static apus_status at_place(const apus_node *n, apus_status status, apus_error *
     return status;
 }
 
-apus_status apus_component_resolve(const char *kind, const apus_node *spec, const char *fallback_name,
-                                   const apus_component **component, apus_node **params, apus_error *err)
+apus_status apus_component_resolve(const char *kind, const apus_node *spec, const char *fallback_name, const apus_component **component,
+                                   apus_node **params, apus_error *err)
 {
     const apus_node_api *nodes = apus_nodes();
     const char *name = fallback_name;
@@ -530,8 +526,7 @@ apus_status apus_component_resolve(const char *kind, const apus_node *spec, cons
     }
     char what[256];
     (void)snprintf(what, sizeof what, "%s %s", kind, name);
-    apus_node *valid =
-        apus_params_validate(is == APUS_NODE_MAP ? spec : NULL, c->params, c->n_params, "type", what, err);
+    apus_node *valid = apus_params_validate(is == APUS_NODE_MAP ? spec : NULL, c->params, c->n_params, "type", what, err);
     if (valid == NULL) {
         return APUS_E_INVALID;
     }

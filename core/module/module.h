@@ -46,8 +46,8 @@ const apus_module *apus_component_module(const apus_component *c);
 
 /* Validate a component's parameters: `spec` is a name (string) or a map with `type:` (type may be missing when
  * fallback_name is not NULL). Gives the component and the complete parameter map (owner: caller). */
-apus_status apus_component_resolve(const char *kind, const apus_node *spec, const char *fallback_name,
-                                   const apus_component **component, apus_node **params, apus_error *err);
+apus_status apus_component_resolve(const char *kind, const apus_node *spec, const char *fallback_name, const apus_component **component,
+                                   apus_node **params, apus_error *err);
 
 /* Copy of a foreign vtable: zeroes what its size does not reach. */
 void apus_take(void *ours, size_t our_size, const void *theirs);

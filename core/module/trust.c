@@ -14,14 +14,12 @@
 static apus_status trust(const char *path, const struct stat *st, apus_error *err)
 {
     if (st->st_uid != 0 && st->st_uid != geteuid()) {
-        (void)apus_fail(err, APUS_E_INVALID, "%s: owned by user %ld, refused: plugins must belong to root or to you",
-                        path, (long)st->st_uid);
+        (void)apus_fail(err, APUS_E_INVALID, "%s: owned by user %ld, refused: plugins must belong to root or to you", path, (long)st->st_uid);
         return apus_hint(err, APUS_E_INVALID, "copy it to a folder of your own");
     }
     if ((st->st_mode & 022) != 0) {
         (void)apus_fail(err, APUS_E_INVALID, "%s: %s (mode %04o), refused: others could change what runs here", path,
-                        (st->st_mode & 002) != 0 ? "world-writable" : "group-writable",
-                        (unsigned)(st->st_mode & 07777));
+                        (st->st_mode & 002) != 0 ? "world-writable" : "group-writable", (unsigned)(st->st_mode & 07777));
         return apus_hint(err, APUS_E_INVALID, "chmod go-w '%s'", path);
     }
     return APUS_OK;
@@ -88,19 +86,16 @@ apus_status apus_module_elf(const char *path, apus_error *err)
     } else if (head.e_machine != MACHINE) {
         wrong = "built for another machine";
 #endif
-    } else if (head.e_phentsize != sizeof(Elf64_Phdr) || head.e_phoff > size ||
-               (uint64_t)head.e_phnum * sizeof(Elf64_Phdr) > size - head.e_phoff) {
+    } else if (head.e_phentsize != sizeof(Elf64_Phdr) || head.e_phoff > size || (uint64_t)head.e_phnum * sizeof(Elf64_Phdr) > size - head.e_phoff) {
         wrong = "a cut ELF file";
     }
     for (unsigned i = 0; wrong == NULL && i < head.e_phnum; i++) {
         Elf64_Phdr segment;
-        if (pread(fd, &segment, sizeof segment, (off_t)(head.e_phoff + i * sizeof segment)) !=
-                (ssize_t)sizeof segment ||
+        if (pread(fd, &segment, sizeof segment, (off_t)(head.e_phoff + i * sizeof segment)) != (ssize_t)sizeof segment ||
             (segment.p_type == PT_LOAD && (segment.p_offset > size || segment.p_filesz > size - segment.p_offset))) {
             wrong = "a cut ELF file";
         }
     }
     close(fd);
-    return wrong == NULL ? APUS_OK
-                         : apus_fail(err, APUS_E_INVALID, "%s: %s, expected a plugin (shared object)", path, wrong);
+    return wrong == NULL ? APUS_OK : apus_fail(err, APUS_E_INVALID, "%s: %s, expected a plugin (shared object)", path, wrong);
 }

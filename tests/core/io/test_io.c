@@ -298,10 +298,8 @@ static void test_compressed(void **state)
     static const struct {
         const char *name;
         int filter;
-    } cases[] = {{"d.csv.gz", ARCHIVE_FILTER_GZIP},
-                 {"d.csv.xz", ARCHIVE_FILTER_XZ},
-                 {"d.csv.zst", ARCHIVE_FILTER_ZSTD},
-                 {"d.csv.bz2", ARCHIVE_FILTER_BZIP2}};
+    } cases[] = {
+        {"d.csv.gz", ARCHIVE_FILTER_GZIP}, {"d.csv.xz", ARCHIVE_FILTER_XZ}, {"d.csv.zst", ARCHIVE_FILTER_ZSTD}, {"d.csv.bz2", ARCHIVE_FILTER_BZIP2}};
     apus_error err;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         member one = {.name = "data", .text = "a,b\n1,2\n"};

@@ -67,8 +67,7 @@ static void assert_refused(const char *path, const char *words)
     apus_error err = {{0}, {0}};
     const size_t modules = apus_module_count(), components = apus_component_count(NULL);
     assert_int_not_equal(apus_module_load_file(path, &err), APUS_OK);
-    if (strstr(err.message, words) == NULL || strncmp(err.message, path, strlen(path)) != 0 ||
-        strchr(err.message, '\n') != NULL) {
+    if (strstr(err.message, words) == NULL || strncmp(err.message, path, strlen(path)) != 0 || strchr(err.message, '\n') != NULL) {
         fail_msg("'%s' does not say '%s' of '%s' on one line", err.message, words, path);
     }
     assert_int_equal(apus_module_count(), modules);
@@ -222,12 +221,7 @@ static void test_not_plugins(void **state)
     assert_refused(at("dir.so"), "not a regular file");
     char *bytes = apus_file_read(copy("good", "whole.so"), 0, &n, &err);
     for (size_t part = 0; part < 16; part++) { /* cut anywhere before the end of what is mapped */
-        assert_int_equal(apus_file_write(at("cut.so"), bytes,
-                                         part == 0   ? 20
-                                         : part == 1 ? 70
-                                                     : n * part / 40,
-                                         &err),
-                         APUS_OK);
+        assert_int_equal(apus_file_write(at("cut.so"), bytes, part == 0 ? 20 : part == 1 ? 70 : n * part / 40, &err), APUS_OK);
         assert_refused(at("cut.so"), "a cut ELF file");
     }
     bytes[16] = 1; /* ET_REL */
@@ -351,8 +345,7 @@ static void test_registry(void **state)
     assert_non_null(strstr(err.message, "no kind"));
 }
 
-static apus_status resolve(const char *json, const char *fallback, const apus_component **c, apus_node **params,
-                           apus_error *err)
+static apus_status resolve(const char *json, const char *fallback, const apus_component **c, apus_node **params, apus_error *err)
 {
     apus_node *spec = json != NULL ? apus_nodes()->parse_json(json, strlen(json), "pipe.yaml", err) : NULL;
     assert_true(json == NULL || spec != NULL);
@@ -455,18 +448,10 @@ static void test_folders(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_extensions),
-        cmocka_unit_test(test_log),
-        cmocka_unit_test(test_stop),
-        cmocka_unit_test(test_untrusted),
-        cmocka_unit_test(test_not_plugins),
-        cmocka_unit_test(test_wrong_plugins),
-        cmocka_unit_test(test_good),
-        cmocka_unit_test(test_later_and_declining),
-        cmocka_unit_test(test_registry),
-        cmocka_unit_test(test_resolve),
-        cmocka_unit_test(test_folders),
+        cmocka_unit_test(test_memory),        cmocka_unit_test(test_extensions), cmocka_unit_test(test_log),
+        cmocka_unit_test(test_stop),          cmocka_unit_test(test_untrusted),  cmocka_unit_test(test_not_plugins),
+        cmocka_unit_test(test_wrong_plugins), cmocka_unit_test(test_good),       cmocka_unit_test(test_later_and_declining),
+        cmocka_unit_test(test_registry),      cmocka_unit_test(test_resolve),    cmocka_unit_test(test_folders),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -19,8 +19,8 @@ static void sampler_close(void *sampler)
     (void)sampler;
 }
 
-static apus_status sample(void *sampler, float *logits, int32_t vocab, const int32_t *history, size_t n,
-                          size_t n_prompt, double u, int32_t *id, apus_error *err)
+static apus_status sample(void *sampler, float *logits, int32_t vocab, const int32_t *history, size_t n, size_t n_prompt, double u, int32_t *id,
+                          apus_error *err)
 {
     (void)sampler, (void)logits, (void)history, (void)n, (void)n_prompt, (void)u, (void)err;
     *id = vocab - 1;
@@ -41,21 +41,11 @@ struct later_plugin {
     apus_plugin known;
     const char *news[2];
 };
-static const struct later_ops ops = {
-    .known = {.size = sizeof(struct later_ops), .open = sampler_open, .close = sampler_close, .sample = sample},
-    .news = {(void *)"a", (void *)"b", (void *)"c"}};
-static const struct later_component components[] = {{.known = {.size = sizeof(struct later_component),
-                                                               .kind = "hologram",
-                                                               .name = "later",
-                                                               .doc = "A kind to come.",
-                                                               .ops = &ops},
-                                                     .news = "x"},
-                                                    {.known = {.size = sizeof(struct later_component),
-                                                               .kind = "sampler",
-                                                               .name = "later",
-                                                               .doc = "Longer structs.",
-                                                               .ops = &ops},
-                                                     .news = "x"}};
+static const struct later_ops ops = {.known = {.size = sizeof(struct later_ops), .open = sampler_open, .close = sampler_close, .sample = sample},
+                                     .news = {(void *)"a", (void *)"b", (void *)"c"}};
+static const struct later_component components[] = {
+    {.known = {.size = sizeof(struct later_component), .kind = "hologram", .name = "later", .doc = "A kind to come.", .ops = &ops}, .news = "x"},
+    {.known = {.size = sizeof(struct later_component), .kind = "sampler", .name = "later", .doc = "Longer structs.", .ops = &ops}, .news = "x"}};
 static const struct later_plugin later = {.known = {.size = sizeof later,
                                                     .layout = APUS_LAYOUT_TAG,
                                                     .minor = 99,
@@ -116,29 +106,26 @@ static const apus_param params[] = {
     {.size = 8, .name = "small", .type = APUS_PARAM_INT, .fallback = "1", .doc = "Wrong size."},
 #endif
 #ifdef CASE_PARAM_OF_KIND
-    {SIZED(apus_param), .name = "part", .type = APUS_PARAM_COMPONENT, .of_kind = "part", .fallback = "a",
-     .doc = "No such kind."},
+    {SIZED(apus_param), .name = "part", .type = APUS_PARAM_COMPONENT, .of_kind = "part", .fallback = "a", .doc = "No such kind."},
 #endif
-    {SIZED(apus_param), .name = "limit", .type = APUS_PARAM_BYTES, .flags = APUS_PARAM_NULLABLE,
-     .doc = "Bytes, or none."}};
+    {SIZED(apus_param), .name = "limit", .type = APUS_PARAM_BYTES, .flags = APUS_PARAM_NULLABLE, .doc = "Bytes, or none."}};
 
 static const apus_component components[] = {{SIZED(apus_component),
 #ifdef CASE_KIND
                                              .kind = "samplr",
 #else
-                                              .kind = "sampler",
+                                             .kind = "sampler",
 #endif
 #ifdef CASE_NAME
                                              .name = "Bad-Name",
 #else
-                                              .name = NAME,
+                                             .name = NAME,
 #endif
-                                             .doc = "The last id.", .params = params,
-                                             .n_params = sizeof params / sizeof params[0],
+                                             .doc = "The last id.", .params = params, .n_params = sizeof params / sizeof params[0],
 #ifdef CASE_NO_OPS
                                              .ops = NULL
 #else
-                                              .ops = &ops
+                                             .ops = &ops
 #endif
 }};
 
