@@ -158,7 +158,7 @@ static apus_status add_params(const apus_pipeline *p, const char (*keys)[65], ha
         if (text != NULL)
             apus_sha256_add(sha, text, strlen(text) + 1);
         apus_host_table()->free(text);
-        if (param.type == APUS_PARAM_MODEL || param.type == APUS_PARAM_DATASET) {
+        if (param.type == APUS_PARAM_MODEL || param.type == APUS_PARAM_DATASET || param.item == APUS_PARAM_MODEL) {
             st = add_files(p, keys, c, sha, value, err);
         } else if (param.type == APUS_PARAM_COMPONENT && NODE->kind(value) == APUS_NODE_MAP) {
             const char *type = NODE->as_string(NODE->get(value, "type"), NULL);

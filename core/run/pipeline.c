@@ -133,6 +133,11 @@ static apus_status complete(const apus_pipeline *p, size_t upto, const apus_comp
         if (param->type == APUS_PARAM_MODEL) {
             apus_node *model = resolve_model(p, upto, value, &st, err);
             (void)NODE->set(params, param->name, model);
+        } else if (param->type == APUS_PARAM_LIST && param->item == APUS_PARAM_MODEL) {
+            apus_node *list = NODE->make_list();
+            for (size_t k = 0; k < NODE->length(value) && st == APUS_OK; k++)
+                (void)NODE->append(list, resolve_model(p, upto, NODE->at(value, k), &st, err));
+            (void)NODE->set(params, param->name, list);
         } else if (param->type == APUS_PARAM_DATASET) {
             st = apus_dataset_check(value, err);
         } else if (param->type == APUS_PARAM_COMPONENT) {

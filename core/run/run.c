@@ -69,6 +69,22 @@ static void find_cache_dir(const apus_pipeline *p, char *path, size_t capacity)
         snprintf(path, capacity, "%s/.cache/apus", home != NULL ? home : ".");
 }
 
+/* What a killed process had begun to write beside its final name; nobody else writes here while we hold the lock. */
+static void sweep(const char *folder)
+{
+    char path[4700];
+    DIR *d = opendir(folder);
+    for (const struct dirent *e = d != NULL ? readdir(d) : NULL; e != NULL; e = readdir(d)) {
+        const char *end = strstr(e->d_name, ".tmp");
+        if (end == NULL || (end[4] != '\0' && end[4] != '-'))
+            continue;
+        snprintf(path, sizeof path, "%s/%s", folder, e->d_name);
+        (void)apus_remove_tree(path, NULL);
+    }
+    if (d != NULL)
+        closedir(d);
+}
+
 /* One process at a time works in a run folder. */
 static apus_status lock_folder(run_state *r, apus_error *err)
 {
@@ -84,6 +100,7 @@ static apus_status lock_folder(run_state *r, apus_error *err)
         apus_fail(err, APUS_E_IO, "%s: another process is running in this folder", r->pipeline.run_dir);
         return apus_hint(err, APUS_E_IO, "wait for it, or name another folder with run=…");
     }
+    sweep(r->pipeline.run_dir);
     return APUS_OK;
 }
 
@@ -185,6 +202,7 @@ static apus_status run_stage(run_state *r, size_t i, apus_error *err)
     apus_status st = set_aside(r, i, err);
     if (st != APUS_OK)
         return st;
+    sweep(dir);
     const apus_tracker_run run = {.size = sizeof run,
                                   .run_dir = r->pipeline.run_dir,
                                   .stage_dir = dir,

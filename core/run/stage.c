@@ -19,6 +19,7 @@
 struct apus_stage_log {
     int fd;
     int64_t position;
+    int begun;             /* what an earlier attempt left was cut off, or kept by a resumed training */
     struct {
         apus_tracker_ops ops;
         void *tracker;
@@ -109,6 +110,8 @@ apus_status apus_stage_event(apus_stage_context *s, apus_node *event, apus_error
     size_t length;
     char *line = NODE->write_json(event, 0, &length);
     apus_status st = line != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "out of memory");
+    if (st == APUS_OK && !l->begun) /* a stage that does not resume starts its log anew */
+        st = apus_stage_events_rewind(s, 0, err);
     if (st == APUS_OK) {
         line[length] = '\n'; /* over the NUL: one write, whole lines */
         const ssize_t n = pwrite(l->fd, line, length + 1, l->position);
@@ -139,6 +142,7 @@ apus_status apus_stage_events_rewind(apus_stage_context *s, int64_t position, ap
     if (ftruncate(l->fd, position) != 0)
         return apus_fail(err, APUS_E_IO, "%s/events.jsonl: %s", s->stage_dir, strerror(errno));
     l->position = position;
+    l->begun = 1;
     char path[4400];
     size_t length;
     snprintf(path, sizeof path, "%s/events.jsonl", s->stage_dir);

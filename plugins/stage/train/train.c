@@ -26,7 +26,7 @@ static apus_status loop(const apus_host *host, const apus_node *params, apus_tra
             st = session->trainer_evaluate(t, err);
         if (st == APUS_OK && due(step, save_steps) && step < max_steps)
             st = session->trainer_checkpoint(t, err);
-        if (st == APUS_OK && host->stopping() && step < max_steps) {
+        if (st == APUS_E_STOPPED || (st == APUS_OK && host->stopping() && step < max_steps)) { /* also in the midst of an evaluation */
             st = session->trainer_checkpoint(t, err);
             if (st == APUS_OK)
                 st = apus_fail(err, APUS_E_STOPPED, "stopped at step %lld of %lld, checkpoint written; run the same command to go on",
