@@ -22,7 +22,8 @@ typedef struct apus_tokens {
 } apus_tokens;
 
 enum {
-    APUS_ENCODE_SPECIAL_TEXT = 1, /* strings of special/added tokens in the text become those tokens */
+    APUS_ENCODE_SPECIAL_TEXT = 1, /* strings of special tokens in the text become those tokens, else they are ordinary text;
+                                     added tokens that are not special are found either way, as Hugging Face does */
     APUS_ENCODE_ADD_SPECIAL = 2   /* add what the post-processor adds (BOS, …) */
 };
 

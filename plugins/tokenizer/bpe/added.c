@@ -42,8 +42,8 @@ static uint32_t char_before(const char *s, size_t end)
 }
 
 /* The next added token in v from *from on. `taken`: where the last one ended. 1 with its index and place, 0. */
-static int next_token(const apus_bpe_call *call, const apus_bpe_trie *trie, const apus_bpe_view *v, size_t *from, size_t taken,
-                      int32_t *token, size_t *begin, size_t *end)
+static int next_token(const apus_bpe_call *call, const apus_bpe_trie *trie, const apus_bpe_view *v, size_t *from, size_t taken, int32_t *token,
+                      size_t *begin, size_t *end)
 {
     const apus_bpe_token *tokens = call->t->added.tokens;
     size_t length = 0;
@@ -61,8 +61,7 @@ static int next_token(const apus_bpe_call *call, const apus_bpe_trie *trie, cons
             continue;
         if (t->single_word) {
             size_t width;
-            if ((*begin > 0 && apus_bpe_is_word(char_before(v->s, *begin))) ||
-                (*end < v->n && apus_bpe_is_word(apus_bpe_char(v->s + *end, &width))))
+            if ((*begin > 0 && apus_bpe_is_word(char_before(v->s, *begin))) || (*end < v->n && apus_bpe_is_word(apus_bpe_char(v->s + *end, &width))))
                 continue;
         }
         while (t->lstrip && *begin > taken && apus_bpe_is_space(char_before(v->s, *begin))) {
@@ -195,8 +194,8 @@ static apus_status one(apus_bpe *t, const apus_node *node, apus_bpe_token *token
         token->id = declared;
     } else if (id != NULL && token->id != declared) {
         char line[256];
-        snprintf(line, sizeof line, "added token '%.60s' says id %d but the vocabulary gives it %d, which is used", token->content,
-                 declared, token->id);
+        snprintf(line, sizeof line, "added token '%.60s' says id %d but the vocabulary gives it %d, which is used", token->content, declared,
+                 token->id);
         apus_bpe_host->log(APUS_LOG_WARN, "bpe", line);
     }
     return token->normalized && t->n_normals > 0 ? normal_form(t, token, err) : APUS_OK;

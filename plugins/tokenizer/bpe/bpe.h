@@ -65,13 +65,18 @@ uint64_t apus_bpe_hash(const void *bytes, size_t n);
 /* Grow an array that realloc made: 0 when memory is out (the old one stays). */
 int apus_bpe_grow(void *array, size_t *capacity, size_t need, size_t item);
 
+/* ---------------------------------------------------------------- pattern.c */
+
+/* An Oniguruma pattern as PCRE2 is to read it: 1 with *out (malloc'd, *n_out bytes). 0: *problem says what stands at byte
+ * *at, or is NULL when memory is out. */
+int apus_bpe_translate(const char *pattern, size_t n, char **out, size_t *n_out, const char **problem, size_t *at);
+
 /* ---------------------------------------------------------------- regex.c */
 
 typedef struct apus_bpe_regex apus_bpe_regex;
 
 /* `pattern` as Oniguruma (Ruby's syntax) reads it, or a literal string. where: for errors. */
-apus_status apus_bpe_regex_open(apus_bpe_regex **out, const char *pattern, size_t n, int literal, const char *where,
-                                apus_error *err);
+apus_status apus_bpe_regex_open(apus_bpe_regex **out, const char *pattern, size_t n, int literal, const char *where, apus_error *err);
 void apus_bpe_regex_close(apus_bpe_regex *r);
 
 /* Matches one after another, as the crate onig's find_iter gives them. Zero it, then set s and n. */
@@ -108,15 +113,24 @@ apus_status apus_bpe_open(apus_bpe *t, const apus_node *source, apus_error *err)
 /* ---------------------------------------------------------------- normalize.c */
 
 typedef enum {
-    APUS_BPE_NFC, APUS_BPE_NFD, APUS_BPE_NFKC, APUS_BPE_NFKD, APUS_BPE_LOWERCASE, APUS_BPE_STRIP,
-    APUS_BPE_STRIP_ACCENTS, APUS_BPE_REPLACE, APUS_BPE_PREPEND, APUS_BPE_NMT, APUS_BPE_BYTES
+    APUS_BPE_NFC,
+    APUS_BPE_NFD,
+    APUS_BPE_NFKC,
+    APUS_BPE_NFKD,
+    APUS_BPE_LOWERCASE,
+    APUS_BPE_STRIP,
+    APUS_BPE_STRIP_ACCENTS,
+    APUS_BPE_REPLACE,
+    APUS_BPE_PREPEND,
+    APUS_BPE_NMT,
+    APUS_BPE_BYTES
 } apus_bpe_normal_kind;
 
 typedef struct apus_bpe_normal {
     apus_bpe_normal_kind kind;
-    int left, right;           /* STRIP */
-    apus_bpe_regex *pattern;   /* REPLACE */
-    const char *text;          /* REPLACE's content, PREPEND's text */
+    int left, right;         /* STRIP */
+    apus_bpe_regex *pattern; /* REPLACE */
+    const char *text;        /* REPLACE's content, PREPEND's text */
     size_t n_text;
 } apus_bpe_normal;
 
@@ -128,26 +142,27 @@ apus_status apus_bpe_normalize(apus_bpe_call *call, apus_bpe_view *v);
 /* ---------------------------------------------------------------- split.c */
 
 typedef enum {
-    APUS_BPE_SPLIT_REGEX, APUS_BPE_SPLIT_CLASS, APUS_BPE_SPLIT_WORDS, APUS_BPE_SPLIT_METASPACE,
+    APUS_BPE_SPLIT_REGEX,
+    APUS_BPE_SPLIT_CLASS,
+    APUS_BPE_SPLIT_WORDS,
+    APUS_BPE_SPLIT_METASPACE,
     APUS_BPE_SPLIT_BYTELEVEL, /* add_prefix_space and the pattern */
     APUS_BPE_SPLIT_BYTES,     /* bytes to GPT-2's alphabet; left to the model when last */
     APUS_BPE_SPLIT_FIXED
 } apus_bpe_split_kind;
 
-typedef enum {
-    APUS_BPE_REMOVED, APUS_BPE_ISOLATED, APUS_BPE_MERGED_WITH_PREVIOUS, APUS_BPE_MERGED_WITH_NEXT, APUS_BPE_CONTIGUOUS
-} apus_bpe_behavior;
+typedef enum { APUS_BPE_REMOVED, APUS_BPE_ISOLATED, APUS_BPE_MERGED_WITH_PREVIOUS, APUS_BPE_MERGED_WITH_NEXT, APUS_BPE_CONTIGUOUS } apus_bpe_behavior;
 
 typedef struct apus_bpe_split {
     apus_bpe_split_kind kind;
     apus_bpe_behavior behavior;
     int invert;
-    apus_bpe_regex *pattern;   /* REGEX; BYTELEVEL: NULL without use_regex */
-    int (*member)(uint32_t);   /* CLASS */
-    uint32_t delimiter;        /* CLASS without member; METASPACE's replacement */
-    int prepend;               /* METASPACE: 0 never, 1 first, 2 always; BYTELEVEL: add_prefix_space */
-    int cut;                   /* METASPACE: split */
-    size_t length;             /* FIXED: characters */
+    apus_bpe_regex *pattern; /* REGEX; BYTELEVEL: NULL without use_regex */
+    int (*member)(uint32_t); /* CLASS */
+    uint32_t delimiter;      /* CLASS without member; METASPACE's replacement */
+    int prepend;             /* METASPACE: 0 never, 1 first, 2 always; BYTELEVEL: add_prefix_space */
+    int cut;                 /* METASPACE: split */
+    size_t length;           /* FIXED: characters */
 } apus_bpe_split;
 
 apus_status apus_bpe_split_open(apus_bpe *t, const apus_node *node, apus_error *err);
@@ -172,7 +187,7 @@ int32_t apus_bpe_model_size(const apus_bpe_model *m);                           
 typedef struct apus_bpe_token {
     const char *content; /* as written */
     size_t n;
-    char *normal;        /* as the normaliser leaves it, if that differs; else NULL */
+    char *normal; /* as the normaliser leaves it, if that differs; else NULL */
     size_t n_normal;
     int32_t id;
     int single_word, lstrip, rstrip, normalized, special;
@@ -183,7 +198,7 @@ typedef struct apus_bpe_trie {
     struct apus_bpe_trie_node {
         int32_t child, sibling, token; /* -1: none */
         unsigned char byte;
-    } *nodes;
+    } * nodes;
     size_t n, capacity;
     int32_t root[256]; /* nodes by first byte */
 } apus_bpe_trie;
@@ -205,8 +220,14 @@ const apus_bpe_token *apus_bpe_added_token(const apus_bpe_added *a, int32_t id);
 /* ---------------------------------------------------------------- decode.c */
 
 typedef enum {
-    APUS_BPE_DECODE_BYTELEVEL, APUS_BPE_DECODE_REPLACE, APUS_BPE_DECODE_FALLBACK, APUS_BPE_DECODE_FUSE,
-    APUS_BPE_DECODE_STRIP, APUS_BPE_DECODE_METASPACE, APUS_BPE_DECODE_WORDPIECE, APUS_BPE_DECODE_SUFFIX
+    APUS_BPE_DECODE_BYTELEVEL,
+    APUS_BPE_DECODE_REPLACE,
+    APUS_BPE_DECODE_FALLBACK,
+    APUS_BPE_DECODE_FUSE,
+    APUS_BPE_DECODE_STRIP,
+    APUS_BPE_DECODE_METASPACE,
+    APUS_BPE_DECODE_WORDPIECE,
+    APUS_BPE_DECODE_SUFFIX
 } apus_bpe_decode_kind;
 
 typedef struct apus_bpe_decode {
@@ -214,9 +235,9 @@ typedef struct apus_bpe_decode {
     apus_bpe_regex *pattern; /* REPLACE */
     const char *text;        /* REPLACE's content, WORDPIECE's prefix, SUFFIX's suffix */
     size_t n_text;
-    uint32_t c;              /* STRIP's content, METASPACE's replacement */
-    size_t start, stop;      /* STRIP */
-    int flag;                /* METASPACE: the first token loses its marks; WORDPIECE: cleanup */
+    uint32_t c;         /* STRIP's content, METASPACE's replacement */
+    size_t start, stop; /* STRIP */
+    int flag;           /* METASPACE: the first token loses its marks; WORDPIECE: cleanup */
 } apus_bpe_decode;
 
 apus_status apus_bpe_decode_open(apus_bpe *t, const apus_node *node, apus_error *err);
@@ -241,8 +262,8 @@ struct apus_bpe {
 };
 
 typedef struct apus_bpe_symbol {
-    int32_t id;
-    uint32_t n; /* bytes of the piece; 0: merged away */
+    int32_t id;     /* -1: merged away */
+    uint32_t begin; /* byte of the piece */
     uint32_t prev, next;
 } apus_bpe_symbol;
 

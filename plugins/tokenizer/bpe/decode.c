@@ -128,7 +128,7 @@ static int replace_all(const char *s, size_t n, const char *from, size_t n_from,
 /* WordPiece's cleanup: the replacements one after another. */
 static int word_piece(const apus_bpe_decode *op, const char *s, size_t n, int first, strings *out)
 {
-    static const char *const pairs[][2] = {{" .", "."},    {" ?", "?"},     {" !", "!"},   {" ,", ","},     {" ' ", "'"},   {" n't", "n't"},
+    static const char *const pairs[][2] = {{" .", "."},   {" ?", "?"},           {" !", "!"},   {" ,", ","},     {" ' ", "'"},   {" n't", "n't"},
                                            {" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
     strings a = {0}, b = {0};
     int joined = n >= op->n_text && memcmp(s, op->text, op->n_text) == 0, ok;

@@ -11,7 +11,7 @@
 #define ID_MAX      (1 << 24) /* ids beyond are a damaged file, not a vocabulary */
 #define CACHE_SLOTS (1u << 16)
 #define CACHE_WAYS  8u
-#define CACHE_KEY   64u /* bytes: longer pieces are not kept */
+#define CACHE_KEY   64u            /* bytes: longer pieces are not kept */
 #define MARK        "\xE2\x96\x81" /* U+2581, SentencePiece's space */
 
 typedef struct {
@@ -48,10 +48,10 @@ struct apus_bpe_model {
     size_t n_unk, n_prefix, n_suffix;
     int32_t unk_id;
     int fuse_unk, byte_fallback, ignore_merges;
-    int bytes;           /* pieces are raw bytes */
-    int cut;             /* no merge spans "x▁": pieces may be cut before each run of ▁ */
-    int32_t byte_id[256]; /* bytes: ids of single bytes; else of ASCII characters; -1 none */
-    int32_t fallback[256]; /* <0x00> … */
+    int bytes;                /* pieces are raw bytes */
+    int cut;                  /* no merge spans "x▁": pieces may be cut before each run of ▁ */
+    int32_t byte_id[256];     /* bytes: ids of single bytes; else of ASCII characters; -1 none */
+    int32_t fallback[256];    /* <0x00> … */
     _Atomic(cached *) *cache; /* [CACHE_SLOTS] in sets of CACHE_WAYS */
 };
 
@@ -344,12 +344,12 @@ void apus_bpe_model_close(apus_bpe_model *m)
 
 /* ---------------------------------------------------------------- merging */
 
-static int add_symbol(apus_bpe_call *call, int32_t id, size_t n)
+static int add_symbol(apus_bpe_call *call, int32_t id, size_t begin)
 {
     if (!apus_bpe_grow(&call->symbols, &call->symbols_capacity, call->n_symbols + 1, sizeof *call->symbols))
         return 0;
     uint32_t i = (uint32_t)call->n_symbols++;
-    call->symbols[i] = (apus_bpe_symbol){id, (uint32_t)n, i > 0 ? i - 1 : UINT32_MAX, UINT32_MAX};
+    call->symbols[i] = (apus_bpe_symbol){id, (uint32_t)begin, i > 0 ? i - 1 : UINT32_MAX, UINT32_MAX};
     if (i > 0)
         call->symbols[i - 1].next = i;
     return 1;
@@ -357,10 +357,11 @@ static int add_symbol(apus_bpe_call *call, int32_t id, size_t n)
 
 /* One character of a piece as the vocabulary spells it: with prefix and suffix where they belong. The rules of unknown
  * ones, and that a pending unknown comes after the bytes that follow it, are tokenizers' models/bpe/model.rs. */
-static apus_status one_character(apus_bpe_call *call, const char *s, size_t n, size_t bytes, int first, int last, int32_t *unk_pending,
-                                 size_t *unk_bytes)
+static apus_status one_character(apus_bpe_call *call, const char *s, size_t n, size_t begin, int last, int32_t *unk_pending, size_t *unk_begin)
 {
     const apus_bpe_model *m = call->t->model;
+    const int first = begin == 0;
+    const char *character = m->bytes ? NULL : s;
     if ((!first && m->n_prefix > 0) || (last && m->n_suffix > 0)) {
         call->word.n = 0;
         if ((!first && !apus_bpe_add(&call->word, m->prefix, m->n_prefix, 0)) || !apus_bpe_add(&call->word, s, n, 0) ||
@@ -373,9 +374,9 @@ static apus_status one_character(apus_bpe_call *call, const char *s, size_t n, s
     int ok = 1;
     if (id >= 0) {
         if (*unk_pending >= 0)
-            ok = add_symbol(call, *unk_pending, *unk_bytes);
+            ok = add_symbol(call, *unk_pending, *unk_begin);
         *unk_pending = -1;
-        return ok && add_symbol(call, id, bytes) ? APUS_OK : apus_bpe_memory(call->err);
+        return ok && add_symbol(call, id, begin) ? APUS_OK : apus_bpe_memory(call->err);
     }
     if (m->byte_fallback) {
         size_t known = 0;
@@ -383,7 +384,7 @@ static apus_status one_character(apus_bpe_call *call, const char *s, size_t n, s
             known++;
         if (known == n) {
             for (size_t i = 0; i < n && ok; i++)
-                ok = add_symbol(call, m->fallback[(unsigned char)s[i]], 1);
+                ok = add_symbol(call, m->fallback[(unsigned char)s[i]], begin + (s == character ? i : 0));
             return ok ? APUS_OK : apus_bpe_memory(call->err);
         }
     }
@@ -391,14 +392,12 @@ static apus_status one_character(apus_bpe_call *call, const char *s, size_t n, s
         return APUS_OK; /* as tokenizers: the character is left out */
     if (m->unk_id < 0)
         return apus_fail(call->err, APUS_E_INVALID, "the tokenizer's unk_token '%.60s' is not in its vocabulary", m->unk);
-    if (*unk_pending >= 0 && m->fuse_unk) {
-        *unk_bytes += bytes;
+    if (*unk_pending >= 0 && m->fuse_unk)
         return APUS_OK;
-    }
     if (*unk_pending >= 0)
-        ok = add_symbol(call, *unk_pending, *unk_bytes);
+        ok = add_symbol(call, *unk_pending, *unk_begin);
     *unk_pending = m->unk_id;
-    *unk_bytes = bytes;
+    *unk_begin = begin;
     return ok ? APUS_OK : apus_bpe_memory(call->err);
 }
 
@@ -407,13 +406,13 @@ static apus_status characters(apus_bpe_call *call, const char *s, size_t n)
     const apus_bpe_model *m = call->t->model;
     int plain = m->n_prefix == 0 && m->n_suffix == 0;
     int32_t pending = -1;
-    size_t pending_bytes = 0;
+    size_t pending_begin = 0;
     call->n_symbols = 0;
     for (size_t i = 0, length; i < n; i += length) {
         unsigned char b = (unsigned char)s[i];
         length = 1;
         if (plain && pending < 0 && m->byte_id[b] >= 0 && (m->bytes || b < 0x80)) {
-            if (!add_symbol(call, m->byte_id[b], 1))
+            if (!add_symbol(call, m->byte_id[b], i))
                 return apus_bpe_memory(call->err);
             continue;
         }
@@ -427,11 +426,11 @@ static apus_status characters(apus_bpe_call *call, const char *s, size_t n)
             apus_bpe_char(c, &length);
             n_c = length;
         }
-        apus_status status = one_character(call, c, n_c, length, i == 0, i + length == n, &pending, &pending_bytes);
+        apus_status status = one_character(call, c, n_c, i, i + length == n, &pending, &pending_begin);
         if (status != APUS_OK)
             return status;
     }
-    if (pending >= 0 && !add_symbol(call, pending, pending_bytes))
+    if (pending >= 0 && !add_symbol(call, pending, pending_begin))
         return apus_bpe_memory(call->err);
     return APUS_OK;
 }
@@ -484,23 +483,20 @@ static int merge_all(apus_bpe_call *call)
             sift_down(call->heap, call->n_heap, 0);
         uint32_t at = (uint32_t)top.order;
         apus_bpe_symbol *left = &symbols[at];
-        if (left->n == 0 || left->next == UINT32_MAX)
+        if (left->id < 0 || left->next == UINT32_MAX)
             continue;
         apus_bpe_symbol *right = &symbols[left->next];
         const merge *found = look_up_merge(m, left->id, right->id);
         if (found == NULL || found->id != top.id) /* what stood here has merged otherwise */
             continue;
         left->id = top.id;
-        left->n += right->n;
         left->next = right->next;
-        right->n = 0;
+        right->id = -1;
         if (left->next != UINT32_MAX)
             symbols[left->next].prev = at;
-        if (left->prev != UINT32_MAX && (found = look_up_merge(m, symbols[left->prev].id, left->id)) != NULL &&
-            !heap_push(call, found, left->prev))
+        if (left->prev != UINT32_MAX && (found = look_up_merge(m, symbols[left->prev].id, left->id)) != NULL && !heap_push(call, found, left->prev))
             return 0;
-        if (left->next != UINT32_MAX && (found = look_up_merge(m, left->id, symbols[left->next].id)) != NULL &&
-            !heap_push(call, found, at))
+        if (left->next != UINT32_MAX && (found = look_up_merge(m, left->id, symbols[left->next].id)) != NULL && !heap_push(call, found, at))
             return 0;
     }
     return 1;
@@ -571,17 +567,15 @@ static apus_status one_piece(apus_bpe_call *call, const apus_bpe_view *piece)
     if ((s = apus_bpe_emit_reserve(call, call->n_symbols)) != APUS_OK)
         return s;
     uint32_t firsts[CACHE_KEY];
-    size_t at = 0, from = call->out->n, n = 0;
+    size_t from = call->out->n, n = 0;
     for (size_t i = 0; i < call->n_symbols; i++) {
         const apus_bpe_symbol *symbol = &call->symbols[i];
-        if (symbol->n == 0)
+        if (symbol->id < 0)
             continue;
-        size_t first = at < piece->n ? at : piece->n - 1;
         if (n < CACHE_KEY)
-            firsts[n] = (uint32_t)first;
+            firsts[n] = symbol->begin;
         n++;
-        (void)apus_bpe_emit(call, symbol->id, apus_bpe_origin(piece, first));
-        at += symbol->n;
+        (void)apus_bpe_emit(call, symbol->id, apus_bpe_origin(piece, symbol->begin));
     }
     if (piece->n <= CACHE_KEY && n <= CACHE_KEY)
         remember(call, piece, hash, firsts, from);

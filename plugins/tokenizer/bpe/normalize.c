@@ -31,8 +31,7 @@ static size_t decompose(uint32_t c, int compat, uint32_t out[20])
         return 1;
     int boundary = 0;
     utf8proc_int32_t parts[20];
-    utf8proc_ssize_t n = utf8proc_decompose_char((utf8proc_int32_t)c, parts, 20,
-                                                 UTF8PROC_DECOMPOSE | (compat ? UTF8PROC_COMPAT : 0), &boundary);
+    utf8proc_ssize_t n = utf8proc_decompose_char((utf8proc_int32_t)c, parts, 20, UTF8PROC_DECOMPOSE | (compat ? UTF8PROC_COMPAT : 0), &boundary);
     if (n < 1 || n > 20)
         return 1;
     for (utf8proc_ssize_t i = 0; i < n; i++)
@@ -43,8 +42,7 @@ static size_t decompose(uint32_t c, int compat, uint32_t out[20])
 /* The primary composite of a and b, or 0. */
 static uint32_t compose(uint32_t a, uint32_t b)
 {
-    if (b < 0x300 || apus_bpe_in(apus_bpe_after_nine, apus_bpe_after_nine_n, a) ||
-        apus_bpe_in(apus_bpe_after_nine, apus_bpe_after_nine_n, b))
+    if (b < 0x300 || apus_bpe_in(apus_bpe_after_nine, apus_bpe_after_nine_n, a) || apus_bpe_in(apus_bpe_after_nine, apus_bpe_after_nine_n, b))
         return 0;
     utf8proc_int32_t pair[3] = {(utf8proc_int32_t)a, (utf8proc_int32_t)b, 0};
     if (utf8proc_normalize_utf32(pair, 2, UTF8PROC_COMPOSE | UTF8PROC_STABLE) != 1 ||
@@ -54,11 +52,11 @@ static uint32_t compose(uint32_t a, uint32_t b)
 }
 
 /* Characters of class 0 that compose with one before them (Unicode 9). */
-static const apus_bpe_range seconds[] = {
-    {0x9BE, 0x9BE},     {0x9D7, 0x9D7},     {0xB3E, 0xB3E},     {0xB56, 0xB57},     {0xBBE, 0xBBE},     {0xBD7, 0xBD7},
-    {0xCC2, 0xCC2},     {0xCD5, 0xCD6},     {0xD3E, 0xD3E},     {0xD57, 0xD57},     {0xDCF, 0xDCF},     {0xDDF, 0xDDF},
-    {0x102E, 0x102E},   {0x1161, 0x1175},   {0x11A8, 0x11C2},   {0x1B35, 0x1B35},   {0x11127, 0x11127}, {0x1133E, 0x1133E},
-    {0x11357, 0x11357}, {0x114B0, 0x114B0}, {0x114BA, 0x114BA}, {0x114BD, 0x114BD}, {0x115AF, 0x115AF}};
+static const apus_bpe_range seconds[] = {{0x9BE, 0x9BE},     {0x9D7, 0x9D7},     {0xB3E, 0xB3E},     {0xB56, 0xB57},     {0xBBE, 0xBBE},
+                                         {0xBD7, 0xBD7},     {0xCC2, 0xCC2},     {0xCD5, 0xCD6},     {0xD3E, 0xD3E},     {0xD57, 0xD57},
+                                         {0xDCF, 0xDCF},     {0xDDF, 0xDDF},     {0x102E, 0x102E},   {0x1161, 0x1175},   {0x11A8, 0x11C2},
+                                         {0x1B35, 0x1B35},   {0x11127, 0x11127}, {0x1133E, 0x1133E}, {0x11357, 0x11357}, {0x114B0, 0x114B0},
+                                         {0x114BA, 0x114BA}, {0x114BD, 0x114BD}, {0x115AF, 0x115AF}};
 
 /* Stays as it is in every normal form asked for, wherever it stands, and starts a new stretch. */
 static int inert(uint32_t c, apus_bpe_normal_kind kind)
@@ -72,13 +70,11 @@ static int inert(uint32_t c, apus_bpe_normal_kind kind)
     if (c >= 0xAC00 && c <= 0xD7A3) /* Hangul syllables: a jamo that follows is not inert */
         return kind == APUS_BPE_NFC || kind == APUS_BPE_NFKC;
     const utf8proc_property_t *p = utf8proc_get_property((utf8proc_int32_t)c);
-    return p->combining_class == 0 && p->decomp_seqindex == UINT16_MAX &&
-           !apus_bpe_in(seconds, sizeof seconds / sizeof *seconds, c);
+    return p->combining_class == 0 && p->decomp_seqindex == UINT16_MAX && !apus_bpe_in(seconds, sizeof seconds / sizeof *seconds, c);
 }
 
 /* The stretch v[begin, end), which holds no inert character but perhaps its first. */
-static int normal_stretch(apus_bpe_call *call, apus_bpe_normal_kind kind, const apus_bpe_view *v, size_t begin, size_t end,
-                          apus_bpe_buffer *out)
+static int normal_stretch(apus_bpe_call *call, apus_bpe_normal_kind kind, const apus_bpe_view *v, size_t begin, size_t end, apus_bpe_buffer *out)
 {
     size_t n = 0;
     int compat = kind == APUS_BPE_NFKC || kind == APUS_BPE_NFKD;
@@ -220,8 +216,8 @@ static uint32_t nmt(uint32_t c) /* UINT32_MAX: dropped */
 {
     if ((c >= 1 && c <= 8) || c == 0x0B || (c >= 0x0E && c <= 0x1F) || c == 0x7F || c == 0x8F || c == 0x9F)
         return UINT32_MAX;
-    if (c == 9 || c == 10 || c == 12 || c == 13 || c == 0x1680 || (c >= 0x200B && c <= 0x200F) || c == 0x2028 ||
-        c == 0x2029 || c == 0x2581 || c == 0xFEFF || c == 0xFFFD)
+    if (c == 9 || c == 10 || c == 12 || c == 13 || c == 0x1680 || (c >= 0x200B && c <= 0x200F) || c == 0x2028 || c == 0x2029 || c == 0x2581 ||
+        c == 0xFEFF || c == 0xFFFD)
         return ' ';
     return c;
 }
@@ -318,8 +314,8 @@ apus_status apus_bpe_normalize(apus_bpe_call *call, apus_bpe_view *v)
             changed = replace(call, op, v, out);
             break;
         case APUS_BPE_PREPEND:
-            changed = apus_bpe_reserve(out, v->n + op->n_text) &&
-                              apus_bpe_add(out, op->text, op->n_text, apus_bpe_origin(v, 0)) && apus_bpe_copy(out, v, 0, v->n)
+            changed = apus_bpe_reserve(out, v->n + op->n_text) && apus_bpe_add(out, op->text, op->n_text, apus_bpe_origin(v, 0)) &&
+                              apus_bpe_copy(out, v, 0, v->n)
                           ? 1
                           : -1;
             break;
@@ -401,6 +397,5 @@ apus_status apus_bpe_normal_open(apus_bpe *t, const apus_node *node, apus_error 
         return APUS_OK;
     }
     (void)apus_bpe_bad(node, err, "normalizer '%s' is not supported", type);
-    return apus_hint(err, APUS_E_UNSUPPORTED,
-                     "supported: Sequence NFC NFD NFKC NFKD Lowercase Strip StripAccents Replace Prepend Nmt ByteLevel");
+    return apus_hint(err, APUS_E_UNSUPPORTED, "supported: Sequence NFC NFD NFKC NFKD Lowercase Strip StripAccents Replace Prepend Nmt ByteLevel");
 }

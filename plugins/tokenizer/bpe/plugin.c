@@ -80,6 +80,20 @@ apus_status apus_bpe_emit(apus_bpe_call *call, int32_t id, uint32_t begin)
     return APUS_OK;
 }
 
+/* Errors quote what they complain of: one line of UTF-8, whatever that was. */
+static apus_status one_line(apus_status s, apus_error *err)
+{
+    if (s == APUS_OK || err == NULL)
+        return s;
+    for (size_t i = 0, n = strlen(err->message), step; i < n; i += step) {
+        int valid;
+        step = apus_bpe_step((const unsigned char *)err->message + i, n - i, &valid);
+        if (!valid || (unsigned char)err->message[i] < 0x20)
+            memset(err->message + i, valid ? ' ' : '?', step);
+    }
+    return s;
+}
+
 static int claims(const apus_node *source)
 {
     const apus_node *model = apus_bpe_host->node->get(source, "model");
@@ -110,8 +124,7 @@ static void close_tokenizer(void *tokenizer)
     free(t);
 }
 
-static apus_status open_tokenizer(const apus_host *host, const apus_node *params, const apus_node *source, void **tokenizer,
-                                  apus_error *err)
+static apus_status open_tokenizer(const apus_host *host, const apus_node *params, const apus_node *source, void **tokenizer, apus_error *err)
 {
     (void)params; /* the component has none */
     apus_bpe *t = calloc(1, sizeof *t);
@@ -122,7 +135,7 @@ static apus_status open_tokenizer(const apus_host *host, const apus_node *params
     apus_status s = apus_bpe_open(t, source, err);
     if (s != APUS_OK) {
         close_tokenizer(t);
-        return s;
+        return one_line(s, err);
     }
     *tokenizer = t;
     return APUS_OK;
@@ -158,18 +171,17 @@ static apus_status encode(void *tokenizer, const char *text, size_t length, int 
     if (s != APUS_OK)
         out->n = from;
     apus_bpe_call_close(&call);
-    return s;
+    return one_line(s, err);
 }
 
-static apus_status decode(void *tokenizer, const int32_t *ids, size_t n, int skip_special, char **text, size_t *length,
-                          apus_error *err)
+static apus_status decode(void *tokenizer, const int32_t *ids, size_t n, int skip_special, char **text, size_t *length, apus_error *err)
 {
     apus_bpe_call call;
     apus_status s = apus_bpe_call_open(&call, tokenizer, err);
     if (s == APUS_OK)
         s = apus_bpe_decode_run(&call, ids, n, skip_special, text, length);
     apus_bpe_call_close(&call);
-    return s;
+    return one_line(s, err);
 }
 
 static int32_t vocab_size(void *tokenizer)

@@ -215,8 +215,8 @@ apus_status apus_bpe_open(apus_bpe *t, const apus_node *source, apus_error *err)
 {
     const apus_node_api *api = apus_bpe_host->node;
     /* truncation and padding are transformers' to set at each call, which it does not by default: they change no ids. */
-    apus_status s = apus_bpe_keys(source, "tokenizer",
-                                  "version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder model", err);
+    apus_status s =
+        apus_bpe_keys(source, "tokenizer", "version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder model", err);
     if (s != APUS_OK)
         return s;
     const apus_node *version = api->get(source, "version");

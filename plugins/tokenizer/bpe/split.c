@@ -146,8 +146,7 @@ static apus_status metaspace(apus_bpe_call *call, const apus_bpe_split *op, size
     int marked = v->s[0] == ' ' || (v->n >= n && memcmp(v->s, mark, n) == 0);
     if (!apus_bpe_reserve(b, v->n + 64))
         return apus_bpe_memory(call->err);
-    if (!marked && (op->prepend == 2 || (op->prepend == 1 && apus_bpe_origin(v, 0) == 0)) &&
-        !apus_bpe_add(b, mark, n, apus_bpe_origin(v, 0)))
+    if (!marked && (op->prepend == 2 || (op->prepend == 1 && apus_bpe_origin(v, 0) == 0)) && !apus_bpe_add(b, mark, n, apus_bpe_origin(v, 0)))
         return apus_bpe_memory(call->err);
     for (size_t i = 0; i < v->n;) {
         size_t space = apus_bpe_find(v->s, v->n, i, " ", 1);
@@ -156,8 +155,7 @@ static apus_status metaspace(apus_bpe_call *call, const apus_bpe_split *op, size
         i = space + 1;
     }
     apus_bpe_view changed = apus_bpe_view_of(b);
-    return op->cut ? by_class(call, op, APUS_BPE_MERGED_WITH_NEXT, stage + 1, &changed)
-                   : apus_bpe_split_run(call, stage + 1, &changed);
+    return op->cut ? by_class(call, op, APUS_BPE_MERGED_WITH_NEXT, stage + 1, &changed) : apus_bpe_split_run(call, stage + 1, &changed);
 }
 
 /* As the last stage ByteLevel leaves the bytes to the model, which reads them through the alphabet. */
@@ -254,8 +252,7 @@ static apus_status behavior(const apus_node *node, const char *what, int require
             return APUS_OK;
         }
     }
-    return apus_bpe_bad(n != NULL ? n : node, err,
-                        "%s: behavior must be Removed, Isolated, MergedWithPrevious, MergedWithNext or Contiguous", what);
+    return apus_bpe_bad(n != NULL ? n : node, err, "%s: behavior must be Removed, Isolated, MergedWithPrevious, MergedWithNext or Contiguous", what);
 }
 
 static apus_status open_metaspace(apus_bpe *t, const apus_node *node, apus_error *err)
@@ -334,8 +331,7 @@ apus_status apus_bpe_split_open(apus_bpe *t, const apus_node *node, apus_error *
             return s;
         if ((op = append(t, APUS_BPE_SPLIT_REGEX)) == NULL)
             return apus_bpe_memory(err);
-        if ((s = apus_bpe_pattern(node, what, &op->pattern, err)) != APUS_OK ||
-            (s = behavior(node, what, 1, &op->behavior, err)) != APUS_OK)
+        if ((s = apus_bpe_pattern(node, what, &op->pattern, err)) != APUS_OK || (s = behavior(node, what, 1, &op->behavior, err)) != APUS_OK)
             return s;
         return apus_bpe_bool(node, what, "invert", 0, &op->invert, err);
     }
@@ -397,6 +393,7 @@ apus_status apus_bpe_split_open(apus_bpe *t, const apus_node *node, apus_error *
         return APUS_OK;
     }
     (void)apus_bpe_bad(node, err, "%s is not supported", what);
-    return apus_hint(err, APUS_E_UNSUPPORTED, "supported: Sequence ByteLevel Split Metaspace Whitespace WhitespaceSplit Digits "
-                                              "Punctuation BertPreTokenizer CharDelimiterSplit FixedLength");
+    return apus_hint(err, APUS_E_UNSUPPORTED,
+                     "supported: Sequence ByteLevel Split Metaspace Whitespace WhitespaceSplit Digits "
+                     "Punctuation BertPreTokenizer CharDelimiterSplit FixedLength");
 }

@@ -19,10 +19,10 @@ typedef struct apus_bpe_category {
 
 /* tables.c; ranges ascend. */
 extern const apus_bpe_category apus_bpe_newer[];
-extern const apus_bpe_range apus_bpe_newer_han[], apus_bpe_newer_word[], apus_bpe_word[], apus_bpe_numeric[],
-    apus_bpe_punctuation[], apus_bpe_mark[], apus_bpe_after_nine[], apus_bpe_newer_lower[];
-extern const size_t apus_bpe_newer_n, apus_bpe_newer_han_n, apus_bpe_newer_word_n, apus_bpe_word_n, apus_bpe_numeric_n,
-    apus_bpe_punctuation_n, apus_bpe_mark_n, apus_bpe_after_nine_n, apus_bpe_newer_lower_n;
+extern const apus_bpe_range apus_bpe_newer_han[], apus_bpe_newer_word[], apus_bpe_word[], apus_bpe_numeric[], apus_bpe_punctuation[], apus_bpe_mark[],
+    apus_bpe_after_nine[], apus_bpe_newer_lower[];
+extern const size_t apus_bpe_newer_n, apus_bpe_newer_han_n, apus_bpe_newer_word_n, apus_bpe_word_n, apus_bpe_numeric_n, apus_bpe_punctuation_n,
+    apus_bpe_mark_n, apus_bpe_after_nine_n, apus_bpe_newer_lower_n;
 
 /* Bytes of the character (or, with *valid 0, of the maximal ill-formed subpart) that s[0..n) opens with; n > 0. */
 size_t apus_bpe_step(const unsigned char *s, size_t n, int *valid);

@@ -33,7 +33,12 @@ static apus_status bad(const apus_node *n, apus_error *err, const char *what, co
     char where[512] = "";
     if (n != NULL)
         the_host->node->where(n, where, sizeof where);
-    return apus_fail(err, APUS_E_INVALID, "%s%s%s%.100s", where, where[0] != '\0' ? ": " : "tokenizer: ", what, detail);
+    (void)apus_fail(err, APUS_E_INVALID, "%s%s%s%.100s", where, where[0] != '\0' ? ": " : "tokenizer: ", what, detail);
+    for (char *p = err != NULL ? err->message : NULL; p != NULL && *p != '\0'; p++) { /* one line, whatever it quotes */
+        if ((unsigned char)*p < 0x20)
+            *p = ' ';
+    }
+    return APUS_E_INVALID;
 }
 
 static apus_status memory(apus_error *err)
@@ -112,6 +117,8 @@ static apus_status read_source(byte_tokenizer *t, const apus_node *source, apus_
 {
     static const char *const unused[] = {"version", "truncation", "padding", "model", "added_tokens"};
     const apus_node_api *api = the_host->node;
+    if (api->kind(source) != APUS_NODE_MAP || api->kind(api->get(source, "model")) != APUS_NODE_MAP)
+        return bad(source, err, "the source of a byte tokenizer must be a map with its model", "");
     for (size_t i = 0; i < api->length(source); i++) {
         size_t k = 0;
         while (k < 5 && strcmp(unused[k], api->key_at(source, i)) != 0)
@@ -133,7 +140,7 @@ static apus_status read_source(byte_tokenizer *t, const apus_node *source, apus_
     apus_status s = APUS_OK;
     for (size_t i = 0; i < api->length(list) && s == APUS_OK; i++)
         s = read_token(t, api->at(list, i), err);
-    if (s == APUS_OK)
+    if (s == APUS_OK && t->n > 0)
         qsort(t->tokens, t->n, sizeof *t->tokens, by_length);
     return s;
 }
@@ -146,8 +153,7 @@ static void close_tokenizer(void *tokenizer)
     free(t);
 }
 
-static apus_status open_tokenizer(const apus_host *host, const apus_node *params, const apus_node *source, void **tokenizer,
-                                  apus_error *err)
+static apus_status open_tokenizer(const apus_host *host, const apus_node *params, const apus_node *source, void **tokenizer, apus_error *err)
 {
     (void)params; /* the component has none */
     byte_tokenizer *t = calloc(1, sizeof *t);
@@ -286,9 +292,10 @@ static int32_t vocab_size(void *tokenizer)
 static const char *token(void *tokenizer, int32_t id, size_t *length)
 {
     static const char bytes[][2] = {
-#define ROW(h) {h}, {h + 1}, {h + 2}, {h + 3}, {h + 4}, {h + 5}, {h + 6}, {h + 7}
+#define ROW(h)  {h}, {h + 1}, {h + 2}, {h + 3}, {h + 4}, {h + 5}, {h + 6}, {h + 7}
 #define ROWS(h) ROW(h), ROW(h + 8), ROW(h + 16), ROW(h + 24)
-        ROWS(0), ROWS(32), ROWS(64), ROWS(96), ROWS(-128), ROWS(-96), ROWS(-64), ROWS(-32)
+        ROWS(0),   ROWS(32),  ROWS(64), ROWS(96), ROWS(-128),
+        ROWS(-96), ROWS(-64), ROWS(-32)
 #undef ROWS
 #undef ROW
     };
@@ -332,13 +339,9 @@ static const apus_component components[] = {{.size = sizeof(apus_component),
                                              .doc = "Bytes as ids 0 to 255, special tokens from 256 on: for models without a vocabulary.",
                                              .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD,
-                                   .name = "byte",
-                                   .version = "1.0.0",
-                                   .license = "Apache-2.0",
-                                   .doc = "A tokenizer whose ids are bytes",
-                                   .components = components,
-                                   .n_components = 1};
+static const apus_plugin plugin = {
+    APUS_PLUGIN_HEAD,         .name = "byte",   .version = "1.0.0", .license = "Apache-2.0", .doc = "A tokenizer whose ids are bytes",
+    .components = components, .n_components = 1};
 
 const apus_plugin *apus_plugin_v1(const apus_host *host)
 {
