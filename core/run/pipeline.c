@@ -89,14 +89,14 @@ static apus_node *resolve_model(const apus_pipeline *p, size_t upto, const apus_
     }
     if (name == NULL)
         return NODE->copy(given);
-    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
-        if (strcmp(name, words[i]) == 0)
-            return NODE->copy(given);
     if (find_stage(p, upto, name) >= 0) {
         apus_node *ref = NODE->make_map();
         (void)NODE->set(ref, "stage", NODE->copy(given));
         return ref;
     }
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+        if (strcmp(name, words[i]) == 0)
+            return NODE->copy(given);
     apus_error why = {0};
     apus_node *located = apus_model_locate(name, &why);
     if (located == NULL) {

@@ -91,9 +91,10 @@ static apus_status no_match(const lora *l, const char *wanted, const apus_weight
         if (used + strlen(leaf) + 3 < sizeof seen)
             used += (size_t)snprintf(seen + used, sizeof seen - used, "%s%s", used ? ", " : "", leaf);
     }
-    char where[256];
-    apus_fail(err, APUS_E_INVALID, "%s: tuner lora: target module '%s' matches no linear layer of the model",
-              N(l)->where(l->modules, where, sizeof where), wanted);
+    char where[256] = "";
+    N(l)->where(l->modules, where, sizeof where);
+    apus_fail(err, APUS_E_INVALID, "%s%stuner lora: target module '%s' matches no linear layer of the model", where, where[0] ? ": " : "",
+              wanted);
     return apus_hint(err, APUS_E_INVALID, "this model has: %s", seen);
 }
 

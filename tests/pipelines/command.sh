@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# What the house says of itself is true: every verb has help, every pipeline of configs/ and the README's is valid, the README's
+# plugin compiles and is found. Usage: command.sh APUS ROOT FOLDER [CC]: the command, the checkout, a folder to write in, a compiler
+# (none in a build with its plugins inside). A pipeline whose data is not there is skipped by name.
+set -uo pipefail
+apus=$1 root=$2 folder=$3 cc=${4:-}
+bad=0
+umask 022
+rm -rf "$folder" && mkdir -p "$folder" && cd "$root" || exit 1
+unset APUS_PLUGIN_PATH MODEL DATA TEXT HELD_OUT
+wrong() {
+    echo "wrong: $1"
+    bad=1
+}
+
+help=$("$apus" --help) || wrong "apus --help fails"
+verbs=$(sed -n 's/^  \([a-z]*\)  *[A-Za-z].*/\1/p' <<< "$help")
+[ "$(wc -w <<< "$verbs")" = 13 ] || wrong "apus --help lists $(wc -w <<< "$verbs") verbs: $verbs"
+for verb in $verbs; do
+    text=$("$apus" "$verb" --help) || wrong "apus $verb --help fails"
+    grep -q "^usage: apus $verb" <<< "$text" || wrong "apus $verb --help does not say how it is used"
+    grep -q "\`$verb[ \`]" README.md || wrong "README.md does not name the verb $verb"
+done
+"$apus" --version | grep -q '^apus [0-9]' || wrong "apus --version"
+"$apus" schema > "$folder/schema.json" || wrong "apus schema"
+for kind in loss tuner optimizer stage tracker dataset format arch tokenizer sampler backend; do
+    "$apus" plugins "$kind" | grep -q . || wrong "apus plugins $kind says nothing"
+done
+
+for file in configs/*.yaml; do
+    missing=$(grep -oE '\.\./shared/[^}"# ]*[^}"# .,]' "$file" | sort -u | while read -r path; do [ -e "$path" ] || echo "$path"; done)
+    if [ -n "$missing" ]; then
+        echo "skipped: $file needs" $missing
+    else
+        "$apus" check "$file" > "$folder/out" 2>&1 || wrong "$file: $(cat "$folder/out")"
+    fi
+done
+
+# The README's pipeline, with files that are there.
+sed -n '/^```yaml$/,/^```$/p' README.md | grep -v '^```' > "$folder/readme.yaml"
+echo '{"prompt": "a", "chosen": "b", "rejected": "c"}' > "$folder/rows.jsonl"
+"$apus" check "$folder/readme.yaml" stages.align.model="$folder/rows.jsonl" stages.align.dataset.path="$folder/rows.jsonl" \
+    stages.check.dataset.path="$folder/rows.jsonl" stages.answers.dataset.path="$folder/rows.jsonl" > "$folder/out" 2>&1 ||
+    wrong "README.md's pipeline: $(cat "$folder/out")"
+
+# The README's plugin.
+if [ -n "$cc" ]; then
+    sed -n '/^```c$/,/^```$/p' README.md | grep -v '^```' > "$folder/simpo.c"
+    mkdir -p "$folder/mine"
+    if "$cc" -std=c11 -Wall -Wextra -Wpedantic -Werror -shared -fPIC -fvisibility=hidden -Iabi "$folder/simpo.c" -o "$folder/mine/simpo.so"; then
+        "$apus" --plugin-dir "$folder/mine" plugins simpo | grep -q 'gamma: float, default 1.0' || wrong "README.md's plugin is not explained"
+        "$apus" --plugin-dir "$folder/mine" check "$folder/readme.yaml" stages.align.model="$folder/rows.jsonl" \
+            stages.align.dataset.path="$folder/rows.jsonl" stages.check.dataset.path="$folder/rows.jsonl" \
+            stages.answers.dataset.path="$folder/rows.jsonl" 'stages.align.loss={type: simpo, gamma: 0.5}' > /dev/null ||
+            wrong "README.md's plugin cannot be named by a pipeline"
+    else
+        wrong "README.md's plugin does not compile"
+    fi
+fi
+exit $bad
