@@ -199,6 +199,8 @@ static apus_node *describe_state(const apus_trainer *t)
     (void)NODE->set(s, "num_tokens", NODE->make_int((int64_t)t->num_tokens));
     (void)NODE->set(s, "seconds", NODE->make_float(t->seconds));
     (void)NODE->set(s, "events", NODE->make_int(apus_stage_events_position(t->stage)));
+    if (t->eval_due)
+        (void)NODE->set(s, "eval_due", NODE->make_bool(1));
     if (t->best_step >= 0) {
         (void)NODE->set(s, "best_step", NODE->make_int(t->best_step));
         (void)NODE->set(s, "best_eval", NODE->make_float(t->best_eval));
@@ -321,6 +323,7 @@ static apus_status load(apus_trainer *t, const char *folder, const apus_node *st
     t->step = NODE->as_int(NODE->get(state, "step"), 0);
     t->num_tokens = (uint64_t)NODE->as_int(NODE->get(state, "num_tokens"), 0);
     t->seconds = NODE->as_float(NODE->get(state, "seconds"), 0.0);
+    t->eval_due = NODE->as_bool(NODE->get(state, "eval_due"), 0);
     t->best_step = NODE->as_int(NODE->get(state, "best_step"), -1);
     t->best_eval = NODE->as_float(NODE->get(state, "best_eval"), INFINITY);
     return apus_stage_events_rewind(t->stage, NODE->as_int(NODE->get(state, "events"), 0), err);

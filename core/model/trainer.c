@@ -234,6 +234,9 @@ static apus_status stop_numeric(apus_trainer *t, double loss, double norm, size_
 
 apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
 {
+    apus_status st = t->eval_due ? apus_trainer_evaluate(t, err) : APUS_OK;
+    if (st != APUS_OK)
+        return st;
     const double started = now_seconds();
     const uint64_t epoch = (uint64_t)(t->step / t->epoch_steps);
     const size_t rows = apus_dataset_rows(t->data), batch = (size_t)int_param(t, "batch_size", 1);
@@ -246,7 +249,6 @@ apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
     t->batch.random[1] = t->step;
 
     apus_objective_sums sums = {0}, counts = {0};
-    apus_status st = APUS_OK;
     int64_t tokens = 0;
     for (size_t i = begin; i < end && st == APUS_OK;) {
         i += apus_batch_fill(&t->batch, t->data, t->order, i, end, tokens);
@@ -327,6 +329,7 @@ apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err)
         return APUS_OK;
     apus_objective_sums sums = {0};
     apus_status st = apus_evaluate_rows(&t->eval, &t->reference, &t->batch, t->eval_data, &sums, err);
+    t->eval_due = st == APUS_E_STOPPED;
     if (st != APUS_OK)
         return st;
     const double loss = apus_objective_loss(&t->eval, &sums);
@@ -347,6 +350,9 @@ apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err)
 
 apus_status apus_trainer_finish(apus_trainer *t, apus_error *err)
 {
+    apus_status st = t->eval_due ? apus_trainer_evaluate(t, err) : APUS_OK;
+    if (st != APUS_OK)
+        return st;
     char path[4096];
     const int adapter = apus_model_tuner_config(t->model) != NULL;
     snprintf(path, sizeof path, "%s/model", t->stage->stage_dir);
@@ -355,7 +361,7 @@ apus_status apus_trainer_finish(apus_trainer *t, apus_error *err)
                                         .adapter = adapter,
                                         .dtype = APUS_F32,
                                         .replace = 1};
-    apus_status st = apus_model_write(t->model, &options, err);
+    st = apus_model_write(t->model, &options, err);
     if (st != APUS_OK)
         return st;
     apus_node *result = NODE->make_map(), *model = NODE->make_map();

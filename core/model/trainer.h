@@ -54,6 +54,7 @@ struct apus_trainer {
     double best_eval;           /* lowest eval_loss so far */
     int64_t best_step;          /* -1: none */
     int has_eval, new_adapter;
+    int eval_due;               /* the evaluation of this step was stopped: it comes first when training goes on */
     apus_node *start_spec;      /* the model at step 0, for later stages' reference */
 };
 
