@@ -211,7 +211,7 @@ def synthetic(texts, byte_texts, corpus):
             case(f"metaspace {scheme} {split}", v, 8)
     v = copy.deepcopy(spm)
     v["model"].update(byte_fallback=False, unk_token=None)
-    case("no unknown", v, 8)
+    case("no unknown", v, 8, offsets=False)  # as above: left-out characters
 
     t = Tokenizer(models.BPE())
     t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -294,7 +294,7 @@ def synthetic(texts, byte_texts, corpus):
     for unk, fuse in (("[UNK]", True), ("[UNK]", False), (None, False)):
         case(f"prefix and suffix {unk} {fuse}", {"version": "1.0", "added_tokens": [], "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "WhitespaceSplit"},
              "post_processor": {"type": "RobertaProcessing", "sep": ["b", 1], "cls": ["a", 2], "trim_offsets": False, "add_prefix_space": False}, "decoder": {"type": "BPEDecoder", "suffix": "</w>"},
-             "model": {"type": "BPE", "unk_token": unk, "fuse_unk": fuse, "continuing_subword_prefix": "##", "end_of_word_suffix": "</w>", "vocab": vocab, "merges": merges}}, 8)
+             "model": {"type": "BPE", "unk_token": unk, "fuse_unk": fuse, "continuing_subword_prefix": "##", "end_of_word_suffix": "</w>", "vocab": vocab, "merges": merges}}, 8, offsets=unk is not None)
     write("synthetic", cases)
 
 
