@@ -276,6 +276,28 @@ int apus_text_is_special(const apus_text *t, int32_t id)
 
 /* ---------------------------------------------------------------- templates */
 
+/* A copy in which a message's reasoning stands under the names templates read, as transformers does before it renders. */
+static apus_node *alias_reasoning(const apus_node *messages)
+{
+    static const char *const names[] = {"reasoning_content", "thinking", "reasoning"};
+    if (NODE->kind(messages) != APUS_NODE_LIST)
+        return NODE->copy(messages);
+    apus_node *list = NODE->make_list();
+    for (size_t i = 0; i < NODE->length(messages); i++) {
+        apus_node *m = NODE->copy(NODE->at(messages, i));
+        const apus_node *reasoning = NULL;
+        for (size_t k = 0; k < 3 && NODE->kind(reasoning) == APUS_NODE_NULL; k++)
+            reasoning = NODE->get(NODE->at(messages, i), names[k]);
+        if (NODE->kind(reasoning) != APUS_NODE_NULL) {
+            (void)NODE->set(m, "reasoning_content", NODE->copy(reasoning));
+            if (NODE->get(m, "thinking") == NULL)
+                (void)NODE->set(m, "thinking", NODE->copy(reasoning));
+        }
+        (void)NODE->append(list, m);
+    }
+    return list;
+}
+
 apus_status apus_text_render(const apus_text *t, const apus_node *messages, const apus_node *tools, const apus_node *variables,
                              int add_generation_prompt, apus_template_output *out, apus_error *err)
 {
@@ -285,7 +307,7 @@ apus_status apus_text_render(const apus_text *t, const apus_node *messages, cons
         return apus_hint(err, APUS_E_INVALID, "name one with template: FILE (--template FILE), or continue raw text with --prompt");
     }
     apus_node *all = NODE->make_map();
-    (void)NODE->set(all, "messages", NODE->copy(messages));
+    (void)NODE->set(all, "messages", alias_reasoning(messages));
     (void)NODE->set(all, "tools", NODE->length(tools) > 0 ? NODE->copy(tools) : NODE->make_null());
     (void)NODE->set(all, "documents", NODE->make_null());
     (void)NODE->set(all, "add_generation_prompt", NODE->make_bool(add_generation_prompt));
