@@ -54,7 +54,7 @@ static apus_status facts(void *arch, apus_model_facts *f)
     f->heads = (int32_t)d->heads;
     f->kv_heads = (int32_t)d->groups;
     f->head_dim = (int32_t)d->head_dim;
-    f->max_positions = (int32_t)d->max_positions;
+    f->max_positions = d->rope.spec.mode == 1 ? 0 : (int32_t)d->max_positions; /* dynamic scaling stretches with the text: no limit */
     f->tied = d->tied;
     return APUS_OK;
 }
