@@ -43,8 +43,10 @@ static apus_status integer(const decoder *d, const apus_node *config, const char
 {
     double v;
     const apus_status st = decoder_number(d, config, key, fallback, 1, max, &v, err);
+    if (st != APUS_OK)
+        return st;
     *out = (int64_t)v;
-    if (st == APUS_OK && v != floor(v))
+    if (v != floor(v))
         return decoder_refuse(d, err, d->host->node->get(config, key), key, "expected a whole number");
     return st;
 }
