@@ -66,8 +66,9 @@ static int find_stage(const apus_pipeline *p, size_t upto, const char *name)
     return -1;
 }
 
-/* A model's name -> {stage: name} when an earlier stage is called so, else what the name locates. Checks that a path is there. */
-static apus_node *resolve_model(const apus_pipeline *p, size_t upto, const apus_node *given, apus_status *st, apus_error *err)
+/* A model's name -> {stage: name} when an earlier stage is called so, else what the name locates. Checks that a path is there.
+ * words_too: the words for a state of the trained model itself are taken (parameters that have such a default). */
+static apus_node *resolve_model(const apus_pipeline *p, size_t upto, const apus_node *given, int words_too, apus_status *st, apus_error *err)
 {
     static const char *const words[] = {"start", "base", "precomputed"};
     const char *name = NODE->as_string(given, NULL);
@@ -94,7 +95,7 @@ static apus_node *resolve_model(const apus_pipeline *p, size_t upto, const apus_
         (void)NODE->set(ref, "stage", NODE->copy(given));
         return ref;
     }
-    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+    for (size_t i = 0; words_too && i < sizeof words / sizeof words[0]; i++)
         if (strcmp(name, words[i]) == 0)
             return NODE->copy(given);
     apus_error why = {0};
@@ -131,12 +132,12 @@ static apus_status complete(const apus_pipeline *p, size_t upto, const apus_comp
         if (NODE->kind(value) == APUS_NODE_NULL)
             continue;
         if (param->type == APUS_PARAM_MODEL) {
-            apus_node *model = resolve_model(p, upto, value, &st, err);
+            apus_node *model = resolve_model(p, upto, value, param->fallback != NULL, &st, err);
             (void)NODE->set(params, param->name, model);
         } else if (param->type == APUS_PARAM_LIST && param->item == APUS_PARAM_MODEL) {
             apus_node *list = NODE->make_list();
             for (size_t k = 0; k < NODE->length(value) && st == APUS_OK; k++)
-                (void)NODE->append(list, resolve_model(p, upto, NODE->at(value, k), &st, err));
+                (void)NODE->append(list, resolve_model(p, upto, NODE->at(value, k), 0, &st, err));
             (void)NODE->set(params, param->name, list);
         } else if (param->type == APUS_PARAM_DATASET) {
             st = apus_dataset_check(value, err);
