@@ -184,7 +184,7 @@ apus_status apus_plan_prepare(apus_plan *p, apus_error *err)
     }
     if (!apus_device_host_memory(p->device) && (p->staging = malloc(p->staging_bytes + 1)) == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory while planning");
-    p->arena = apus_device_alloc(p->device, p->arena_bytes + 64, err);
+    p->arena = apus_device_room(p->device, p->arena_bytes + 64, err);
     if (p->arena == NULL)
         return APUS_E_MEMORY;
     p->arena_bytes += 64;

@@ -208,7 +208,7 @@ static apus_status run_attention_cached(const apus_kernel_call *c, apus_error *e
 #define KERNEL(name, fl, sc) {.size = sizeof(apus_kernel), .op = "apus." #name "/1", .flags = fl, .scratch = sc, .run = run_##name}
 
 static const apus_kernel kernels[] = {
-    KERNEL(attention, APUS_KERNEL_ACCUMULATES, scratch),
+    KERNEL(attention, 0, scratch),
     KERNEL(attention_grad, APUS_KERNEL_ACCUMULATES, grad_scratch),
     KERNEL(kv_write, 0, NULL),
     KERNEL(attention_cached, 0, cached_scratch),

@@ -1,0 +1,789 @@
+/*
+ * Conformance of backends: every kernel that any backend but the reference offers for a built-in op is called by itself, on
+ * the same numbers as the reference's kernel, over shapes with and without tails, in every encoding it claims, adding
+ * where it says it can, with outputs nobody needs, and without touching a byte outside its outputs and scratch.
+ * A backend that does not answer here is skipped by name.
+ */
+#include "core/graph/bed.h"
+
+#include <apus/blocks.h>
+#include <dirent.h>
+
+enum { GUARD = 64, OPERANDS = APUS_MAX_INPUTS + 1 };
+
+/* ---------------------------------------------------------------- cases */
+
+typedef struct operand {
+    apus_view view;    /* dims; dtype: APUS_REAL, APUS_I32, APUS_I64; data NULL */
+    double *real;      /* exact in float32 */
+    void *raw;         /* integers */
+} operand;
+
+typedef struct kase {
+    operand in[OPERANDS], out[APUS_MAX_OUTPUTS];
+    uint32_t n_in, n_out;
+    double attrs[APUS_MAX_ATTRS];
+    int weight;        /* input that may be encoded; -1 */
+    double tolerance;  /* of the largest element of an output */
+    uint64_t seed;
+} kase;
+
+static int64_t count(const apus_view *v)
+{
+    int64_t n = 1;
+    for (int32_t d = 0; d < v->ndim; d++)
+        n *= v->dims[d];
+    return n;
+}
+
+static operand *add_operand(kase *k, apus_dtype dtype, int64_t rows, int64_t columns)
+{
+    operand *o = &k->in[k->n_in++];
+    o->view = (apus_view){.dtype = dtype, .ndim = columns < 0 ? 1 : 2, .dims = {rows, columns < 0 ? 0 : columns}};
+    return o;
+}
+
+static void real_in(kase *k, int64_t rows, int64_t columns, double low, double high)
+{
+    operand *o = add_operand(k, APUS_REAL, rows, columns);
+    const int64_t n = count(&o->view);
+    o->real = calloc((size_t)n + 1, sizeof(double));
+    for (int64_t i = 0; i < n; i++)
+        o->real[i] = (double)(float)bed_random(k->seed + k->n_in, (uint64_t)i, low, high);
+}
+
+static void ints_in(kase *k, int64_t rows, int64_t columns, const int32_t *values)
+{
+    operand *o = add_operand(k, APUS_I32, rows, columns);
+    o->raw = calloc((size_t)count(&o->view) + 1, sizeof(int32_t));
+    memcpy(o->raw, values, (size_t)count(&o->view) * sizeof(int32_t));
+}
+
+static void ids_in(kase *k, int64_t rows, int64_t below)
+{
+    operand *o = add_operand(k, APUS_I32, rows, -1);
+    o->raw = calloc((size_t)rows + 1, sizeof(int32_t));
+    for (int64_t i = 0; i < rows; i++)
+        ((int32_t *)o->raw)[i] = (int32_t)apus_random_below(k->seed + k->n_in, 3, 0, (uint64_t)i, (uint64_t)below);
+}
+
+static void longs_in(kase *k, int64_t rows, const int64_t *values)
+{
+    operand *o = add_operand(k, APUS_I64, rows, -1);
+    o->raw = calloc((size_t)rows + 1, sizeof(int64_t));
+    memcpy(o->raw, values, (size_t)rows * sizeof(int64_t));
+}
+
+/* Lengths on both sides of every vector width. */
+static const int64_t lengths[] = {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 255, 1000};
+enum { N_LENGTHS = sizeof lengths / sizeof lengths[0] };
+
+static const struct {
+    int64_t m, i, o;
+} products[] = {{0, 8, 4}, {1, 1, 1}, {1, 576, 65}, {1, 64, 100}, {2, 33, 17}, {3, 7, 130}, {4, 64, 64}, {7, 100, 9}, {8, 256, 48},
+                {16, 31, 33}, {17, 128, 20}, {33, 96, 70}, {64, 200, 129}, {130, 48, 40}};
+enum { N_PRODUCTS = sizeof products / sizeof products[0] };
+
+static const struct {
+    double attrs[6]; /* heads kv_heads head_dim scale window softcap */
+    int64_t n;
+    int32_t segments[5 * 4];
+    int64_t tokens;
+} attentions[] = {
+    {{1, 1, 1, 1.0, 0, 0}, 1, {0, 1, -1, 0}, 1},
+    {{2, 2, 3, 0.7, 0, 0}, 0, {0}, 0},
+    {{4, 2, 16, 0.25, 0, 0}, 2, {0, 40, -1, 0, 40, 33, -1, 0}, 73},
+    {{9, 3, 64, 0.125, 0, 0}, 1, {0, 150, -1, 0}, 150},
+    {{4, 1, 20, 0.3, 7, 0}, 2, {0, 60, -1, 0, 60, 3, -1, 0}, 63},
+    {{2, 1, 80, 0.1, 0, 1.5}, 3, {0, 33, -1, 0, 33, 24, 0, 0, 57, 12, 0, 0}, 69},
+    {{6, 3, 8, 0.4, 10, 2.0}, 5, {0, 12, -1, 0, 12, 0, 0, 0, 12, 22, 0, 0, 34, 31, 2, 0, 65, 2, 2, 0}, 67},
+};
+enum { N_ATTENTIONS = sizeof attentions / sizeof attentions[0] };
+
+static int is(const char *op, const char *name)
+{
+    return strncmp(op, "apus.", 5) == 0 && strncmp(op + 5, name, strlen(name)) == 0 && strcmp(op + 5 + strlen(name), "/1") == 0;
+}
+
+static int elementwise_case(kase *k, const apus_op *op, int c)
+{
+    const int forms = 1 + (int)op->min_inputs; /* form f > 0: input f-1 is one element */
+    if (c >= forms * N_LENGTHS * 2)
+        return 0;
+    const int64_t n = lengths[c / forms / 2];
+    const int form = c / 2 % forms, other = c % 2;
+    const int positive = is(op->name, "log") || is(op->name, "sqrt") || is(op->name, "log1p");
+    if (is(op->name, "gelu") || is(op->name, "gelu_grad"))
+        k->attrs[0] = other;
+    else if (is(op->name, "affine"))
+        k->attrs[0] = other ? 1.7 : -0.3, k->attrs[1] = other ? 0.0 : 2.5;
+    for (uint32_t i = 0; i < op->min_inputs; i++) {
+        const int apart = is(op->name, "div") && i == 1;
+        real_in(k, form == (int)i + 1 && n > 0 ? 1 : n, -1, positive || apart ? 0.01 : other ? -2 : -30, other ? 2 : 30);
+    }
+    if (is(op->name, "fill"))
+        k->in[0].view.dims[0] = 1;
+    if (is(op->name, "where"))
+        for (int64_t i = 0; i < k->in[0].view.dims[0]; i += 3)
+            k->in[0].real[i] = 0.0;
+    if ((is(op->name, "exp") || is(op->name, "expm1")) && !other)
+        for (int64_t i = 0; i < k->in[0].view.dims[0]; i++)
+            k->in[0].real[i] = (double)(float)(k->in[0].real[i] * 0.3);
+    k->tolerance = 1e-6;
+    return 1;
+}
+
+static int index_case(kase *k, const apus_op *op, int c)
+{
+    static const int64_t rows[] = {0, 1, 2, 5, 33, 200}, columns[] = {1, 3, 8, 17, 64, 100, 576};
+    if (c >= 6 * 7)
+        return 0;
+    const int64_t t = rows[c / 7], h = columns[c % 7];
+    k->tolerance = 1e-6;
+    if (is(op->name, "sum") || is(op->name, "sum_squares") || is(op->name, "sum_rows")) {
+        real_in(k, t, h, -1, 1);
+    } else if (is(op->name, "add_row")) {
+        real_in(k, t, h, -1, 1);
+        real_in(k, h, -1, -1, 1);
+    } else if (is(op->name, "gather")) {
+        real_in(k, 9, c % 2 ? h : -1, -1, 1);
+        ids_in(k, t, 9);
+    } else if (is(op->name, "scatter_add")) {
+        real_in(k, t, c % 2 ? h : -1, -1, 1);
+        ids_in(k, t, 9);
+        real_in(k, 9, c % 2 ? h : -1, -1, 1);
+    } else if (is(op->name, "columns")) {
+        real_in(k, t, h, -1, 1);
+        k->attrs[0] = (double)(h / 3);
+        k->attrs[1] = (double)(h - h / 3 - h / 4);
+    } else if (is(op->name, "columns_grad")) {
+        real_in(k, t, h - h / 3, -1, 1);
+        real_in(k, t, h, -1, 1);
+        k->attrs[0] = (double)(h / 3 - h / 4);
+    } else {
+        int64_t token[200];
+        for (int64_t i = 0; i < t; i++)
+            token[i] = i * 977 + (i % 5 == 4 ? (int64_t)1 << 35 : 0);
+        real_in(k, t, h, -1, 1);
+        longs_in(k, t, token);
+        longs_in(k, 2, (const int64_t[]){(int64_t)0x123456789abcdef, 41});
+        k->attrs[0] = 0.3;
+        k->attrs[1] = 4294967295.0;
+    }
+    return 1;
+}
+
+static int matrix_case(kase *k, const apus_op *op, int c, int encoded)
+{
+    if (c >= N_PRODUCTS)
+        return 0;
+    const int64_t m = products[c].m, i = encoded ? (products[c].i + 255) / 256 * 256 : products[c].i, o = products[c].o;
+    k->tolerance = 3e-6 * sqrt((double)(i > o ? i : o) + (double)m);
+    k->weight = 1;
+    if (is(op->name, "linear")) {
+        real_in(k, m, i, -1, 1);
+        real_in(k, o, i, -1, 1);
+        if (c % 2)
+            real_in(k, o, -1, -1, 1);
+    } else if (is(op->name, "linear_dx")) {
+        real_in(k, m, o, -1, 1);
+        real_in(k, o, i, -1, 1);
+    } else if (is(op->name, "linear_dw")) {
+        real_in(k, m, o, -1, 1);
+        real_in(k, m, i, -1, 1);
+        k->weight = -1;
+    } else if (is(op->name, "embedding")) {
+        real_in(k, o, i, -1, 1);
+        ids_in(k, m, o);
+        k->weight = 0;
+    } else if (is(op->name, "embedding_dw")) {
+        real_in(k, m, i, -1, 1);
+        ids_in(k, m, o);
+        real_in(k, o, i, -1, 1);
+        k->weight = -1;
+    } else { /* token_logprob, token_logprob_grad */
+        const int grad = is(op->name, "token_logprob_grad");
+        k->attrs[0] = c % 3 ? 1.0 : 0.5;
+        k->attrs[1] = c % 4 == 3 ? 5.0 : 0.0;
+        if (grad)
+            real_in(k, m, -1, -1, 1);
+        real_in(k, m, i, -0.3, 0.3);
+        real_in(k, o, i, -1, 1);
+        ids_in(k, m, o);
+        k->weight = grad ? 2 : 1;
+        if (grad)
+            real_in(k, m, -1, 5, 5); /* lse: not that of the logits, which changes nothing */
+    }
+    return 1;
+}
+
+static int norm_case(kase *k, const apus_op *op, int c)
+{
+    static const int64_t rows[] = {0, 1, 3, 40}, columns[] = {1, 6, 16, 60, 576, 1000};
+    if (c >= 4 * 6 * 2)
+        return 0;
+    const int64_t t = rows[c / 12], h = columns[c / 2 % 6];
+    const int64_t wide = c % 2 && h % 2 == 0 && strstr(op->name, "rms") != NULL ? h / 2 : h;
+    if (wide <= 3 && strstr(op->name, "_grad") != NULL)
+        return -1; /* nothing but cancellation */
+    k->attrs[0] = 1e-5;
+    if (strstr(op->name, "rms") != NULL) {
+        k->attrs[1] = c % 2 ? (double)wide : 0.0;
+        k->attrs[2] = c % 2;
+    }
+    if (strstr(op->name, "_grad") != NULL)
+        real_in(k, t, h, -1, 1);
+    real_in(k, t, h, -2, 2);
+    real_in(k, wide, -1, -1, 1);
+    if (is(op->name, "layer_norm") && c % 2)
+        real_in(k, h, -1, -1, 1);
+    k->tolerance = 1e-5; /* layer_norm of rows of one element divides by sqrt(eps) */
+    return 1;
+}
+
+static int rope_case(kase *k, int c)
+{
+    static const int32_t positions[] = {0, 1, 2, 17, 100, 511, 2000, 3, 9}, spans[] = {5, 5, 64, 65, 101, 512, 2001, 4, 10};
+    static const int64_t dims[] = {2, 6, 16, 64, 80};
+    if (c >= 5 * 3 * 2 * 2)
+        return 0;
+    const int64_t d = dims[c / 12], t = c % 2 ? 9 : 1, rotary = c / 2 % 2 && d > 4 ? d / 4 * 2 : d;
+    const int mode = d == 2 ? 0 : c / 4 % 3;
+    if (mode == 1 && rotary <= 2)
+        return -1;
+    real_in(k, t, 3 * d, -1, 1);
+    ints_in(k, t, -1, positions);
+    ints_in(k, t, -1, spans);
+    real_in(k, mode == 2 ? 2 : rotary / 2, mode == 2 ? rotary / 2 : -1, 0.001, 1);
+    const double attrs[8] = {(double)d, (double)rotary, c % 2 ? 1.1 : 1.0, c / 2 % 2, mode, 64, 2, 10000};
+    memcpy(k->attrs, attrs, sizeof attrs);
+    k->tolerance = 3e-4; /* angles of thousands of radians, in float32 as in PyTorch */
+    return 1;
+}
+
+static int attention_case(kase *k, const apus_op *op, int c)
+{
+    if (c >= N_ATTENTIONS)
+        return 0;
+    const double *a = attentions[c].attrs;
+    const int64_t t = attentions[c].tokens, wide = (int64_t)(a[0] * a[2]), narrow = (int64_t)(a[1] * a[2]);
+    memcpy(k->attrs, a, sizeof attentions[c].attrs);
+    k->tolerance = 1e-5;
+    if (is(op->name, "attention_cached")) {
+        enum { PAGE = 16, PAGES = 10, SLOTS = 30 * PAGE };
+        int32_t table[3 * (4 + PAGES)], rows = t == 0 ? 0 : 3, tokens = t == 0 ? 0 : t == 1 ? 3 : 3 + 37;
+        const int32_t counts[3] = {1, t > 1 ? 37 : 0, tokens - 1 - (t > 1 ? 37 : 0)}, spans[3] = {150, 70, 33};
+        for (int32_t r = 0, begin = 0; r < 3; begin += counts[r++]) {
+            int32_t *row = table + r * (4 + PAGES);
+            row[0] = begin, row[1] = counts[r], row[2] = spans[r], row[3] = 0;
+            for (int32_t p = 0; p < PAGES; p++)
+                row[4 + p] = (7 * p + 10 * r + 3) % 30;
+        }
+        real_in(k, tokens, wide, -1, 1);
+        real_in(k, SLOTS, narrow, -1, 1);
+        real_in(k, SLOTS, narrow, -1, 1);
+        ints_in(k, rows, 4 + PAGES, table);
+        k->attrs[6] = PAGE;
+        return 1;
+    }
+    if (is(op->name, "attention_grad"))
+        real_in(k, t, wide, -1, 1);
+    real_in(k, t, wide, -1, 1);
+    real_in(k, t, narrow, -1, 1);
+    real_in(k, t, narrow, -1, 1);
+    if (is(op->name, "attention_grad")) { /* numbers of the right size: the formula holds for any */
+        real_in(k, t, wide, -1, 1);
+        real_in(k, t, (int64_t)a[0], 4, 6);
+    }
+    ints_in(k, attentions[c].n, 4, attentions[c].segments);
+    return 1;
+}
+
+/* Case c of an op: 1, 0 when there are no more, -1 to leave one out, -2 for an op without cases. */
+static int make_case(kase *k, const apus_op *op, int c, int encoded)
+{
+    static const char *const index_ops[] = {"sum", "sum_squares", "sum_rows", "add_row", "gather", "scatter_add", "columns", "columns_grad", "dropout", "dropout_grad"};
+    static const char *const matrix_ops[] = {"linear", "linear_dx", "linear_dw", "embedding", "embedding_dw", "token_logprob", "token_logprob_grad"};
+    memset(k, 0, sizeof *k);
+    k->weight = -1;
+    k->seed = 1000u * (uint64_t)c + 17;
+    if ((op->flags & APUS_OP_ELEMENTWISE) != 0)
+        return elementwise_case(k, op, c);
+    for (size_t i = 0; i < sizeof index_ops / sizeof index_ops[0]; i++)
+        if (is(op->name, index_ops[i]))
+            return index_case(k, op, c);
+    for (size_t i = 0; i < sizeof matrix_ops / sizeof matrix_ops[0]; i++)
+        if (is(op->name, matrix_ops[i]))
+            return matrix_case(k, op, c, encoded);
+    if (strstr(op->name, "_norm") != NULL)
+        return norm_case(k, op, c);
+    if (is(op->name, "rope"))
+        return rope_case(k, c);
+    if (is(op->name, "attention") || is(op->name, "attention_grad") || is(op->name, "attention_cached"))
+        return attention_case(k, op, c);
+    if (is(op->name, "kv_write")) {
+        if (c >= N_LENGTHS)
+            return 0;
+        int32_t slots[1000];
+        for (int32_t i = 0; i < lengths[c]; i++)
+            slots[i] = (i * 7 + 3) % 1003;
+        real_in(k, 1003, 1 + c * 3, -1, 1);
+        real_in(k, lengths[c], 1 + c * 3, -1, 1);
+        ints_in(k, lengths[c], -1, slots);
+        return 1;
+    }
+    return -2;
+}
+
+static void end_case(kase *k)
+{
+    for (uint32_t i = 0; i < k->n_in; i++) {
+        free(k->in[i].real);
+        free(k->in[i].raw);
+    }
+    for (uint32_t i = 0; i < k->n_out; i++)
+        free(k->out[i].real);
+}
+
+/* The shapes of the outputs, by the op's own rule; elementwise kernels see ranges of one dimension. */
+static void shape_outputs(kase *k, const apus_op *op)
+{
+    apus_shape in[OPERANDS], out[APUS_MAX_OUTPUTS];
+    apus_error err;
+    for (uint32_t i = 0; i < k->n_in; i++) {
+        in[i] = (apus_shape){.dtype = k->in[i].view.dtype, .ndim = k->in[i].view.ndim};
+        memcpy(in[i].dims, k->in[i].view.dims, sizeof in[i].dims);
+    }
+    if (op->shapes(in, k->n_in, k->attrs, out, &err) != APUS_OK)
+        fail_msg("%s: %s", op->name, err.message);
+    k->n_out = op->n_outputs;
+    for (uint32_t i = 0; i < k->n_out; i++) {
+        k->out[i].view = (apus_view){.dtype = APUS_REAL, .ndim = out[i].ndim};
+        memcpy(k->out[i].view.dims, out[i].dims, sizeof out[i].dims);
+        k->out[i].real = calloc((size_t)count(&k->out[i].view) + 1, sizeof(double));
+    }
+}
+
+/* ---------------------------------------------------------------- encodings */
+
+/* A row of a block encoding whose values are of a sensible size: random bytes, drawn again until they are. */
+static void encode(apus_dtype t, uint64_t seed, const double *values, int64_t n, unsigned char *row, double *decoded)
+{
+    if (t == APUS_F32 || t == APUS_F16 || t == APUS_BF16) {
+        for (int64_t i = 0; i < n; i++) {
+            const float f = (float)values[i];
+            const uint16_t h = t == APUS_F16 ? apus_f32_to_f16(f) : apus_f32_to_bf16(f);
+            memcpy(row + i * (t == APUS_F32 ? 4 : 2), t == APUS_F32 ? (const void *)&f : (const void *)&h, t == APUS_F32 ? 4 : 2);
+        }
+    } else {
+        int64_t block;
+        const size_t bytes = apus_block_layout(t, &block);
+        for (int64_t b = 0; b * block < n; b++) {
+            float y[256];
+            for (uint32_t attempt = 0;; attempt++) {
+                for (size_t i = 0; i < bytes; i += 16) {
+                    uint32_t words[4];
+                    apus_philox4x32((const uint32_t[2]){(uint32_t)seed, 5}, (const uint32_t[4]){attempt, (uint32_t)b, (uint32_t)i, 0}, words);
+                    memcpy(row + (size_t)b * bytes + i, words, bytes - i < 16 ? bytes - i : 16);
+                }
+                (void)apus_row_to_f32(t, row + (size_t)b * bytes, y, block);
+                float most = 0;
+                int finite = 1;
+                for (int64_t i = 0; i < block; i++) {
+                    finite &= isfinite(y[i]) != 0;
+                    most = fmaxf(most, fabsf(y[i]));
+                }
+                if (finite && most < 4.0f && most > 0.05f)
+                    break;
+            }
+        }
+    }
+    float *y = calloc((size_t)n + 1, sizeof *y);
+    (void)apus_row_to_f32(t, row, y, n);
+    for (int64_t i = 0; i < n; i++)
+        decoded[i] = (double)y[i];
+    free(y);
+}
+
+/* ---------------------------------------------------------------- calls */
+
+typedef struct buffer {
+    char *device;
+    size_t bytes; /* between two guards */
+} buffer;
+
+static buffer to_device(apus_device *d, const void *from, size_t bytes)
+{
+    apus_error err;
+    buffer b = {.bytes = bytes};
+    unsigned char *host = malloc(bytes + 2 * GUARD);
+    b.device = apus_device_alloc(d, bytes + 2 * GUARD, &err);
+    if (b.device == NULL)
+        fail_msg("%s", err.message);
+    memset(host, 0xa5, bytes + 2 * GUARD);
+    if (from != NULL)
+        memcpy(host + GUARD, from, bytes);
+    assert_int_equal(apus_device_upload(d, b.device, host, bytes + 2 * GUARD, &err), APUS_OK);
+    free(host);
+    return b;
+}
+
+static void from_device(apus_device *d, buffer *b, void *to, const char *what)
+{
+    apus_error err;
+    unsigned char *host = malloc(b->bytes + 2 * GUARD);
+    assert_int_equal(apus_device_download(d, host, b->device, b->bytes + 2 * GUARD, &err), APUS_OK);
+    for (size_t i = 0; i < GUARD; i++)
+        if (host[i] != 0xa5 || host[b->bytes + GUARD + i] != 0xa5)
+            fail_msg("%s: wrote outside its memory", what);
+    if (to != NULL)
+        memcpy(to, host + GUARD, b->bytes);
+    free(host);
+    apus_device_free(d, b->device, b->bytes + 2 * GUARD);
+}
+
+static void *as_real(apus_dtype real, const double *values, int64_t n)
+{
+    void *p = calloc((size_t)n + 1, 8);
+    for (int64_t i = 0; i < n; i++) {
+        if (real == APUS_F32)
+            ((float *)p)[i] = (float)values[i];
+        else
+            ((double *)p)[i] = values[i];
+    }
+    return p;
+}
+
+typedef struct variant {
+    apus_dtype encoding;     /* of the weight; APUS_REAL: plain */
+    uint32_t accumulate, skip; /* outputs to add to; outputs nobody needs */
+    int in_place;            /* output 0 in the memory of this input; -1 */
+} variant;
+
+/* Runs kernel e on the case; results into k->out[].real. `rows`: the encoded weight. */
+static void call(apus_device *d, const apus_kernel_entry *e, kase *k, const variant *v, const void *rows, const char *what)
+{
+    const apus_dtype real = d->real;
+    const size_t size = apus_dtype_size(real);
+    const int elementwise = (e->op->flags & APUS_OP_ELEMENTWISE) != 0;
+    apus_view in[OPERANDS], out[APUS_MAX_OUTPUTS];
+    buffer bin[OPERANDS], bout[APUS_MAX_OUTPUTS];
+    for (uint32_t i = 0; i < k->n_in; i++) {
+        operand *o = &k->in[i];
+        const int64_t n = count(&o->view);
+        in[i] = o->view;
+        if (o->view.dtype == APUS_I32 || o->view.dtype == APUS_I64) {
+            bin[i] = to_device(d, o->raw, (size_t)n * apus_dtype_size(o->view.dtype));
+        } else if ((int)i == k->weight && v->encoding != APUS_REAL && v->encoding != real) {
+            in[i].dtype = v->encoding;
+            bin[i] = to_device(d, rows, (size_t)o->view.dims[0] * apus_dtype_row_bytes(v->encoding, o->view.dims[1]));
+        } else {
+            void *p = as_real(real, o->real, n);
+            in[i].dtype = real;
+            bin[i] = to_device(d, p, (size_t)n * size);
+            free(p);
+        }
+        in[i].data = bin[i].device + GUARD;
+        if (e->op->shape_only >> i & 1)
+            in[i].data = NULL;
+    }
+    for (uint32_t i = 0; i < k->n_out; i++) {
+        const int64_t n = count(&k->out[i].view);
+        void *p = as_real(real, k->out[i].real, n);
+        bout[i] = to_device(d, (v->accumulate >> i & 1) != 0 ? p : NULL, (size_t)n * size);
+        free(p);
+        out[i] = k->out[i].view;
+        out[i].dtype = real;
+        out[i].data = (v->skip >> i & 1) != 0 ? NULL : i == 0 && v->in_place >= 0 ? in[v->in_place].data : bout[i].device + GUARD;
+        if (elementwise) {
+            out[i].ndim = 1;
+            out[i].dims[0] = n;
+        }
+    }
+    for (uint32_t i = 0; i < k->n_in && elementwise; i++) { /* ranges of one dimension */
+        in[i].dims[0] = count(&in[i]);
+        in[i].ndim = 1;
+    }
+    apus_kernel_call c = {.in = in, .out = out, .attrs = k->attrs, .backend = d->backend, .n_in = k->n_in, .n_out = k->n_out, .accumulate = v->accumulate};
+    const size_t need = e->kernel.scratch != NULL ? e->kernel.scratch(&c) : 0;
+    buffer scratch = to_device(d, NULL, need);
+    apus_error err = {.message = ""};
+    c.scratch = need > 0 ? scratch.device + GUARD : NULL;
+    const apus_status st = e->kernel.run(&c, &err);
+    if (st != APUS_OK || d->ops.finish(d->backend, &err) != APUS_OK)
+        fail_msg("%s: %s", what, err.message);
+    from_device(d, &scratch, NULL, what);
+    for (uint32_t i = 0; i < k->n_out; i++) {
+        const int64_t n = count(&k->out[i].view);
+        void *p = calloc((size_t)n + 1, 8);
+        from_device(d, &bout[i], p, what);
+        if (i == 0 && v->in_place >= 0) {
+            from_device(d, &bin[v->in_place], p, what);
+            bin[v->in_place].device = NULL;
+        }
+        for (int64_t j = 0; j < n && (v->skip >> i & 1) == 0; j++)
+            k->out[i].real[j] = real == APUS_F32 ? (double)((float *)p)[j] : ((double *)p)[j];
+        free(p);
+    }
+    for (uint32_t i = 0; i < k->n_in; i++)
+        if (bin[i].device != NULL)
+            from_device(d, &bin[i], NULL, what);
+}
+
+/* ---------------------------------------------------------------- comparing */
+
+static apus_device *ref;
+
+static int in_place_input(const apus_op *op)
+{
+    return (op->flags & APUS_OP_IN_PLACE) != 0 ? 0 : -1;
+}
+
+/* What the reference gives for the case: op, then perhaps the second op of a pair on the case's last input. */
+static void reference(const apus_kernel_entry *e, kase *k, const variant *v)
+{
+    const apus_kernel_entry *first = apus_device_choose(ref, e->op, NULL, APUS_REAL);
+    assert_non_null(first);
+    if (e->then != NULL)
+        k->n_in--;
+    const variant plain = {.skip = v->skip, .in_place = in_place_input(e->op)};
+    double *before[APUS_MAX_OUTPUTS];
+    for (uint32_t i = 0; i < k->n_out; i++) {
+        const size_t bytes = ((size_t)count(&k->out[i].view) + 1) * sizeof(double);
+        before[i] = malloc(bytes);
+        memcpy(before[i], k->out[i].real, bytes);
+    }
+    call(ref, first, k, &plain, NULL, "ref");
+    for (uint32_t i = 0; i < k->n_out; i++) {
+        for (int64_t j = 0; j < count(&k->out[i].view) && (v->accumulate >> i & 1) != 0; j++)
+            k->out[i].real[j] += before[i][j];
+        free(before[i]);
+    }
+    if (e->then == NULL)
+        return;
+    kase second = {.n_in = 2, .n_out = 1};
+    second.in[0] = k->out[0];
+    second.in[1] = k->in[k->n_in++];
+    second.out[0] = k->out[0];
+    const variant none = {.in_place = -1};
+    call(ref, apus_device_choose(ref, e->then, NULL, APUS_REAL), &second, &none, NULL, "ref");
+}
+
+static void compare(const kase *k, double *const *expected, uint32_t skip, const char *what)
+{
+    for (uint32_t i = 0; i < k->n_out; i++) {
+        const int64_t n = count(&k->out[i].view);
+        double most = 0.0;
+        for (int64_t j = 0; j < n; j++)
+            most = fmax(most, isfinite(expected[i][j]) ? fabs(expected[i][j]) : 0.0);
+        for (int64_t j = 0; j < n && (skip >> i & 1) == 0; j++) {
+            const double a = k->out[i].real[j], b = expected[i][j];
+            if (!(fabs(a - b) <= k->tolerance * (most + 1e-3)) && !(isnan(a) && isnan(b)) && a != b)
+                fail_msg("%s: output %u, element %lld of %lld: %.9g, the reference gives %.9g", what, i, (long long)j, (long long)n, a, b);
+        }
+    }
+}
+
+static void run_variant(apus_device *d, const apus_kernel_entry *e, kase *k, variant v, const void *rows, const char *what)
+{
+    double *start[APUS_MAX_OUTPUTS], *expected[APUS_MAX_OUTPUTS], *again[APUS_MAX_OUTPUTS];
+    for (uint32_t i = 0; i < k->n_out; i++) {
+        const size_t bytes = ((size_t)count(&k->out[i].view) + 1) * sizeof(double);
+        start[i] = malloc(bytes), expected[i] = malloc(bytes), again[i] = malloc(bytes);
+        for (size_t j = 0; j < bytes / sizeof(double); j++)
+            start[i][j] = (double)(float)bed_random(4 + i, j, -1, 1);
+        memcpy(k->out[i].real, start[i], bytes);
+    }
+    reference(e, k, &v);
+    for (int turn = 0; turn < 2; turn++) { /* the second time for the bits */
+        for (uint32_t i = 0; i < k->n_out; i++) {
+            const size_t bytes = ((size_t)count(&k->out[i].view) + 1) * sizeof(double);
+            memcpy(turn == 0 ? expected[i] : again[i], k->out[i].real, bytes);
+            memcpy(k->out[i].real, start[i], bytes);
+        }
+        call(d, e, k, &v, rows, what);
+    }
+    compare(k, expected, v.skip, what);
+    for (uint32_t i = 0; i < k->n_out; i++) {
+        if ((v.skip >> i & 1) == 0 && memcmp(again[i], k->out[i].real, (size_t)count(&k->out[i].view) * sizeof(double)) != 0)
+            fail_msg("%s: output %u has other bits the second time", what, i);
+        free(start[i]);
+        free(expected[i]);
+        free(again[i]);
+    }
+}
+
+/* One case in all its variants. */
+static void check_case(apus_device *d, const apus_kernel_entry *e, kase *k, apus_dtype encoding, const char *what)
+{
+    unsigned char *rows = NULL;
+    if (encoding != APUS_REAL && k->weight >= 0) {
+        operand *w = &k->in[k->weight];
+        const int64_t r = w->view.dims[0], n = w->view.dims[1];
+        const size_t bytes = apus_dtype_row_bytes(encoding, n);
+        rows = calloc((size_t)r + 1, bytes);
+        for (int64_t i = 0; i < r; i++)
+            encode(encoding, 50 + (uint64_t)i, w->real + i * n, n, rows + (size_t)i * bytes, w->real + i * n);
+    }
+    if (e->then != NULL) { /* the other operand, like the result */
+        real_in(k, k->out[0].view.dims[0], k->out[0].view.dims[1], -1, 1);
+        run_variant(d, e, k, (variant){.encoding = encoding, .in_place = -1}, rows, what);
+        run_variant(d, e, k, (variant){.encoding = encoding, .in_place = (int)k->n_in - 1}, rows, what);
+        free(rows);
+        return;
+    }
+    const uint32_t all = (1u << k->n_out) - 1;
+    run_variant(d, e, k, (variant){.encoding = encoding, .in_place = in_place_input(e->op)}, rows, what);
+    for (uint32_t i = 0; i < k->n_out && k->n_out > 1; i++)
+        run_variant(d, e, k, (variant){.encoding = encoding, .skip = all & ~(1u << i), .in_place = -1}, rows, what);
+    if ((e->kernel.flags & APUS_KERNEL_ACCUMULATES) != 0) {
+        run_variant(d, e, k, (variant){.encoding = encoding, .accumulate = all, .in_place = -1}, rows, what);
+        for (uint32_t i = 0; i < k->n_out && k->n_out > 1; i++)
+            run_variant(d, e, k, (variant){.encoding = encoding, .accumulate = 1u << i, .in_place = -1}, rows, what);
+    }
+    for (uint32_t i = 0; i < k->n_in && k->n_out == 1 && (e->op->flags & APUS_OP_ELEMENTWISE) != 0; i++)
+        if (k->in[i].view.dims[0] == k->out[0].view.dims[0] && (e->op->shape_only >> i & 1) == 0)
+            run_variant(d, e, k, (variant){.encoding = encoding, .in_place = (int)i}, rows, what);
+    free(rows);
+}
+
+static void check_kernel(apus_device *d, const apus_kernel_entry *e)
+{
+    const apus_dtype plain[] = {APUS_REAL, 0};
+    for (int n = -1; n < 0 || (e->kernel.encodings != NULL && e->kernel.encodings[n] != 0); n++) {
+        const apus_dtype encoding = n < 0 ? plain[0] : e->kernel.encodings[n];
+        for (int c = 0;; c++) {
+            kase k;
+            char what[256];
+            int made = make_case(&k, e->op, c, encoding != APUS_REAL);
+            if (made == 1 && encoding != APUS_REAL && (c + n) % 3 != 0) /* every shape in some encodings */
+                made = -1;
+            (void)snprintf(what, sizeof what, "%s of %s%s%s, %s, case %d", e->op->name, e->table, e->then != NULL ? " then " : "",
+                           e->then != NULL ? e->then->name : "", apus_dtype_name(encoding), c);
+            if (made == 1) {
+                if (e->then != NULL)
+                    k.tolerance *= 2;
+                shape_outputs(&k, e->op);
+                check_case(d, e, &k, encoding, what);
+            }
+            end_case(&k);
+            if (made == -2 && strncmp(e->op->name, "apus.", 5) == 0)
+                fail_msg("%s: no case here", e->op->name);
+            if (made == 0 || made == -2)
+                break;
+        }
+    }
+}
+
+/* A query's bits depend on its own row alone. */
+static void check_row_invariance(apus_device *d)
+{
+    const apus_kernel_entry *e = apus_device_choose(d, apus_op_find("apus.attention_cached/1"), NULL, APUS_REAL);
+    const variant plain = {.in_place = -1};
+    for (int c = 0; c < N_ATTENTIONS && e != NULL; c++) {
+        kase k;
+        (void)make_case(&k, e->op, c, 0);
+        shape_outputs(&k, e->op);
+        call(d, e, &k, &plain, NULL, "attention_cached");
+        const int64_t wide = k.in[0].view.dims[1], columns = k.in[3].view.dims[1];
+        for (int64_t s = 0; s < k.in[3].view.dims[0]; s++) {
+            const int32_t *row = (int32_t *)k.in[3].raw + s * columns;
+            for (int32_t i = 0; i < row[1]; i += row[1] > 5 ? 5 : 1) {
+                kase one = k;
+                int32_t alone[64];
+                memcpy(alone, row, (size_t)columns * sizeof *row);
+                alone[0] = 0, alone[1] = 1, alone[2] = row[2] - row[1] + i + 1;
+                one.in[0].real = k.in[0].real + (row[0] + i) * wide;
+                one.in[0].view.dims[0] = one.in[3].view.dims[0] = 1;
+                one.in[3].raw = alone;
+                one.out[0].view.dims[0] = 1;
+                one.out[0].real = calloc((size_t)wide, sizeof(double));
+                call(d, e, &one, &plain, NULL, "attention_cached");
+                if (memcmp(one.out[0].real, k.out[0].real + (row[0] + i) * wide, (size_t)wide * sizeof(double)) != 0)
+                    fail_msg("attention_cached, case %d: query %d of row %lld has other bits alone", c, i, (long long)s);
+                free(one.out[0].real);
+            }
+        }
+        end_case(&k);
+    }
+}
+
+/* ---------------------------------------------------------------- */
+
+static int setup(void **state)
+{
+    (void)state;
+    const char *files[64] = {NULL};
+    size_t n = 0;
+    DIR *folder = opendir(APUS_TEST_PLUGINS);
+    assert_non_null(folder);
+    for (struct dirent *f = readdir(folder); f != NULL && n < 64; f = readdir(folder))
+        if (strstr(f->d_name, ".so") != NULL && (strstr(f->d_name, "apus_backend_") == f->d_name || strstr(f->d_name, "apus_kernels_") == f->d_name))
+            files[n++] = strdup(f->d_name);
+    (void)closedir(folder);
+    bed_load(files, n);
+    for (size_t i = 0; i < n; i++)
+        free((char *)(uintptr_t)files[i]);
+    ref = bed_device("ref");
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    apus_device_close(ref);
+    return 0;
+}
+
+static void every_kernel_agrees_with_the_reference(void **state)
+{
+    (void)state;
+    size_t checked = 0;
+    for (size_t b = 0; b < apus_component_count("backend"); b++) {
+        const char *name = apus_component_at("backend", b)->name;
+        apus_error err;
+        if (strcmp(name, "ref") == 0)
+            continue;
+        apus_node *spec = apus_nodes()->make_string(name, (size_t)-1);
+        apus_device *d = apus_device_open(spec, &err);
+        apus_nodes()->release(spec);
+        if (d == NULL) {
+            print_message("backend %s is left out: %s\n", name, err.message);
+            continue;
+        }
+        print_message("%s\n", apus_device_describe(d));
+        for (size_t i = 0; i < apus_kernel_count(); i++) {
+            const apus_kernel_entry *e = apus_kernel_at(i);
+            if (strcmp(e->backend, name) != 0 || e->real != d->real)
+                continue;
+            check_kernel(d, e);
+            checked++;
+        }
+        check_row_invariance(d);
+        apus_device_close(d);
+    }
+    print_message("%zu kernels\n", checked);
+    if (checked == 0) {
+        print_message("every_kernel_agrees_with_the_reference: no backend beside the reference is built\n");
+        skip();
+    }
+}
+
+/* The reference through the same harness: what it asks of others it does itself. */
+static void the_reference_agrees_with_itself(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < apus_kernel_count(); i++)
+        if (strcmp(apus_kernel_at(i)->backend, "ref") == 0)
+            check_kernel(ref, apus_kernel_at(i));
+    check_row_invariance(ref);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_reference_agrees_with_itself),
+        cmocka_unit_test(every_kernel_agrees_with_the_reference),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
