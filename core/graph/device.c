@@ -123,8 +123,7 @@ const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op 
 {
     for (size_t i = apus_kernel_count(); i-- > 0;) { /* later tables win */
         const apus_kernel_entry *e = apus_kernel_at(i);
-        if (e->op == op && e->then == then && e->real == d->real && strcmp(e->backend, d->name) == 0 &&
-            takes(&e->kernel, d->real, encoding))
+        if (e->op == op && e->then == then && e->real == d->real && strcmp(e->backend, d->name) == 0 && takes(&e->kernel, d->real, encoding))
             return e;
     }
     return NULL;

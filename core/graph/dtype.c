@@ -10,11 +10,11 @@ static const struct {
     const char *name;
     uint32_t block, bytes; /* elements and bytes of a block */
 } types[] = {
-    {APUS_REAL, "REAL", 1, 0},    {APUS_F32, "F32", 1, 4},       {APUS_F64, "F64", 1, 8},      {APUS_F16, "F16", 1, 2},
-    {APUS_BF16, "BF16", 1, 2},    {APUS_I32, "I32", 1, 4},       {APUS_I64, "I64", 1, 8},      {APUS_U8, "U8", 1, 1},
-    {APUS_Q4_0, "Q4_0", 32, 18},  {APUS_Q4_1, "Q4_1", 32, 20},   {APUS_Q5_0, "Q5_0", 32, 22},  {APUS_Q5_1, "Q5_1", 32, 24},
-    {APUS_Q8_0, "Q8_0", 32, 34},  {APUS_IQ4_NL, "IQ4_NL", 32, 18}, {APUS_Q2_K, "Q2_K", 256, 84}, {APUS_Q3_K, "Q3_K", 256, 110},
-    {APUS_Q4_K, "Q4_K", 256, 144}, {APUS_Q5_K, "Q5_K", 256, 176}, {APUS_Q6_K, "Q6_K", 256, 210},
+    {APUS_REAL, "REAL", 1, 0},     {APUS_F32, "F32", 1, 4},         {APUS_F64, "F64", 1, 8},       {APUS_F16, "F16", 1, 2},
+    {APUS_BF16, "BF16", 1, 2},     {APUS_I32, "I32", 1, 4},         {APUS_I64, "I64", 1, 8},       {APUS_U8, "U8", 1, 1},
+    {APUS_Q4_0, "Q4_0", 32, 18},   {APUS_Q4_1, "Q4_1", 32, 20},     {APUS_Q5_0, "Q5_0", 32, 22},   {APUS_Q5_1, "Q5_1", 32, 24},
+    {APUS_Q8_0, "Q8_0", 32, 34},   {APUS_IQ4_NL, "IQ4_NL", 32, 18}, {APUS_Q2_K, "Q2_K", 256, 84},  {APUS_Q3_K, "Q3_K", 256, 110},
+    {APUS_Q4_K, "Q4_K", 256, 144}, {APUS_Q5_K, "Q5_K", 256, 176},   {APUS_Q6_K, "Q6_K", 256, 210},
 };
 enum { N_TYPES = sizeof types / sizeof types[0] };
 

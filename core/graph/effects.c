@@ -48,8 +48,7 @@ apus_status apus_plan_flatten_effects(apus_plan *p, apus_error *err)
             const apus_plan_tensor *t = &p->tensors.at[e.value];
             apus_plan_node *n = t->node >= 0 ? &p->nodes.at[t->node] : NULL;
             if (!only[p->tensors.at[e.variable].leaf_index] || n == NULL || n->op != add || t->used != 1 || t->keep ||
-                !apus_shape_equal(&p->tensors.at[n->in[0]].shape, &t->shape) ||
-                !apus_shape_equal(&p->tensors.at[n->in[1]].shape, &t->shape))
+                !apus_shape_equal(&p->tensors.at[n->in[0]].shape, &t->shape) || !apus_shape_equal(&p->tensors.at[n->in[1]].shape, &t->shape))
                 break;
             n->dead = 1;
             p->effects.at[i].value = n->in[0];
@@ -193,8 +192,8 @@ static apus_status lower_sums(lowering *l, int32_t variable_tensor)
     for (size_t i = 0; i < n && st == APUS_OK; i++) {
         apus_plan_tensor *t = &p->tensors.at[c[i].value];
         apus_plan_node *node = t->node >= 0 ? &p->nodes.at[t->node] : NULL;
-        if (node != NULL && !apus_plan_is_elementwise(node) && (node->kernel->kernel.flags & APUS_KERNEL_ACCUMULATES) != 0 &&
-            t->used == 1 && !t->keep && t->variable < 0) {
+        if (node != NULL && !apus_plan_is_elementwise(node) && (node->kernel->kernel.flags & APUS_KERNEL_ACCUMULATES) != 0 && t->used == 1 &&
+            !t->keep && t->variable < 0) {
             node->accumulate |= 1u << output_index(node, c[i].value);
             t->variable = variable;
             version = c[i].value;

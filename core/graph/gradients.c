@@ -3,8 +3,8 @@
  */
 #include "graph/internal.h"
 
-#define GRADIENT(name)                                                                                                            \
-    void apus_gradient_##name(apus_graph *g, const apus_tensor *in, uint32_t n_in, const apus_tensor *out, const apus_tensor *d_out, \
+#define GRADIENT(name)                                                                                                                               \
+    void apus_gradient_##name(apus_graph *g, const apus_tensor *in, uint32_t n_in, const apus_tensor *out, const apus_tensor *d_out,                 \
                               const double *attrs, uint32_t need, apus_tensor *d_in)
 #define UNUSED ((void)g, (void)in, (void)n_in, (void)out, (void)attrs, (void)need)
 
@@ -353,9 +353,8 @@ GRADIENT(dropout)
 
 /* ---------------------------------------------------------------- decompositions */
 
-#define DECOMPOSE(name) \
-    void apus_decompose_##name(apus_graph *g, const apus_tensor *in, uint32_t n_in, const double *attrs, apus_tensor *out)
-#define UNUSED_D ((void)n_in, (void)attrs)
+#define DECOMPOSE(name) void apus_decompose_##name(apus_graph *g, const apus_tensor *in, uint32_t n_in, const double *attrs, apus_tensor *out)
+#define UNUSED_D        ((void)n_in, (void)attrs)
 
 DECOMPOSE(sub)
 {

@@ -301,8 +301,7 @@ static apus_tensor named(apus_graph *g, int32_t kind, const char *name, apus_dty
     if (dtype < 0 || strcmp(apus_dtype_name(dtype), "unknown") == 0)
         return failf(g, "%s %s: unknown element type %d", what, name, (int)dtype);
     if (dtype != APUS_REAL && dims[ndim - 1] > 0 && apus_dtype_row_bytes(dtype, dims[ndim - 1]) == 0)
-        return failf(g, "%s %s: rows of %lld elements do not divide into %s blocks", what, name, (long long)dims[ndim - 1],
-                     apus_dtype_name(dtype));
+        return failf(g, "%s %s: rows of %lld elements do not divide into %s blocks", what, name, (long long)dims[ndim - 1], apus_dtype_name(dtype));
     for (size_t i = 0; i < g->n_nodes; i++) {
         const apus_graph_node *n = &g->nodes[i];
         if (n->kind != kind || strcmp(n->name, name) != 0)

@@ -37,24 +37,23 @@ apus_status apus_ops_builtin(apus_error *err); /* only once; apus_graph_new and 
 size_t apus_kernel_count(void);
 const apus_kernel_entry *apus_kernel_at(size_t i);
 
-extern const apus_ops_ops apus_builtin_ops;                  /* op_table.c */
+extern const apus_ops_ops apus_builtin_ops;                      /* op_table.c */
 double apus_op_flops(const apus_kernel_call *c, const char *op); /* op_table.c: an estimate by the op's name */
 
 /* gradients.c: the built-in ops' gradients and decompositions, by the names in op_table.c */
 typedef void apus_gradient_fn(apus_graph *g, const apus_tensor *in, uint32_t n_in, const apus_tensor *out, const apus_tensor *d_out,
                               const double *attrs, uint32_t need, apus_tensor *d_in);
 typedef void apus_decompose_fn(apus_graph *g, const apus_tensor *in, uint32_t n_in, const double *attrs, apus_tensor *out);
-apus_gradient_fn apus_gradient_add, apus_gradient_sub, apus_gradient_mul, apus_gradient_div, apus_gradient_maximum,
-    apus_gradient_minimum, apus_gradient_where, apus_gradient_affine, apus_gradient_exp, apus_gradient_log, apus_gradient_log1p,
-    apus_gradient_expm1, apus_gradient_sqrt, apus_gradient_abs, apus_gradient_square, apus_gradient_tanh, apus_gradient_sigmoid,
-    apus_gradient_log_sigmoid, apus_gradient_softplus, apus_gradient_relu, apus_gradient_silu, apus_gradient_gelu,
-    apus_gradient_swiglu, apus_gradient_sum, apus_gradient_sum_rows, apus_gradient_fill, apus_gradient_add_row,
-    apus_gradient_gather, apus_gradient_scatter_add, apus_gradient_columns, apus_gradient_columns_grad, apus_gradient_linear,
+apus_gradient_fn apus_gradient_add, apus_gradient_sub, apus_gradient_mul, apus_gradient_div, apus_gradient_maximum, apus_gradient_minimum,
+    apus_gradient_where, apus_gradient_affine, apus_gradient_exp, apus_gradient_log, apus_gradient_log1p, apus_gradient_expm1, apus_gradient_sqrt,
+    apus_gradient_abs, apus_gradient_square, apus_gradient_tanh, apus_gradient_sigmoid, apus_gradient_log_sigmoid, apus_gradient_softplus,
+    apus_gradient_relu, apus_gradient_silu, apus_gradient_gelu, apus_gradient_swiglu, apus_gradient_sum, apus_gradient_sum_rows, apus_gradient_fill,
+    apus_gradient_add_row, apus_gradient_gather, apus_gradient_scatter_add, apus_gradient_columns, apus_gradient_columns_grad, apus_gradient_linear,
     apus_gradient_embedding, apus_gradient_rms_norm, apus_gradient_layer_norm, apus_gradient_rope, apus_gradient_attention,
     apus_gradient_token_logprob, apus_gradient_dropout;
 apus_decompose_fn apus_decompose_sub, apus_decompose_abs, apus_decompose_square, apus_decompose_sigmoid, apus_decompose_log_sigmoid,
-    apus_decompose_softplus, apus_decompose_relu, apus_decompose_silu, apus_decompose_silu_grad, apus_decompose_swiglu,
-    apus_decompose_swiglu_grad, apus_decompose_sum_squares, apus_decompose_dropout_grad, apus_decompose_stop_gradient;
+    apus_decompose_softplus, apus_decompose_relu, apus_decompose_silu, apus_decompose_silu_grad, apus_decompose_swiglu, apus_decompose_swiglu_grad,
+    apus_decompose_sum_squares, apus_decompose_dropout_grad, apus_decompose_stop_gradient;
 
 /* ---- the graph (graph.c) */
 
@@ -66,10 +65,10 @@ typedef struct apus_graph_node {
     uint32_t n_in, n_out;
     int32_t in[APUS_MAX_INPUTS];
     double attrs[APUS_MAX_ATTRS];
-    int32_t first;   /* tensor of output 0; the others follow */
-    int backward;    /* built while differentiating */
-    char *name;      /* of an input or a variable */
-    double *values;  /* of a constant */
+    int32_t first;  /* tensor of output 0; the others follow */
+    int backward;   /* built while differentiating */
+    char *name;     /* of an input or a variable */
+    double *values; /* of a constant */
 } apus_graph_node;
 
 typedef struct apus_graph_tensor {
@@ -111,7 +110,7 @@ apus_tensor apus_graph_fail(apus_graph *g, apus_status status, const apus_error 
 int apus_graph_shape_text(const apus_shape *s, char *buffer, size_t capacity); /* "f32? [T,576]" */
 int apus_shape_equal(const apus_shape *a, const apus_shape *b);                /* dims only */
 int apus_shape_single(const apus_shape *s);                                    /* one element whatever the extents */
-void *apus_grow(void *items, size_t *capacity, size_t n, size_t item); /* room for one more; NULL: out of memory */
+void *apus_grow(void *items, size_t *capacity, size_t n, size_t item);         /* room for one more; NULL: out of memory */
 
 /* ---- devices (device.c) */
 

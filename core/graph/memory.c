@@ -105,9 +105,8 @@ static int32_t reusable(const apus_plan *p, int32_t step, int32_t a, const apus_
         return -1;
     for (uint32_t k = pair ? n->n_in - 1 : 0; k < n->n_in; k++) {
         const apus_plan_tensor *x = &p->tensors.at[n->in[k]];
-        if (x->place < 0 || x->keep || x->last != step || x->step == step || p->places.at[x->place].last != step ||
-            !apus_plan_reads(n, k) || x->shape.dtype != t->shape.dtype || !apus_shape_equal(&x->shape, &t->shape) ||
-            last_member(p, s, n->in[k], a) != a)
+        if (x->place < 0 || x->keep || x->last != step || x->step == step || p->places.at[x->place].last != step || !apus_plan_reads(n, k) ||
+            x->shape.dtype != t->shape.dtype || !apus_shape_equal(&x->shape, &t->shape) || last_member(p, s, n->in[k], a) != a)
             continue;
         int read_elsewhere = 0;
         for (uint32_t j = 0; j < n->n_in && pair; j++)

@@ -7,15 +7,14 @@
 #include <math.h>
 #include <string.h>
 
-#define CHECK(condition, ...)                                    \
-    do {                                                         \
-        if (!(condition))                                        \
-            return apus_fail(err, APUS_E_INVALID, __VA_ARGS__);  \
+#define CHECK(condition, ...)                                                                                                                        \
+    do {                                                                                                                                             \
+        if (!(condition))                                                                                                                            \
+            return apus_fail(err, APUS_E_INVALID, __VA_ARGS__);                                                                                      \
     } while (0)
 
-#define RULE(name) \
-    static apus_status name(const apus_shape *in, uint32_t n_in, const double *attrs, apus_shape *out, apus_error *err)
-#define UNUSED ((void)n_in, (void)attrs)
+#define RULE(name) static apus_status name(const apus_shape *in, uint32_t n_in, const double *attrs, apus_shape *out, apus_error *err)
+#define UNUSED     ((void)n_in, (void)attrs)
 
 static int is_real(const apus_shape *s)
 {
@@ -99,8 +98,7 @@ RULE(sum_rows)
 RULE(add_row)
 {
     UNUSED;
-    CHECK(is_real(&in[0]) && in[0].ndim == 2 && is_real(&in[1]) && in[1].ndim == 1 && in[1].dims[0] == in[0].dims[1],
-          "needs x [T,H] and b [H]");
+    CHECK(is_real(&in[0]) && in[0].ndim == 2 && is_real(&in[1]) && in[1].ndim == 1 && in[1].dims[0] == in[0].dims[1], "needs x [T,H] and b [H]");
     out[0] = in[0];
     return APUS_OK;
 }
@@ -118,8 +116,7 @@ RULE(gather)
 RULE(scatter_add)
 {
     UNUSED;
-    CHECK(is_real(&in[0]) && is_real(&in[2]) && in[0].ndim == in[2].ndim && in[0].ndim <= 2 &&
-              (in[0].ndim == 1 || in[0].dims[1] == in[2].dims[1]),
+    CHECK(is_real(&in[0]) && is_real(&in[2]) && in[0].ndim == in[2].ndim && in[0].ndim <= 2 && (in[0].ndim == 1 || in[0].dims[1] == in[2].dims[1]),
           "needs dy [N] or [N,H] and a target [R] or [R,H]");
     CHECK(is_ids(&in[1], in[0].dims[0]), "needs index i32 [N]");
     out[0] = in[2];
@@ -130,8 +127,8 @@ RULE(columns)
 {
     UNUSED;
     CHECK(is_real(&in[0]) && in[0].ndim == 2 && in[0].dims[1] >= 0, "needs x [T,H]");
-    CHECK(whole(attrs[0], 0) && whole(attrs[1], 0) && attrs[0] + attrs[1] <= (double)in[0].dims[1],
-          "columns %.0f to %.0f of %lld", attrs[0], attrs[0] + attrs[1], (long long)in[0].dims[1]);
+    CHECK(whole(attrs[0], 0) && whole(attrs[1], 0) && attrs[0] + attrs[1] <= (double)in[0].dims[1], "columns %.0f to %.0f of %lld", attrs[0],
+          attrs[0] + attrs[1], (long long)in[0].dims[1]);
     out[0] = matrix(in[0].dims[0], (int64_t)attrs[1]);
     return APUS_OK;
 }
@@ -152,8 +149,7 @@ RULE(columns_grad)
 RULE(linear)
 {
     UNUSED;
-    CHECK(is_real(&in[0]) && in[0].ndim == 2 && is_weight(&in[1]) && in[1].ndim == 2 && in[0].dims[1] == in[1].dims[1],
-          "needs x [M,I] and W [O,I]");
+    CHECK(is_real(&in[0]) && in[0].ndim == 2 && is_weight(&in[1]) && in[1].ndim == 2 && in[0].dims[1] == in[1].dims[1], "needs x [M,I] and W [O,I]");
     CHECK(n_in < 3 || (is_real(&in[2]) && in[2].ndim == 1 && in[2].dims[0] == in[1].dims[0]), "needs bias [O]");
     out[0] = matrix(in[0].dims[0], in[1].dims[0]);
     return APUS_OK;
@@ -162,8 +158,7 @@ RULE(linear)
 RULE(linear_dx)
 {
     UNUSED;
-    CHECK(is_real(&in[0]) && in[0].ndim == 2 && is_weight(&in[1]) && in[1].ndim == 2 && in[0].dims[1] == in[1].dims[0],
-          "needs dy [M,O] and W [O,I]");
+    CHECK(is_real(&in[0]) && in[0].ndim == 2 && is_weight(&in[1]) && in[1].ndim == 2 && in[0].dims[1] == in[1].dims[0], "needs dy [M,O] and W [O,I]");
     out[0] = matrix(in[0].dims[0], in[1].dims[1]);
     return APUS_OK;
 }
@@ -171,8 +166,7 @@ RULE(linear_dx)
 RULE(linear_dw)
 {
     UNUSED;
-    CHECK(is_real(&in[0]) && in[0].ndim == 2 && is_real(&in[1]) && in[1].ndim == 2 && in[0].dims[0] == in[1].dims[0],
-          "needs dy [M,O] and x [M,I]");
+    CHECK(is_real(&in[0]) && in[0].ndim == 2 && is_real(&in[1]) && in[1].ndim == 2 && in[0].dims[0] == in[1].dims[0], "needs dy [M,O] and x [M,I]");
     out[0] = matrix(in[0].dims[1], in[1].dims[1]);
     return APUS_OK;
 }
@@ -292,8 +286,7 @@ RULE(attention_grad)
 {
     UNUSED;
     const apus_shape lse = matrix(in[1].dims[0], (int64_t)attrs[0]);
-    CHECK(apus_shape_equal(&in[0], &in[1]) && apus_shape_equal(&in[4], &in[1]) && apus_shape_equal(&in[5], &lse) &&
-              in[1].dims[0] == in[2].dims[0],
+    CHECK(apus_shape_equal(&in[0], &in[1]) && apus_shape_equal(&in[4], &in[1]) && apus_shape_equal(&in[5], &lse) && in[1].dims[0] == in[2].dims[0],
           "needs dout, q, k, v, out, lse of one attention");
     CHECK(is_table(&in[6], 4, 1), "needs segments i32 [S,4]");
     out[0] = in[1];
@@ -305,8 +298,7 @@ RULE(attention_grad)
 RULE(kv_write)
 {
     UNUSED;
-    CHECK(is_real(&in[0]) && in[0].ndim == 2 && is_real(&in[1]) && in[1].ndim == 2 && in[0].dims[1] == in[1].dims[1] &&
-              is_ids(&in[2], in[1].dims[0]),
+    CHECK(is_real(&in[0]) && in[0].ndim == 2 && is_real(&in[1]) && in[1].ndim == 2 && in[0].dims[1] == in[1].dims[1] && is_ids(&in[2], in[1].dims[0]),
           "needs cache [slots,W], new [T,W] and slot i32 [T]");
     out[0] = in[0];
     return APUS_OK;
@@ -366,11 +358,10 @@ RULE(dropout)
 #define CHEAP APUS_OP_CHEAP
 #define G(f)  apus_gradient_##f
 #define D(f)  apus_decompose_##f
-#define OP(id, low, high, outs, at, fl, rule, grad, dec, only)                                                                   \
-    {                                                                                                                          \
-        .size = sizeof(apus_op), .name = "apus." #id "/1", .doc = "see apus/ops.h: " #id, .min_inputs = low,                     \
-        .max_inputs = high, .n_outputs = outs, .attrs = at, .flags = fl, .shapes = rule, .gradient = grad, .decompose = dec,     \
-        .shape_only = only                                                                                                     \
+#define OP(id, low, high, outs, at, fl, rule, grad, dec, only)                                                                                       \
+    {                                                                                                                                                \
+        .size = sizeof(apus_op), .name = "apus." #id "/1", .doc = "see apus/ops.h: " #id, .min_inputs = low, .max_inputs = high, .n_outputs = outs,  \
+        .attrs = at, .flags = fl, .shapes = rule, .gradient = grad, .decompose = dec, .shape_only = only                                             \
     }
 
 static const char rope_attrs[] = "head_dim rotary_dim scale=1 inverse=0 mode=0 limit=0 factor=1 base=10000";
@@ -435,8 +426,7 @@ static const apus_op table[] = {
     OP(dropout_grad, 3, 3, 1, "p=0 purpose=0", CHEAP, dropout, NULL, D(dropout_grad), 0),
 };
 
-const apus_ops_ops apus_builtin_ops = {
-    .size = sizeof(apus_ops_ops), .ops = table, .n_ops = sizeof table / sizeof table[0]};
+const apus_ops_ops apus_builtin_ops = {.size = sizeof(apus_ops_ops), .ops = table, .n_ops = sizeof table / sizeof table[0]};
 
 /* ---------------------------------------------------------------- cost */
 
@@ -456,7 +446,7 @@ double apus_op_flops(const apus_kernel_call *c, const char *op)
         int dim;
         double factor;
     } products[] = {
-        {"apus.linear/1", 0, 1, 0, 2},        {"apus.linear_dx/1", 0, 1, 1, 2},         {"apus.linear_dw/1", 0, 1, 1, 2},
+        {"apus.linear/1", 0, 1, 0, 2},        {"apus.linear_dx/1", 0, 1, 1, 2},          {"apus.linear_dw/1", 0, 1, 1, 2},
         {"apus.token_logprob/1", 0, 1, 0, 2}, {"apus.token_logprob_grad/1", 1, 2, 0, 4},
     };
     for (size_t i = 0; i < sizeof products / sizeof products[0]; i++) {

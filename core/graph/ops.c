@@ -103,8 +103,7 @@ static apus_status parse_attrs(apus_op_entry *e, apus_error *err)
             if (equals == NULL)
                 e->required |= 1u << e->n_attrs;
             else if (!apus_read_double(equals + 1, length - name - 1, &e->defaults[e->n_attrs]))
-                return apus_fail(err, APUS_E_INVALID, "op %s: the default of attribute %s is not a number", e->op.name,
-                                 e->names[e->n_attrs]);
+                return apus_fail(err, APUS_E_INVALID, "op %s: the default of attribute %s is not a number", e->op.name, e->names[e->n_attrs]);
             e->n_attrs++;
         }
         s += length;
@@ -124,8 +123,8 @@ static apus_status add_op(const apus_op *foreign, apus_error *err)
         st = apus_fail(err, APUS_E_INVALID, "op '%s': an op is named owner.name/version", e->op.name != NULL ? e->op.name : "");
     else if (e->op.shapes == NULL || e->op.n_outputs == 0 || e->op.n_outputs > APUS_MAX_OUTPUTS || e->op.max_inputs > APUS_MAX_INPUTS ||
              e->op.min_inputs > e->op.max_inputs)
-        st = apus_fail(err, APUS_E_INVALID, "op %s: needs a shape rule, 1 to %d outputs and at most %d inputs", e->op.name,
-                       APUS_MAX_OUTPUTS, APUS_MAX_INPUTS);
+        st = apus_fail(err, APUS_E_INVALID, "op %s: needs a shape rule, 1 to %d outputs and at most %d inputs", e->op.name, APUS_MAX_OUTPUTS,
+                       APUS_MAX_INPUTS);
     else if (apus_op_find(e->op.name) != NULL)
         st = apus_fail(err, APUS_E_INVALID, "op %s is registered twice", e->op.name);
     if (st == APUS_OK)
@@ -194,8 +193,7 @@ apus_status apus_kernels_add(const char *name, const apus_kernels_ops *table, ap
         if (e->kernel.run == NULL || e->op == NULL || (e->kernel.then != NULL && e->then == NULL)) {
             const char *unknown = e->op == NULL ? e->kernel.op : e->kernel.then;
             const apus_status st = apus_fail(err, APUS_E_INVALID, "kernels '%s': kernel %u: %s%s", name, i,
-                                             e->kernel.run == NULL ? "it has no function" : "no op named ",
-                                             e->kernel.run == NULL ? "" : unknown);
+                                             e->kernel.run == NULL ? "it has no function" : "no op named ", e->kernel.run == NULL ? "" : unknown);
             free(e);
             return st;
         }

@@ -253,10 +253,9 @@ static apus_status need(collector *c, int32_t root)
                 continue;
             }
             if (c->kernel[k] == NULL) {
-                st = encoding == APUS_REAL
-                         ? apus_fail(c->err, APUS_E_UNSUPPORTED, "backend %s has no kernel for %s", c->p->device->name, n->op->name)
-                         : apus_fail(c->err, APUS_E_UNSUPPORTED, "backend %s has no kernel for %s with %s weights", c->p->device->name,
-                                     n->op->name, apus_dtype_name(encoding));
+                st = encoding == APUS_REAL ? apus_fail(c->err, APUS_E_UNSUPPORTED, "backend %s has no kernel for %s", c->p->device->name, n->op->name)
+                                           : apus_fail(c->err, APUS_E_UNSUPPORTED, "backend %s has no kernel for %s with %s weights",
+                                                       c->p->device->name, n->op->name, apus_dtype_name(encoding));
                 continue;
             }
         }
@@ -391,8 +390,8 @@ static apus_status collect_nodes(collector *c, const apus_tensor *outputs, size_
         apus_plan_effect *e = APUS_LIST_ADD(p->effects);
         if (e == NULL)
             return out_of_memory(c->err);
-        *e = (apus_plan_effect){g->effects[i].accumulate, c->planned[resolve(c, g->effects[i].variable)],
-                                c->planned[resolve(c, g->effects[i].value)]};
+        *e =
+            (apus_plan_effect){g->effects[i].accumulate, c->planned[resolve(c, g->effects[i].variable)], c->planned[resolve(c, g->effects[i].value)]};
     }
     return st;
 }
@@ -501,8 +500,8 @@ static apus_status make(apus_plan *p, apus_graph *g, const apus_tensor *outputs,
     return st;
 }
 
-apus_plan *apus_plan_new(apus_graph *g, apus_device *d, const apus_tensor *outputs, size_t n_outputs,
-                         const int64_t capacity[APUS_N_DIM_SYMBOLS], int recompute, apus_error *err)
+apus_plan *apus_plan_new(apus_graph *g, apus_device *d, const apus_tensor *outputs, size_t n_outputs, const int64_t capacity[APUS_N_DIM_SYMBOLS],
+                         int recompute, apus_error *err)
 {
     if (apus_graph_status(g, err) != APUS_OK)
         return NULL;

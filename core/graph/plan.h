@@ -17,18 +17,18 @@
 enum { APUS_PLAN_INPUTS = APUS_MAX_INPUTS + 1 };
 
 typedef struct apus_plan_tensor {
-    apus_shape shape;      /* dtype resolved: never APUS_REAL */
-    int32_t node;          /* that computes it; -1: a leaf */
-    int32_t leaf;          /* APUS_NODE_CONSTANT, _INPUT or _VARIABLE; else APUS_NODE_OP */
-    int32_t leaf_index;    /* in inputs, variables or constants */
+    apus_shape shape;   /* dtype resolved: never APUS_REAL */
+    int32_t node;       /* that computes it; -1: a leaf */
+    int32_t leaf;       /* APUS_NODE_CONSTANT, _INPUT or _VARIABLE; else APUS_NODE_OP */
+    int32_t leaf_index; /* in inputs, variables or constants */
     int32_t block_point;
-    int keep;              /* an output of the plan */
-    int used;              /* by a node, an output or an effect */
-    int32_t variable;      /* its memory is this variable's; -1 */
-    int32_t place;         /* its memory is this place of the arena; -1 */
-    int32_t slot;          /* in its step's tiles it lives in this slot; -1 */
-    int32_t step, last;    /* where it is computed; its last use */
-    int64_t elements;      /* at capacity */
+    int keep;           /* an output of the plan */
+    int used;           /* by a node, an output or an effect */
+    int32_t variable;   /* its memory is this variable's; -1 */
+    int32_t place;      /* its memory is this place of the arena; -1 */
+    int32_t slot;       /* in its step's tiles it lives in this slot; -1 */
+    int32_t step, last; /* where it is computed; its last use */
+    int64_t elements;   /* at capacity */
 } apus_plan_tensor;
 
 typedef struct apus_plan_node {
@@ -37,35 +37,35 @@ typedef struct apus_plan_node {
     uint32_t n_in, n_out;
     int32_t in[APUS_PLAN_INPUTS], out[APUS_MAX_OUTPUTS];
     uint32_t shape_only;
-    uint32_t accumulate;   /* bit k: output k is added to its variable */
+    uint32_t accumulate; /* bit k: output k is added to its variable */
     double attrs[APUS_MAX_ATTRS];
     int32_t backward;
-    int32_t segment;       /* which stretch between block points (recompute) */
+    int32_t segment; /* which stretch between block points (recompute) */
     int32_t step;
     int dead;
-    apus_view *views;      /* n_in then n_out: of the current extents */
+    apus_view *views; /* n_in then n_out: of the current extents */
 } apus_plan_node;
 
 typedef struct apus_plan_step {
-    int32_t first, count;  /* nodes order[first … first+count) */
+    int32_t first, count; /* nodes order[first … first+count) */
     int elementwise;
-    int32_t slots;         /* of a tile */
-    int64_t tile;          /* elements */
-    int32_t scratch;       /* place; -1 */
+    int32_t slots;   /* of a tile */
+    int64_t tile;    /* elements */
+    int32_t scratch; /* place; -1 */
     double flops, seconds;
 } apus_plan_step;
 
 typedef struct apus_plan_leaf {
     char *name;
     int32_t tensor;
-    void *memory;          /* a variable's, bound by the caller; a constant's */
-    double *values;        /* of a constant, until it is uploaded */
+    void *memory;   /* a variable's, bound by the caller; a constant's */
+    double *values; /* of a constant, until it is uploaded */
     int used;
 } apus_plan_leaf;
 
 typedef struct apus_plan_place {
     size_t bytes, offset;
-    int32_t first, last;   /* steps in which it is taken */
+    int32_t first, last; /* steps in which it is taken */
 } apus_plan_place;
 
 typedef struct apus_plan_effect {
@@ -74,10 +74,10 @@ typedef struct apus_plan_effect {
 } apus_plan_effect;
 
 /* A growing array: items, their count, their room. */
-#define APUS_LIST(type) \
-    struct {            \
-        type *at;       \
-        size_t n, cap;  \
+#define APUS_LIST(type)                                                                                                                              \
+    struct {                                                                                                                                         \
+        type *at;                                                                                                                                    \
+        size_t n, cap;                                                                                                                               \
     }
 
 struct apus_plan {
@@ -102,7 +102,7 @@ struct apus_plan {
     apus_view *views;      /* of tensors, at the current extents */
     apus_view *call_views; /* of nodes */
     int64_t extents[APUS_N_DIM_SYMBOLS];
-    int ready;             /* views are those of `extents` and of the bound memory */
+    int ready; /* views are those of `extents` and of the bound memory */
     int ran;
     int profile, check_numbers;
 };

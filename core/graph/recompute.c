@@ -95,7 +95,8 @@ static void decide(recompute *r, int mode)
         for (uint32_t k = 0; k < n->n_out; k++)
             point |= p->tensors.at[n->out[k]].block_point;
         r->block[id] = mode == APUS_RECOMPUTE_BLOCK && seen > 0 && seen < points && can && !point;
-        r->clone[id] = r->block[id] || ((n->op->flags & APUS_OP_CHEAP) != 0 && n->kernel->then == NULL && can && !(mode == APUS_RECOMPUTE_BLOCK && point));
+        r->clone[id] =
+            r->block[id] || ((n->op->flags & APUS_OP_CHEAP) != 0 && n->kernel->then == NULL && can && !(mode == APUS_RECOMPUTE_BLOCK && point));
         seen += point;
         for (uint32_t k = 0; k < n->n_out && !r->clone[id]; k++)
             r->saved[n->out[k]] = r->direct[n->out[k]] || p->tensors.at[n->out[k]].keep;
@@ -212,8 +213,8 @@ apus_status apus_plan_recompute(apus_plan *p, int mode, apus_error *err)
     r.copy = malloc(tensors * sizeof *r.copy);
     r.cost_tensors = malloc(tensors * sizeof *r.cost_tensors);
     apus_status st = APUS_OK;
-    if (r.position == NULL || r.stamp == NULL || r.clone == NULL || r.block == NULL || r.direct == NULL || r.saved == NULL ||
-        r.copy == NULL || r.cost_tensors == NULL) {
+    if (r.position == NULL || r.stamp == NULL || r.clone == NULL || r.block == NULL || r.direct == NULL || r.saved == NULL || r.copy == NULL ||
+        r.cost_tensors == NULL) {
         st = apus_fail(err, APUS_E_MEMORY, "out of memory while planning");
     } else {
         memset(r.position, 0xff, nodes * sizeof *r.position);

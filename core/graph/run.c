@@ -116,8 +116,7 @@ static void count_flops(apus_plan *p)
                 if (!is_wanted(&p->tensors.at[n->out[k]]))
                     n->views[n->n_in + k] = (apus_view){.dtype = p->device->real};
             const apus_kernel_call call = call_of(p, n, NULL);
-            p->steps.at[s].flops +=
-                n->kernel->kernel.flops != NULL ? n->kernel->kernel.flops(&call) : apus_op_flops(&call, n->op->name);
+            p->steps.at[s].flops += n->kernel->kernel.flops != NULL ? n->kernel->kernel.flops(&call) : apus_op_flops(&call, n->op->name);
         }
     }
 }
@@ -412,8 +411,7 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-apus_status apus_plan_run(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds,
-                          apus_error *err)
+apus_status apus_plan_run(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds, apus_error *err)
 {
     p->ran = 0;
     for (int i = 0; i < APUS_N_DIM_SYMBOLS; i++)
@@ -531,8 +529,7 @@ static void describe_step(const apus_plan *p, const apus_plan_step *s, apus_node
     double flops = 0, seconds = 0;
     for (size_t i = 0; i < api->length(ops) && row == NULL; i++) {
         const apus_node *r = api->at(ops, i);
-        if (strcmp(api->as_string(api->get(r, "op"), NULL), name) == 0 &&
-            strcmp(api->as_string(api->get(r, "kernel"), NULL), kernel) == 0) {
+        if (strcmp(api->as_string(api->get(r, "op"), NULL), name) == 0 && strcmp(api->as_string(api->get(r, "kernel"), NULL), kernel) == 0) {
             row = (apus_node *)(uintptr_t)r; /* children of a tree that is ours */
             count = api->as_int(api->get(r, "count"), 0);
             nodes = api->as_int(api->get(r, "nodes"), 0);

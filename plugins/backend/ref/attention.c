@@ -37,8 +37,8 @@ static int64_t first_visible(const attention *a, int64_t position)
 }
 
 /* softmax over rows[first … position] of one head; weights into p. Gives lse. */
-static double softmax(const attention *a, const double *q, const double *k, const int64_t *rows, int64_t first, int64_t position,
-                      int64_t stride, double *p)
+static double softmax(const attention *a, const double *q, const double *k, const int64_t *rows, int64_t first, int64_t position, int64_t stride,
+                      double *p)
 {
     double most = -INFINITY, sum = 0.0;
     for (int64_t j = first; j <= position; j++) {
@@ -188,8 +188,7 @@ static apus_status run_attention_cached(const apus_kernel_call *c, apus_error *e
         for (int64_t j = 0; j < length; j++) {
             rows[j] = (int64_t)entry[4 + j / page] * page + j % page;
             if (rows[j] < 0 || rows[j] >= slots)
-                return apus_fail(err, APUS_E_INTERNAL, "table row %lld names slot %lld of %lld", (long long)s, (long long)rows[j],
-                                 (long long)slots);
+                return apus_fail(err, APUS_E_INTERNAL, "table row %lld names slot %lld of %lld", (long long)s, (long long)rows[j], (long long)slots);
         }
         for (int64_t i = 0; i < count; i++) {
             const int64_t t = begin + i, position = length - count + i, first = first_visible(&a, position);
@@ -205,7 +204,10 @@ static apus_status run_attention_cached(const apus_kernel_call *c, apus_error *e
     return APUS_OK;
 }
 
-#define KERNEL(name, fl, sc) {.size = sizeof(apus_kernel), .op = "apus." #name "/1", .flags = fl, .scratch = sc, .run = run_##name}
+#define KERNEL(name, fl, sc)                                                                                                                         \
+    {                                                                                                                                                \
+        .size = sizeof(apus_kernel), .op = "apus." #name "/1", .flags = fl, .scratch = sc, .run = run_##name                                         \
+    }
 
 static const apus_kernel kernels[] = {
     KERNEL(attention, 0, scratch),

@@ -9,27 +9,27 @@ static double at(const apus_kernel_call *c, uint32_t k, int64_t i)
     return ((const double *)c->in[k].data)[c->in[k].dims[0] == 1 ? 0 : i];
 }
 
-#define UNARY(name, formula)                                                         \
-    static apus_status run_##name(const apus_kernel_call *c, apus_error *err)        \
-    {                                                                                \
-        (void)err;                                                                   \
-        double *y = c->out[0].data;                                                  \
-        for (int64_t i = 0; i < c->out[0].dims[0]; i++) {                            \
-            const double x = at(c, 0, i);                                            \
-            y[i] = (formula);                                                        \
-        }                                                                            \
-        return APUS_OK;                                                              \
+#define UNARY(name, formula)                                                                                                                         \
+    static apus_status run_##name(const apus_kernel_call *c, apus_error *err)                                                                        \
+    {                                                                                                                                                \
+        (void)err;                                                                                                                                   \
+        double *y = c->out[0].data;                                                                                                                  \
+        for (int64_t i = 0; i < c->out[0].dims[0]; i++) {                                                                                            \
+            const double x = at(c, 0, i);                                                                                                            \
+            y[i] = (formula);                                                                                                                        \
+        }                                                                                                                                            \
+        return APUS_OK;                                                                                                                              \
     }
-#define BINARY(name, formula)                                                        \
-    static apus_status run_##name(const apus_kernel_call *c, apus_error *err)        \
-    {                                                                                \
-        (void)err;                                                                   \
-        double *y = c->out[0].data;                                                  \
-        for (int64_t i = 0; i < c->out[0].dims[0]; i++) {                            \
-            const double a = at(c, 0, i), b = at(c, 1, i);                           \
-            y[i] = (formula);                                                        \
-        }                                                                            \
-        return APUS_OK;                                                              \
+#define BINARY(name, formula)                                                                                                                        \
+    static apus_status run_##name(const apus_kernel_call *c, apus_error *err)                                                                        \
+    {                                                                                                                                                \
+        (void)err;                                                                                                                                   \
+        double *y = c->out[0].data;                                                                                                                  \
+        for (int64_t i = 0; i < c->out[0].dims[0]; i++) {                                                                                            \
+            const double a = at(c, 0, i), b = at(c, 1, i);                                                                                           \
+            y[i] = (formula);                                                                                                                        \
+        }                                                                                                                                            \
+        return APUS_OK;                                                                                                                              \
     }
 
 static double sigmoid(double x)
@@ -120,13 +120,16 @@ static apus_status run_swiglu_grad(const apus_kernel_call *c, apus_error *err)
     return APUS_OK;
 }
 
-#define KERNEL(name) {.size = sizeof(apus_kernel), .op = "apus." #name "/1", .run = run_##name}
+#define KERNEL(name)                                                                                                                                 \
+    {                                                                                                                                                \
+        .size = sizeof(apus_kernel), .op = "apus." #name "/1", .run = run_##name                                                                     \
+    }
 
 static const apus_kernel kernels[] = {
-    KERNEL(add),    KERNEL(sub),         KERNEL(mul),      KERNEL(div),  KERNEL(maximum), KERNEL(minimum),   KERNEL(greater),
-    KERNEL(where),  KERNEL(affine),      KERNEL(exp),      KERNEL(log),  KERNEL(log1p),   KERNEL(expm1),     KERNEL(sqrt),
-    KERNEL(abs),    KERNEL(square),      KERNEL(tanh),     KERNEL(sigmoid), KERNEL(log_sigmoid), KERNEL(softplus), KERNEL(relu),
-    KERNEL(silu),   KERNEL(sign),        KERNEL(gelu),     KERNEL(gelu_grad), KERNEL(silu_grad), KERNEL(swiglu), KERNEL(swiglu_grad),
-    KERNEL(stop_gradient), KERNEL(fill),
+    KERNEL(add),         KERNEL(sub),       KERNEL(mul),    KERNEL(div),         KERNEL(maximum),       KERNEL(minimum),
+    KERNEL(greater),     KERNEL(where),     KERNEL(affine), KERNEL(exp),         KERNEL(log),           KERNEL(log1p),
+    KERNEL(expm1),       KERNEL(sqrt),      KERNEL(abs),    KERNEL(square),      KERNEL(tanh),          KERNEL(sigmoid),
+    KERNEL(log_sigmoid), KERNEL(softplus),  KERNEL(relu),   KERNEL(silu),        KERNEL(sign),          KERNEL(gelu),
+    KERNEL(gelu_grad),   KERNEL(silu_grad), KERNEL(swiglu), KERNEL(swiglu_grad), KERNEL(stop_gradient), KERNEL(fill),
 };
 APUS_REF_TABLE(apus_ref_elementwise, kernels);

@@ -127,7 +127,10 @@ static apus_status run_dropout(const apus_kernel_call *c, apus_error *err)
     return APUS_OK;
 }
 
-#define KERNEL(name, f, fl) {.size = sizeof(apus_kernel), .op = "apus." #name "/1", .flags = fl, .run = f}
+#define KERNEL(name, f, fl)                                                                                                                          \
+    {                                                                                                                                                \
+        .size = sizeof(apus_kernel), .op = "apus." #name "/1", .flags = fl, .run = f                                                                 \
+    }
 
 static const apus_kernel kernels[] = {
     KERNEL(sum, run_sum, APUS_KERNEL_ACCUMULATES),

@@ -174,8 +174,10 @@ static apus_status run_token_logprob_grad(const apus_kernel_call *c, apus_error 
     return APUS_OK;
 }
 
-#define KERNEL(name, fl, sc, enc) \
-    {.size = sizeof(apus_kernel), .op = "apus." #name "/1", .flags = fl, .encodings = enc, .scratch = sc, .run = run_##name}
+#define KERNEL(name, fl, sc, enc)                                                                                                                    \
+    {                                                                                                                                                \
+        .size = sizeof(apus_kernel), .op = "apus." #name "/1", .flags = fl, .encodings = enc, .scratch = sc, .run = run_##name                       \
+    }
 #define ACC APUS_KERNEL_ACCUMULATES
 
 static const apus_kernel kernels[] = {

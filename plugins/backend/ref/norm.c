@@ -117,9 +117,7 @@ static apus_status run_rope(const apus_kernel_call *c, apus_error *err)
     for (int64_t t = 0; t < c->in[0].dims[0]; t++) {
         const int beyond = mode != 0 && (double)lengths[t] > limit;
         const double d = (double)rotary;
-        const double stretched = beyond && mode == 1
-                                     ? base * pow(factor * (double)lengths[t] / limit - (factor - 1.0), d / (d - 2.0))
-                                     : base;
+        const double stretched = beyond && mode == 1 ? base * pow(factor * (double)lengths[t] / limit - (factor - 1.0), d / (d - 2.0)) : base;
         for (int64_t h = 0; h < w; h += head) {
             const double *in = x + t * w + h;
             double *out = y + t * w + h;
@@ -138,11 +136,13 @@ static apus_status run_rope(const apus_kernel_call *c, apus_error *err)
     return APUS_OK;
 }
 
-#define KERNEL(name, fl) {.size = sizeof(apus_kernel), .op = "apus." #name "/1", .flags = fl, .run = run_##name}
+#define KERNEL(name, fl)                                                                                                                             \
+    {                                                                                                                                                \
+        .size = sizeof(apus_kernel), .op = "apus." #name "/1", .flags = fl, .run = run_##name                                                        \
+    }
 
 static const apus_kernel kernels[] = {
-    KERNEL(rms_norm, 0),   KERNEL(rms_norm_grad, APUS_KERNEL_ACCUMULATES),
-    KERNEL(layer_norm, 0), KERNEL(layer_norm_grad, APUS_KERNEL_ACCUMULATES),
+    KERNEL(rms_norm, 0), KERNEL(rms_norm_grad, APUS_KERNEL_ACCUMULATES), KERNEL(layer_norm, 0), KERNEL(layer_norm_grad, APUS_KERNEL_ACCUMULATES),
     KERNEL(rope, 0),
 };
 APUS_REF_TABLE(apus_ref_norm, kernels);

@@ -87,7 +87,7 @@ static const char *ref_describe(void *backend)
     return "ref: float64, 1 thread";
 }
 
-const apus_dtype apus_ref_encodings[] = {APUS_F32,  APUS_F16,  APUS_BF16,   APUS_Q4_0, APUS_Q4_1, APUS_Q5_0, APUS_Q5_1, APUS_Q8_0,
+const apus_dtype apus_ref_encodings[] = {APUS_F32,    APUS_F16,  APUS_BF16, APUS_Q4_0, APUS_Q4_1, APUS_Q5_0, APUS_Q5_1, APUS_Q8_0,
                                          APUS_IQ4_NL, APUS_Q2_K, APUS_Q3_K, APUS_Q4_K, APUS_Q5_K, APUS_Q6_K, 0};
 
 void apus_ref_row(const apus_view *w, int64_t r, double *out, float *tmp)
@@ -123,7 +123,11 @@ static const apus_component components[] = {
      .ops = &backend_ops},
     {.size = sizeof(apus_component), .kind = "kernels", .name = "ref_elementwise", .doc = "Elementwise ops.", .ops = &apus_ref_elementwise},
     {.size = sizeof(apus_component), .kind = "kernels", .name = "ref_index", .doc = "Sums, indexing, dropout.", .ops = &apus_ref_index},
-    {.size = sizeof(apus_component), .kind = "kernels", .name = "ref_matrix", .doc = "Products, embeddings, the vocabulary head.", .ops = &apus_ref_matrix},
+    {.size = sizeof(apus_component),
+     .kind = "kernels",
+     .name = "ref_matrix",
+     .doc = "Products, embeddings, the vocabulary head.",
+     .ops = &apus_ref_matrix},
     {.size = sizeof(apus_component), .kind = "kernels", .name = "ref_norm", .doc = "Norms and rope.", .ops = &apus_ref_norm},
     {.size = sizeof(apus_component), .kind = "kernels", .name = "ref_attention", .doc = "Attention.", .ops = &apus_ref_attention},
 };

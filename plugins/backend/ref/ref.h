@@ -9,12 +9,9 @@
 /* Kernel tables, one per file: the vtables of ref.c's components. */
 extern const apus_kernels_ops apus_ref_elementwise, apus_ref_index, apus_ref_matrix, apus_ref_norm, apus_ref_attention;
 
-#define APUS_REF_TABLE(name, table)                                                       \
-    const apus_kernels_ops name = {.size = sizeof(apus_kernels_ops),                      \
-                                   .backend = "ref",                                      \
-                                   .real = APUS_F64,                                      \
-                                   .kernels = table,                                      \
-                                   .n_kernels = sizeof(table) / sizeof((table)[0])}
+#define APUS_REF_TABLE(name, table)                                                                                                                  \
+    const apus_kernels_ops name = {                                                                                                                  \
+        .size = sizeof(apus_kernels_ops), .backend = "ref", .real = APUS_F64, .kernels = table, .n_kernels = sizeof(table) / sizeof((table)[0])}
 
 extern const apus_dtype apus_ref_encodings[]; /* every encoding that apus/blocks.h reads */
 

@@ -14,17 +14,17 @@ enum { GUARD = 64, OPERANDS = APUS_MAX_INPUTS + 1 };
 /* ---------------------------------------------------------------- cases */
 
 typedef struct operand {
-    apus_view view;    /* dims; dtype: APUS_REAL, APUS_I32, APUS_I64; data NULL */
-    double *real;      /* exact in float32 */
-    void *raw;         /* integers */
+    apus_view view; /* dims; dtype: APUS_REAL, APUS_I32, APUS_I64; data NULL */
+    double *real;   /* exact in float32 */
+    void *raw;      /* integers */
 } operand;
 
 typedef struct kase {
     operand in[OPERANDS], out[APUS_MAX_OUTPUTS];
     uint32_t n_in, n_out;
     double attrs[APUS_MAX_ATTRS];
-    int weight;        /* input that may be encoded; -1 */
-    double tolerance;  /* of the largest element of an output */
+    int weight;       /* input that may be encoded; -1 */
+    double tolerance; /* of the largest element of an output */
     uint64_t seed;
 } kase;
 
@@ -80,8 +80,8 @@ enum { N_LENGTHS = sizeof lengths / sizeof lengths[0] };
 
 static const struct {
     int64_t m, i, o;
-} products[] = {{0, 8, 4}, {1, 1, 1}, {1, 576, 65}, {1, 64, 100}, {2, 33, 17}, {3, 7, 130}, {4, 64, 64}, {7, 100, 9}, {8, 256, 48},
-                {16, 31, 33}, {17, 128, 20}, {33, 96, 70}, {64, 200, 129}, {130, 48, 40}};
+} products[] = {{0, 8, 4},   {1, 1, 1},    {1, 576, 65}, {1, 64, 100},  {2, 33, 17},  {3, 7, 130},    {4, 64, 64},
+                {7, 100, 9}, {8, 256, 48}, {16, 31, 33}, {17, 128, 20}, {33, 96, 70}, {64, 200, 129}, {130, 48, 40}};
 enum { N_PRODUCTS = sizeof products / sizeof products[0] };
 
 static const struct {
@@ -302,7 +302,8 @@ static int attention_case(kase *k, const apus_op *op, int c)
 /* Case c of an op: 1, 0 when there are no more, -1 to leave one out, -2 for an op without cases. */
 static int make_case(kase *k, const apus_op *op, int c, int encoded)
 {
-    static const char *const index_ops[] = {"sum", "sum_squares", "sum_rows", "add_row", "gather", "scatter_add", "columns", "columns_grad", "dropout", "dropout_grad"};
+    static const char *const index_ops[] = {"sum",         "sum_squares", "sum_rows",     "add_row", "gather",
+                                            "scatter_add", "columns",     "columns_grad", "dropout", "dropout_grad"};
     static const char *const matrix_ops[] = {"linear", "linear_dx", "linear_dw", "embedding", "embedding_dw", "token_logprob", "token_logprob_grad"};
     memset(k, 0, sizeof *k);
     k->weight = -1;
@@ -455,9 +456,9 @@ static void *as_real(apus_dtype real, const double *values, int64_t n)
 }
 
 typedef struct variant {
-    apus_dtype encoding;     /* of the weight; APUS_REAL: plain */
+    apus_dtype encoding;       /* of the weight; APUS_REAL: plain */
     uint32_t accumulate, skip; /* outputs to add to; outputs nobody needs */
-    int in_place;            /* output 0 in the memory of this input; -1 */
+    int in_place;              /* output 0 in the memory of this input; -1 */
 } variant;
 
 /* Runs kernel e on the case; results into k->out[].real. `rows`: the encoded weight. */
@@ -504,7 +505,8 @@ static void call(apus_device *d, const apus_kernel_entry *e, kase *k, const vari
         in[i].dims[0] = count(&in[i]);
         in[i].ndim = 1;
     }
-    apus_kernel_call c = {.in = in, .out = out, .attrs = k->attrs, .backend = d->backend, .n_in = k->n_in, .n_out = k->n_out, .accumulate = v->accumulate};
+    apus_kernel_call c = {
+        .in = in, .out = out, .attrs = k->attrs, .backend = d->backend, .n_in = k->n_in, .n_out = k->n_out, .accumulate = v->accumulate};
     const size_t need = e->kernel.scratch != NULL ? e->kernel.scratch(&c) : 0;
     buffer scratch = to_device(d, NULL, need);
     apus_error err = {.message = ""};
@@ -688,7 +690,7 @@ static void check_row_invariance(apus_device *d)
         const int64_t wide = k.in[0].view.dims[1], columns = k.in[3].view.dims[1];
         for (int64_t s = 0; s < k.in[3].view.dims[0]; s++) {
             const int32_t *row = (int32_t *)k.in[3].raw + s * columns;
-            for (int32_t i = 0; i < row[1]; i += row[1] > 5 ? 5 : 1) {
+            for (int32_t i = 0; i<row[1]; i += row[1]> 5 ? 5 : 1) {
                 kase one = k;
                 int32_t alone[64];
                 memcpy(alone, row, (size_t)columns * sizeof *row);

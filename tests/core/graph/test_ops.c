@@ -91,8 +91,8 @@ static void check_gradients(bed *b, const apus_tensor *outs, size_t n_outs, cons
     apus_plan_free(p);
 }
 
-#define DIMS(...) ((const int64_t[]){__VA_ARGS__})
-#define ATTRS(...) ((const double[]){__VA_ARGS__})
+#define DIMS(...)                             ((const int64_t[]){__VA_ARGS__})
+#define ATTRS(...)                            ((const double[]){__VA_ARGS__})
 #define EMIT(b, op, n_in, in, attrs, n_attrs) apus_graph_table()->emit((b)->g, "apus." op "/1", in, n_in, attrs, n_attrs)
 
 /* ---------------------------------------------------------------- gradients */
@@ -104,15 +104,15 @@ static const struct {
     double attrs[2];
     uint32_t n_attrs;
 } elementwise[] = {
-    {"apus.add/1", 2, -2, 2, {0}, 0},     {"apus.sub/1", 2, -2, 2, {0}, 0},         {"apus.mul/1", 2, -2, 2, {0}, 0},
-    {"apus.div/1", 2, 0.5, 2, {0}, 0},    {"apus.maximum/1", 2, -2, 2, {0}, 0},     {"apus.minimum/1", 2, -2, 2, {0}, 0},
-    {"apus.where/1", 3, -2, 2, {0}, 0},   {"apus.affine/1", 1, -2, 2, {1.7, -.3}, 2}, {"apus.exp/1", 1, -2, 2, {0}, 0},
-    {"apus.log/1", 1, 0.3, 3, {0}, 0},    {"apus.log1p/1", 1, -0.7, 3, {0}, 0},     {"apus.expm1/1", 1, -2, 2, {0}, 0},
-    {"apus.sqrt/1", 1, 0.3, 3, {0}, 0},   {"apus.abs/1", 1, 0.1, 2, {0}, 0},        {"apus.abs/1", 1, -2, -0.1, {0}, 0},
-    {"apus.square/1", 1, -2, 2, {0}, 0},  {"apus.tanh/1", 1, -2, 2, {0}, 0},        {"apus.sigmoid/1", 1, -4, 4, {0}, 0},
-    {"apus.log_sigmoid/1", 1, -9, 9, {0}, 0}, {"apus.softplus/1", 1, -9, 9, {0}, 0}, {"apus.relu/1", 1, 0.1, 2, {0}, 0},
-    {"apus.relu/1", 1, -2, -0.1, {0}, 0}, {"apus.silu/1", 1, -5, 5, {0}, 0},        {"apus.gelu/1", 1, -3, 3, {0}, 1},
-    {"apus.gelu/1", 1, -3, 3, {1}, 1},    {"apus.swiglu/1", 2, -3, 3, {0}, 0},
+    {"apus.add/1", 2, -2, 2, {0}, 0},         {"apus.sub/1", 2, -2, 2, {0}, 0},           {"apus.mul/1", 2, -2, 2, {0}, 0},
+    {"apus.div/1", 2, 0.5, 2, {0}, 0},        {"apus.maximum/1", 2, -2, 2, {0}, 0},       {"apus.minimum/1", 2, -2, 2, {0}, 0},
+    {"apus.where/1", 3, -2, 2, {0}, 0},       {"apus.affine/1", 1, -2, 2, {1.7, -.3}, 2}, {"apus.exp/1", 1, -2, 2, {0}, 0},
+    {"apus.log/1", 1, 0.3, 3, {0}, 0},        {"apus.log1p/1", 1, -0.7, 3, {0}, 0},       {"apus.expm1/1", 1, -2, 2, {0}, 0},
+    {"apus.sqrt/1", 1, 0.3, 3, {0}, 0},       {"apus.abs/1", 1, 0.1, 2, {0}, 0},          {"apus.abs/1", 1, -2, -0.1, {0}, 0},
+    {"apus.square/1", 1, -2, 2, {0}, 0},      {"apus.tanh/1", 1, -2, 2, {0}, 0},          {"apus.sigmoid/1", 1, -4, 4, {0}, 0},
+    {"apus.log_sigmoid/1", 1, -9, 9, {0}, 0}, {"apus.softplus/1", 1, -9, 9, {0}, 0},      {"apus.relu/1", 1, 0.1, 2, {0}, 0},
+    {"apus.relu/1", 1, -2, -0.1, {0}, 0},     {"apus.silu/1", 1, -5, 5, {0}, 0},          {"apus.gelu/1", 1, -3, 3, {0}, 1},
+    {"apus.gelu/1", 1, -3, 3, {1}, 1},        {"apus.swiglu/1", 2, -3, 3, {0}, 0},
 };
 
 static void gradients_of_elementwise(void **state)
@@ -294,7 +294,8 @@ static void gradients_of_rope(void **state)
         const apus_tensor pos = bed_i32(&b, 1, DIMS(5), positions), len = bed_i32(&b, 1, DIMS(5), lengths);
         const apus_tensor f = mode == 2 ? bed_real(&b, 2, DIMS(2, half), 0.1, 1) : bed_real(&b, 1, DIMS(half), 0.1, 1);
         b.in[b.n_in - 1].real = NULL; /* frequencies take no gradient */
-        const apus_rope_spec s = {.head_dim = 8, .rotary_dim = (int32_t)half * 2, .scale = c >= 6 ? 1.3 : 1.0, .mode = mode, .limit = 4, .factor = 2, .base = 100};
+        const apus_rope_spec s = {
+            .head_dim = 8, .rotary_dim = (int32_t)half * 2, .scale = c >= 6 ? 1.3 : 1.0, .mode = mode, .limit = 4, .factor = 2, .base = 100};
         const apus_tensor y = apus_rope(b.g, x, pos, len, f, &s);
         check_gradients(&b, &y, 1, "rope");
         bed_end(&b);
@@ -312,8 +313,8 @@ static void gradients_of_attention(void **state)
         {{2, 2, 3, 0.7, 0, 0}, 1, {0, 9, -1, 0}},
         {{4, 2, 3, 0.7, 0, 0}, 2, {0, 4, -1, 0, 4, 5, -1, 0}},
         {{4, 1, 2, 0.5, 3, 0}, 2, {0, 6, -1, 0, 6, 3, -1, 0}},
-        {{2, 1, 4, 0.5, 0, 1.5}, 3, {0, 3, -1, 0, 3, 4, 0, 0, 7, 2, 0, 0}},                       /* two answers of one prompt */
-        {{2, 2, 2, 1.0, 4, 2.0}, 4, {0, 2, -1, 0, 2, 2, 0, 0, 4, 3, 1, 0, 7, 2, 0, 0}},            /* a parent's parent, a window */
+        {{2, 1, 4, 0.5, 0, 1.5}, 3, {0, 3, -1, 0, 3, 4, 0, 0, 7, 2, 0, 0}},                                     /* two answers of one prompt */
+        {{2, 2, 2, 1.0, 4, 2.0}, 4, {0, 2, -1, 0, 2, 2, 0, 0, 4, 3, 1, 0, 7, 2, 0, 0}},                         /* a parent's parent, a window */
         {{6, 3, 2, 0.8, 0, 0}, 6, {0, 1, -1, 0, 1, 0, -1, 0, 1, 3, 0, 0, 4, 0, 2, 0, 4, 2, 2, 0, 6, 3, -1, 0}}, /* empty segments */
     };
     bed b;
@@ -695,6 +696,7 @@ static void shape_errors(void **state)
         const apus_tensor ix[2] = {x, i}, xv[2] = {x, v}, xxx[4] = {x, x, x, i}, qi[2] = {q, i};
         const apus_tensor heads[4] = {x, x, x, bed_i32(&b, 2, DIMS(1, 4), (const int32_t[]){0, 3, -1, 0})};
         const char *part = "";
+        /* clang-format off */
         switch (c) {
         case 0: (void)apus_add(b.g, x, y), part = "apus.add/1([3,4], [3,5]): shapes differ"; break;
         case 1: (void)apus_add(b.g, x, i), part = "input 1 is not of numbers"; break;
@@ -719,6 +721,7 @@ static void shape_errors(void **state)
         case 20: apus_graph_accumulate(b.g, apus_graph_variable(b.g, "z", APUS_REAL, 1, DIMS(4)), x), part = "is [4], the value is [3,4]"; break;
         default: (void)apus_emit2(b.g, "apus.fill/1", xv[0], ix[0], NULL, 0), part = "the value must be one number"; break;
         }
+        /* clang-format on */
         expect_error(&b, part);
         assert_true(apus_is_none(apus_add(b.g, x, x))); /* sticky: nothing is built after an error */
         expect_error(&b, part);

@@ -6,16 +6,16 @@
 
 static apus_device *ref, *toy, *serial;
 
-#define DIMS(...) ((const int64_t[]){__VA_ARGS__})
-#define ATTRS(...) ((const double[]){__VA_ARGS__})
+#define DIMS(...)                             ((const int64_t[]){__VA_ARGS__})
+#define ATTRS(...)                            ((const double[]){__VA_ARGS__})
 #define EMIT(b, op, n_in, in, attrs, n_attrs) apus_graph_table()->emit((b)->g, "apus." op "/1", in, n_in, attrs, n_attrs)
 
 static int setup(void **state)
 {
-    static const char *const toy_lacks[] = {"apus.sub/1",         "apus.silu/1",        "apus.swiglu/1",  "apus.swiglu_grad/1",
-                                            "apus.log_sigmoid/1", "apus.softplus/1",    "apus.abs/1",     "apus.square/1",
-                                            "apus.silu_grad/1",   "apus.sum_squares/1", "apus.sigmoid/1", "apus.gelu/1",
-                                            NULL};
+    static const char *const toy_lacks[] = {
+        "apus.sub/1", "apus.silu/1",   "apus.swiglu/1",    "apus.swiglu_grad/1", "apus.log_sigmoid/1", "apus.softplus/1",
+        "apus.abs/1", "apus.square/1", "apus.silu_grad/1", "apus.sum_squares/1", "apus.sigmoid/1",     "apus.gelu/1",
+        NULL};
     static const char *const none[] = {NULL};
     (void)state;
     ref = bed_ref();
@@ -351,7 +351,7 @@ static void reads_see_the_old_value(void **state)
         bed_begin(&b, 2);
         const int64_t dim = N;
         const apus_tensor ta = apus_graph_variable(b.g, "a", APUS_REAL, 1, &dim), tc = apus_graph_variable(b.g, "c", APUS_REAL, 1, &dim);
-        apus_graph_assign(b.g, ta, tc);                           /* a swap … */
+        apus_graph_assign(b.g, ta, tc); /* a swap … */
         apus_graph_assign(b.g, tc, ta);
         apus_graph_accumulate(b.g, ta, apus_scale(b.g, ta, 2.0)); /* … then a += 2 * old a: old c + 2 old a */
         const apus_tensor after = apus_sum(b.g, apus_mul(b.g, ta, apus_exp(b.g, tc)));
@@ -477,15 +477,33 @@ static void random_build(random_graph *r, uint64_t seed, int effects)
         const apus_tensor x = some(r, s, 1), y = some(r, s, 2);
         apus_tensor z;
         switch (pick(r, 14)) {
-        case 0: z = apus_add(g, x, y); break;
-        case 1: z = apus_sub(g, x, y); break;
-        case 2: z = apus_mul(g, apus_tanh(g, x), y); break;
-        case 3: z = apus_maximum(g, x, y); break;
-        case 4: z = apus_silu(g, x); break;
-        case 5: z = apus_swiglu(g, apus_tanh(g, x), y); break;
-        case 6: z = apus_add(g, x, scalar); break;
-        case 7: z = apus_mul(g, x, apus_tanh(g, apus_sum(g, y))); break;
-        case 8: z = apus_affine(g, x, 0.5, 0.1); break;
+        case 0:
+            z = apus_add(g, x, y);
+            break;
+        case 1:
+            z = apus_sub(g, x, y);
+            break;
+        case 2:
+            z = apus_mul(g, apus_tanh(g, x), y);
+            break;
+        case 3:
+            z = apus_maximum(g, x, y);
+            break;
+        case 4:
+            z = apus_silu(g, x);
+            break;
+        case 5:
+            z = apus_swiglu(g, apus_tanh(g, x), y);
+            break;
+        case 6:
+            z = apus_add(g, x, scalar);
+            break;
+        case 7:
+            z = apus_mul(g, x, apus_tanh(g, apus_sum(g, y)));
+            break;
+        case 8:
+            z = apus_affine(g, x, 0.5, 0.1);
+            break;
         case 9: { /* a product that changes the shape: [7,a] -> [7,b] through [b,a] */
             const apus_tensor w = apus_emit2(g, "apus.linear_dw/1", apus_tanh(g, some(r, o, 3)), apus_tanh(g, y), NULL, 0);
             z = apus_scale(g, apus_matmul(g, apus_tanh(g, x), w), 0.01);
@@ -496,9 +514,15 @@ static void random_build(random_graph *r, uint64_t seed, int effects)
             z = apus_add(g, some(r, o, 4), apus_matmul(g, apus_tanh(g, x), w));
             break;
         }
-        case 11: z = apus_columns(g, x, 0, r_columns[s]); break;
-        case 12: z = apus_add_row(g, x, apus_sum_rows(g, y)); break;
-        default: z = apus_fill(g, apus_sum(g, apus_tanh(g, x)), y); break;
+        case 11:
+            z = apus_columns(g, x, 0, r_columns[s]);
+            break;
+        case 12:
+            z = apus_add_row(g, x, apus_sum_rows(g, y));
+            break;
+        default:
+            z = apus_fill(g, apus_sum(g, apus_tanh(g, x)), y);
+            break;
         }
         r->t[r->n++] = apus_affine(g, apus_tanh(g, z), 1.0 + 0.001 * i, 0.0);
         if (i % 3 != 0)
@@ -634,12 +658,12 @@ static void pairs_are_fused(void **state)
         int pairs;
     } cases[] = {
         {{apus_add(b.g, l, o)}, 1, 1},
-        {{apus_add(b.g, s, l2)}, 1, 1},               /* in place of s */
+        {{apus_add(b.g, s, l2)}, 1, 1},                     /* in place of s */
         {{apus_add(b.g, s, apus_matmul(b.g, s, w))}, 1, 1}, /* but not where the product reads s */
-        {{apus_add(b.g, l, o), l}, 2, 0},             /* its own result is wanted too */
+        {{apus_add(b.g, l, o), l}, 2, 0},                   /* its own result is wanted too */
         {{apus_add(b.g, l, l)}, 1, 0},
         {{apus_add(b.g, l, apus_scalar(b.g, 1))}, 1, 0}, /* another shape */
-        {{apus_sub(b.g, l, o)}, 1, 1},                /* add(l, -o) on a backend without sub */
+        {{apus_sub(b.g, l, o)}, 1, 1},                   /* add(l, -o) on a backend without sub */
         {{apus_add(b.g, apus_add(b.g, l, o), s), s}, 2, 1},
         {{apus_add(b.g, l, l2)}, 1, 1},
     };
