@@ -163,7 +163,6 @@ static void attention_block_forward(const attention_spec *s, const attention_key
     const int64_t end = (int64_t)b->position + b->count;
     for (int64_t tile = first_key(s, b->position) / ATT_KEYS * ATT_KEYS; tile < end; tile += ATT_KEYS) {
         const int64_t n = apus_cpu_min(ATT_KEYS, end - tile);
-        const epilogue none = {NULL, NULL, 0};
         int64_t at[ATT_KEYS];
         const float *krow[ATT_KEYS], *vrow[ATT_KEYS];
         key_rows(keys, b->sequence, tile, n, at);
@@ -171,7 +170,7 @@ static void attention_block_forward(const attention_spec *s, const attention_key
             krow[j] = k + at[j] * s->narrow + kv * dim;
             vrow[j] = v + at[j] * s->narrow + kv * dim;
         }
-        dots(m.q, dim, rows, krow, n, dim, m.s, ATT_KEYS, &none, 0, 0);
+        dots(m.q, dim, rows, krow, n, dim, m.s, ATT_KEYS, NULL, 0, 0);
         for (int64_t r = 0; r < rows; r++) {
             float *z = m.s + r * ATT_KEYS;
             const int64_t position = b->position + r / heads, low = first_key(s, position) - tile;

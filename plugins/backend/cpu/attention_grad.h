@@ -88,7 +88,6 @@ static void attention_block_backward(const backward *g, const attention_block *b
     }
     for (int64_t tile = first_key(s, b->position) / ATT_KEYS * ATT_KEYS; tile < end; tile += ATT_KEYS) {
         const int64_t n = apus_cpu_min(ATT_KEYS, end - tile);
-        const epilogue none = {NULL, NULL, 0};
         int64_t at[ATT_KEYS];
         const float *k_row[ATT_KEYS], *v_row[ATT_KEYS];
         float *dk_row[ATT_KEYS], *dv_row[ATT_KEYS];
@@ -99,8 +98,8 @@ static void attention_block_backward(const backward *g, const attention_block *b
             dk_row[j] = dk + at[j] * dim;
             dv_row[j] = dv + at[j] * dim;
         }
-        dots(q, dim, rows, k_row, n, dim, z, ATT_KEYS, &none, 0, 0);
-        dots(dout, dim, rows, v_row, n, dim, ds, ATT_KEYS, &none, 0, 0);
+        dots(q, dim, rows, k_row, n, dim, z, ATT_KEYS, NULL, 0, 0);
+        dots(dout, dim, rows, v_row, n, dim, ds, ATT_KEYS, NULL, 0, 0);
         for (int64_t r = 0; r < rows; r++) {
             const int64_t position = b->position + r / heads, low = first_key(s, position) - tile;
             for (int64_t j = n; j < ATT_KEYS; j++) {

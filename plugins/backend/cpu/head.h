@@ -114,12 +114,11 @@ static apus_status run_token_logprob(const apus_kernel_call *c, apus_error *err)
             float *z = (float *)(void *)((char *)c->scratch + (size_t)omp_get_thread_num() * thread_bytes);
             const int64_t v = tile * HEAD_TILE, columns = apus_cpu_min(HEAD_TILE, vocabulary - v);
             const float *b[HEAD_TILE];
-            const epilogue none = {NULL, NULL, 0};
             weight_rows(w, v, columns, k, z + HEAD_ROWS * HEAD_TILE, b);
             for (int64_t i = 0; i < chunk; i += HEAD_ROWS) {
                 const int64_t n = apus_cpu_min(HEAD_ROWS, chunk - i);
                 for (int64_t j = 0; j < columns; j += PANEL) {
-                    dots(x + (first + i) * k, k, n, b + j, apus_cpu_min(PANEL, columns - j), k, z + j, HEAD_TILE, &none, 0, 0);
+                    dots(x + (first + i) * k, k, n, b + j, apus_cpu_min(PANEL, columns - j), k, z + j, HEAD_TILE, NULL, 0, 0);
                 }
                 for (int64_t r = 0; r < n; r++) {
                     const int64_t target = targets[first + i + r] - v;
@@ -208,11 +207,10 @@ static apus_status run_token_logprob_grad(const apus_kernel_call *c, apus_error 
                 for (int64_t block = 0; block < blocks; block++) {
                     const int64_t j = block * PANEL, n = apus_cpu_min(PANEL, columns - j);
                     const float *b[PANEL];
-                    const epilogue none = {NULL, NULL, 0};
                     for (int64_t i = 0; i < n; i++) {
                         b[i] = tile + (j + i) * k;
                     }
-                    dots(xc, k, chunk, b, n, k, z + j, columns, &none, 0, 0);
+                    dots(xc, k, chunk, b, n, k, z + j, columns, NULL, 0, 0);
                 }
 #pragma omp for schedule(static)
                 for (int64_t r = 0; r < chunk; r++) {

@@ -21,6 +21,8 @@ typedef int32_t vi __attribute__((vector_size(32)));
 typedef float vf_at __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t vi_at __attribute__((vector_size(32), aligned(4), may_alias));
 typedef double vd __attribute__((vector_size(64)));
+typedef float v4 __attribute__((vector_size(16)));
+typedef float v4_at __attribute__((vector_size(16), aligned(4), may_alias));
 
 #define LANES_INLINE static inline __attribute__((always_inline, unused))
 
@@ -136,17 +138,14 @@ LANES_INLINE float v_most(vf x)
 }
 
 /* The sums over lanes of four vectors at once, each as v_sum gives it. */
-LANES_INLINE void v_sum4(vf a, vf b, vf c, vf d, float out[4])
+LANES_INLINE v4 v_sum4(vf a, vf b, vf c, vf d)
 {
 #if defined(__AVX2__)
     const __m256 ab = _mm256_hadd_ps((__m256)a, (__m256)b), cd = _mm256_hadd_ps((__m256)c, (__m256)d);
     const __m256 all = _mm256_hadd_ps(ab, cd);
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+    return (v4)_mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
 #else
-    out[0] = v_sum(a);
-    out[1] = v_sum(b);
-    out[2] = v_sum(c);
-    out[3] = v_sum(d);
+    return (v4){v_sum(a), v_sum(b), v_sum(c), v_sum(d)};
 #endif
 }
 

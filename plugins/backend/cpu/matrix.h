@@ -41,8 +41,13 @@ static apus_status linear(const apus_kernel_call *c, const float *bias, const fl
         const int64_t columns = apus_cpu_min(width, n - j), rows = apus_cpu_min(height, m - i);
         float *panel = (float *)(void *)((char *)c->scratch + (size_t)omp_get_thread_num() * panel_bytes);
         const float *b[PANEL];
-        weight_rows(w, j, columns, k, panel, b);
         const epilogue e = {bias, add, n};
+        if (m == 1 && columns % DOT_MAX == 0 &&
+            stream(w->dtype, x, (const uint8_t *)w->data + (size_t)j * apus_row_bytes(w->dtype, k), apus_row_bytes(w->dtype, k), columns, k, y + j,
+                   &e, j)) {
+            continue;
+        }
+        weight_rows(w, j, columns, k, panel, b);
         dots(x + i * k, k, rows, b, columns, k, y + i * n + j, n, &e, i, j);
     }
     return APUS_OK;

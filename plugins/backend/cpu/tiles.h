@@ -16,7 +16,7 @@
 #include <apus/blocks.h>
 #include <omp.h>
 
-enum { DOT_MAX = 8 };
+enum { DOT_MAX = 8, FEW = 24 };
 
 /* Where dots puts a sum: y = sum + bias[j] + add[i * ld_add + j]; either may be NULL. add may be y's memory. */
 typedef struct epilogue {
@@ -39,11 +39,32 @@ static int blas_threads(const apus_kernel_call *call)
     return threads;
 }
 
-/* mr rows of a by nr rows of b, mr * nr <= 12: the accumulators stay in registers. */
-LANES_INLINE void dot_tile(int mr, int nr, const float *a, int64_t lda, const float *const *b, int ahead, int64_t k, float *c, int64_t ldc,
+/* The sums over lanes of acc [mr, nr] into c, through the epilogue (NULL: none). nr is 1 or divisible by 4. */
+LANES_INLINE void dot_store(int mr, int nr, const vf *acc, float *c, int64_t ldc, const epilogue *e, int64_t i0, int64_t j0)
+{
+    for (int i = 0; i < mr; i++) {
+        const float *add = e != NULL && e->add != NULL ? e->add + (i0 + i) * e->ld_add + j0 : NULL;
+        const float *bias = e != NULL && e->bias != NULL ? e->bias + j0 : NULL;
+        if (nr == 1) {
+            float s = v_sum(acc[i]);
+            s = bias != NULL ? s + bias[0] : s;
+            c[i * ldc] = add != NULL ? s + add[0] : s;
+        }
+        for (int j = 0; j + 4 <= nr; j += 4) {
+            v4 s = v_sum4(acc[i * nr + j], acc[i * nr + j + 1], acc[i * nr + j + 2], acc[i * nr + j + 3]);
+            s = bias != NULL ? s + *(const v4_at *)(bias + j) : s;
+            *(v4_at *)(c + i * ldc + j) = add != NULL ? s + *(const v4_at *)(add + j) : s;
+        }
+    }
+}
+
+/* mr rows of a by nr rows of b: mr * nr <= 12 accumulators, mr rows of a and one of b make 16 registers. tail: k is not a
+ * whole number of vectors (known when compiled, or the accumulators would live in memory).
+ * fetch: few rows are bound by memory: fetch the rows of the next tile, which lie behind these. */
+LANES_INLINE void dot_tile(int mr, int nr, int tail, int fetch, const float *a, int64_t lda, const float *const *b, int64_t k, float *c, int64_t ldc,
                            const epilogue *e, int64_t i0, int64_t j0)
 {
-    vf acc[12], bv[DOT_MAX];
+    vf acc[12], av[3];
     const float *pb[DOT_MAX];
     for (int j = 0; j < nr; j++) {
         pb[j] = b[j];
@@ -53,84 +74,73 @@ LANES_INLINE void dot_tile(int mr, int nr, const float *a, int64_t lda, const fl
     }
     int64_t x = 0;
     for (; x + LANES <= k; x += LANES) {
-        for (int j = 0; j < nr; j++) {
-            bv[j] = v_load(pb[j] + x);
-            if (mr == 1 && nr > 1) { /* a lone row is bound by memory: fetch the rows of the next tile */
-                __builtin_prefetch((const char *)(pb[j] + x) + ahead);
-            }
-        }
         for (int i = 0; i < mr; i++) {
-            const vf av = v_hold(v_load(a + i * lda + x));
-            for (int j = 0; j < nr; j++) {
-                acc[i * nr + j] = v_fma(av, bv[j], acc[i * nr + j]);
+            av[i] = v_hold(v_load(a + i * lda + x));
+        }
+        for (int j = 0; j < nr; j++) {
+            const vf bv = v_hold(v_load(pb[j] + x));
+            if (fetch) {
+                __builtin_prefetch(pb[j] + nr * k + x);
+            }
+            for (int i = 0; i < mr; i++) {
+                acc[i * nr + j] = v_fma(av[i], bv, acc[i * nr + j]);
             }
         }
     }
-    if (x < k) {
-        for (int j = 0; j < nr; j++) {
-            bv[j] = v_load_part(pb[j] + x, k - x);
-        }
+    if (tail) {
         for (int i = 0; i < mr; i++) {
-            const vf av = v_load_part(a + i * lda + x, k - x);
-            for (int j = 0; j < nr; j++) {
-                acc[i * nr + j] = v_fma(av, bv[j], acc[i * nr + j]);
-            }
+            av[i] = v_load_part(a + i * lda + x, k - x);
         }
-    }
-    float sum[12];
-    int t = 0;
-    for (; t + 4 <= mr * nr; t += 4) {
-        v_sum4(acc[t], acc[t + 1], acc[t + 2], acc[t + 3], sum + t);
-    }
-    for (; t < mr * nr; t++) {
-        sum[t] = v_sum(acc[t]);
-    }
-    for (int i = 0; i < mr; i++) {
         for (int j = 0; j < nr; j++) {
-            float s = sum[i * nr + j];
-            if (e->bias != NULL) {
-                s += e->bias[j0 + j];
+            const vf bv = v_load_part(pb[j] + x, k - x);
+            for (int i = 0; i < mr; i++) {
+                acc[i * nr + j] = v_fma(av[i], bv, acc[i * nr + j]);
             }
-            if (e->add != NULL) {
-                s += e->add[(i0 + i) * e->ld_add + j0 + j];
-            }
-            c[i * ldc + j] = s;
         }
     }
+    dot_store(mr, nr, acc, c, ldc, e, i0, j0);
 }
 
-LANES_INLINE void dot_rows(int mr, int nr, const float *a, int64_t lda, const float *const *b, int64_t n, int64_t k, float *c, int64_t ldc,
-                           const epilogue *e, int64_t i0, int64_t j0)
+LANES_INLINE void dot_rows(int mr, int nr, int tail, int fetch, const float *a, int64_t lda, const float *const *b, int64_t n, int64_t k, float *c,
+                           int64_t ldc, const epilogue *e, int64_t i0, int64_t j0)
 {
     int64_t j = 0;
     for (; j + nr <= n; j += nr) {
-        dot_tile(mr, nr, a, lda, b + j, nr * (int)k * 4, k, c + j, ldc, e, i0, j0 + j);
+        dot_tile(mr, nr, tail, fetch, a, lda, b + j, k, c + j, ldc, e, i0, j0 + j);
     }
     for (; j < n; j++) {
-        dot_tile(mr, 1, a, lda, b + j, 0, k, c + j, ldc, e, i0, j0 + j);
+        dot_tile(mr, 1, tail, 0, a, lda, b + j, k, c + j, ldc, e, i0, j0 + j);
     }
 }
 
-/* a [m, k] with lda; b: n rows of k; c [m, n] with ldc. i0, j0: where c's first element lies for the epilogue. */
+LANES_INLINE void dots_by(int tail, const float *a, int64_t lda, int64_t m, const float *const *b, int64_t n, int64_t k, float *c, int64_t ldc,
+                          const epilogue *e, int64_t i0, int64_t j0)
+{
+    int64_t i = 0;
+    if (m >= 3 && m <= FEW) {
+        dot_rows(3, 4, tail, 1, a, lda, b, n, k, c, ldc, e, i0, j0);
+        i = 3;
+    }
+    for (; i + 3 <= m; i += 3) {
+        dot_rows(3, 4, tail, 0, a + i * lda, lda, b, n, k, c + i * ldc, ldc, e, i0 + i, j0);
+    }
+    if (m - i == 2) {
+        dot_rows(2, 4, tail, m == 2, a + i * lda, lda, b, n, k, c + i * ldc, ldc, e, i0 + i, j0);
+    } else if (m - i == 1) {
+        dot_rows(1, DOT_MAX, tail, m == 1, a + i * lda, lda, b, n, k, c + i * ldc, ldc, e, i0 + i, j0);
+    }
+}
+
+/* a [m, k] with lda; b: n rows of k; c [m, n] with ldc. i0, j0: where c's first element lies for the epilogue (NULL: none). */
 static void dots(const float *a, int64_t lda, int64_t m, const float *const *b, int64_t n, int64_t k, float *c, int64_t ldc, const epilogue *e,
                  int64_t i0, int64_t j0)
 {
-    int64_t i = 0;
-    for (; i + 4 <= m; i += 4) {
-        dot_rows(4, 3, a + i * lda, lda, b, n, k, c + i * ldc, ldc, e, i0 + i, j0);
-    }
-    switch (m - i) {
-    case 3:
-        dot_rows(3, 4, a + i * lda, lda, b, n, k, c + i * ldc, ldc, e, i0 + i, j0);
-        break;
-    case 2:
-        dot_rows(2, 6, a + i * lda, lda, b, n, k, c + i * ldc, ldc, e, i0 + i, j0);
-        break;
-    case 1:
-        dot_rows(1, DOT_MAX, a + i * lda, lda, b, n, k, c + i * ldc, ldc, e, i0 + i, j0);
-        break;
-    default:
-        break;
+    if (k % LANES == 0 && e == NULL) {
+        dots_by(0, a, lda, m, b, n, k, c, ldc, NULL, 0, 0);
+    } else if (k % LANES == 0) {
+        dots_by(0, a, lda, m, b, n, k, c, ldc, e, i0, j0);
+    } else {
+        dots_by(1, a, lda, m, b, n, k, c, ldc, e, i0, j0);
     }
 }
 
@@ -246,6 +256,85 @@ static void decode(apus_dtype t, const uint8_t *p, float *y, int64_t n)
     }
 #endif
     (void)apus_row_to_f32(t, p, y, n);
+}
+
+/* A lone row x [k] by eight rows of W as they are stored, decoded in registers: acc holds what dots would have. */
+LANES_INLINE void stream_tile(apus_dtype t, const float *x, const uint8_t *w, size_t bytes, int64_t k, vf *acc)
+{
+    for (int r = 0; r < DOT_MAX; r++) {
+        acc[r] = v_all(0.0f);
+    }
+#if defined(__AVX2__)
+    const size_t block = t == APUS_Q8_0 ? 34 : t == APUS_Q4_0 ? 18 : 64;
+    for (int64_t i = 0; i < k; i += 32, w += block) {
+        for (int r = 0; r < DOT_MAX; r++) {
+            const uint8_t *p = w + (size_t)r * bytes;
+            vf d = v_all(0.0f);
+            __m256i low[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+            __builtin_prefetch(p + DOT_MAX * bytes);
+            if (t == APUS_Q8_0 || t == APUS_Q4_0) {
+                d = v_all(_cvtsh_ss(apus_load_u16_(p)));
+            }
+            for (int j = 0; j < 4; j++) {
+                vf v;
+                if (t == APUS_F16) {
+                    v = (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 16 * j)));
+                } else if (t == APUS_BF16) {
+                    const __m256i h = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p + 16 * j)));
+                    v = (vf)_mm256_slli_epi32(h, 16);
+                } else if (t == APUS_Q8_0) {
+                    v = (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + 2 + 8 * j)))) * d;
+                } else {
+                    if (j < 2) {
+                        low[j] = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + 2 + 8 * j)));
+                    }
+                    const __m256i q = j < 2 ? _mm256_and_si256(low[j], _mm256_set1_epi32(15)) : _mm256_srli_epi32(low[j - 2], 4);
+                    v = (vf)_mm256_cvtepi32_ps(_mm256_sub_epi32(q, _mm256_set1_epi32(8))) * d;
+                }
+                acc[r] = v_fma(v_load(x + i + 8 * j), v, acc[r]);
+            }
+        }
+    }
+#else
+    (void)t, (void)x, (void)w, (void)bytes, (void)k;
+#endif
+}
+
+LANES_INLINE void stream_rows(apus_dtype t, const float *x, const uint8_t *w, size_t bytes, int64_t n, int64_t k, float *y, const epilogue *e,
+                              int64_t j0)
+{
+    for (int64_t j = 0; j < n; j += DOT_MAX) {
+        vf acc[DOT_MAX];
+        stream_tile(t, x, w + (size_t)j * bytes, bytes, k, acc);
+        dot_store(1, DOT_MAX, acc, y + j, 0, e, 0, j0 + j);
+    }
+}
+
+/* y[n] of a lone row by n rows of an encoded W, n divisible by 8. 0: not for this encoding or width (nothing is done). */
+static int stream(apus_dtype t, const float *x, const uint8_t *w, size_t bytes, int64_t n, int64_t k, float *y, const epilogue *e, int64_t j0)
+{
+#if defined(__AVX2__)
+    if (k % 32 == 0) {
+        switch (t) {
+        case APUS_F16:
+            stream_rows(APUS_F16, x, w, bytes, n, k, y, e, j0);
+            return 1;
+        case APUS_BF16:
+            stream_rows(APUS_BF16, x, w, bytes, n, k, y, e, j0);
+            return 1;
+        case APUS_Q8_0:
+            stream_rows(APUS_Q8_0, x, w, bytes, n, k, y, e, j0);
+            return 1;
+        case APUS_Q4_0:
+            stream_rows(APUS_Q4_0, x, w, bytes, n, k, y, e, j0);
+            return 1;
+        default:
+            break;
+        }
+    }
+#endif
+    (void)t, (void)x, (void)w, (void)bytes, (void)n, (void)k, (void)y, (void)e, (void)j0;
+    return 0;
 }
 
 /* Rows [first, first + n) of w [.., k] as pointers: into w, or into panel [n, k] where they are decoded. */
