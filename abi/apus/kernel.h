@@ -17,7 +17,8 @@ typedef struct apus_backend_ops {
     apus_status (*open)(const apus_host *host, const apus_node *params, void **backend, apus_error *err);
     void (*close)(void *backend);
     apus_dtype (*real)(void *backend);           /* what APUS_REAL becomes: APUS_F32 or APUS_F64 */
-    /* Device memory, 64-byte aligned or better. For a host device these are host pointers. */
+    /* Device memory, zeroed (lazily where that can be: much of it may never be used), 64-byte aligned or better. For a host
+     * device these are host pointers. */
     void *(*alloc)(void *backend, size_t bytes); /* NULL when out */
     void (*free)(void *backend, void *p, size_t bytes);
     /* host_memory: 1 when device pointers are host pointers (upload/download are then copies, weights may be used where mapped). */

@@ -65,31 +65,11 @@ int apus_device_host_memory(const apus_device *d)
     return d->ops.host_memory(d->backend);
 }
 
-void *apus_device_room(apus_device *d, size_t bytes, apus_error *err)
+void *apus_device_alloc(apus_device *d, size_t bytes, apus_error *err)
 {
     void *p = d->ops.alloc(d->backend, bytes);
     if (p == NULL)
         (void)apus_fail(err, APUS_E_MEMORY, "%s: no room for %.1f MiB", d->name, (double)bytes / 1048576.0);
-    return p;
-}
-
-void *apus_device_alloc(apus_device *d, size_t bytes, apus_error *err)
-{
-    static const char zeros[65536];
-    char *p = apus_device_room(d, bytes, err);
-    if (p == NULL)
-        return NULL;
-    if (d->ops.host_memory(d->backend)) {
-        memset(p, 0, bytes);
-        return p;
-    }
-    for (size_t at = 0; at < bytes; at += sizeof zeros) {
-        const size_t n = bytes - at < sizeof zeros ? bytes - at : sizeof zeros;
-        if (d->ops.upload(d->backend, p + at, zeros, n, err) != APUS_OK) {
-            d->ops.free(d->backend, p, bytes);
-            return NULL;
-        }
-    }
     return p;
 }
 

@@ -123,8 +123,6 @@ struct apus_device {
 
 /* A device around a backend that no plugin brought (tests). */
 apus_device *apus_device_wrap(const char *name, const apus_backend_ops *ops, const apus_node *params, apus_error *err);
-/* As apus_device_alloc, but what is in it is anybody's: for memory that is written before it is read. */
-void *apus_device_room(apus_device *d, size_t bytes, apus_error *err);
 /* Kernel of op (then NULL), or of the pair. */
 const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, apus_dtype encoding);
 

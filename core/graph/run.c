@@ -183,7 +183,7 @@ apus_status apus_plan_prepare(apus_plan *p, apus_error *err)
     }
     if (!apus_device_host_memory(p->device) && (p->staging = malloc(p->staging_bytes + 1)) == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory while planning");
-    p->arena = apus_device_room(p->device, p->arena_bytes + 64, err);
+    p->arena = apus_device_alloc(p->device, p->arena_bytes + 64, err);
     if (p->arena == NULL)
         return APUS_E_MEMORY;
     p->arena_bytes += 64;
@@ -313,7 +313,8 @@ static void run_tile(void *context, int64_t i)
         apus_kernel_call call = call_of(p, node, NULL);
         call.in = views;
         call.out = views + node->n_in;
-        apus_error error = {.hint = ""};
+        apus_error error; /* not cleared: two kilobytes for each kernel of each tile */
+        error.message[0] = error.hint[0] = '\0';
         const apus_status st = node->kernel->kernel.run(&call, &error);
         if (st != APUS_OK) {
             if (atomic_exchange(&c->failed, 1) == 0) {

@@ -677,6 +677,26 @@ static void check_kernel(apus_device *d, const apus_kernel_entry *e)
     }
 }
 
+/* Memory comes zeroed, also where it was used before. */
+static void check_memory(apus_device *d)
+{
+    apus_error err;
+    for (size_t bytes = 100; bytes < (size_t)40 << 20; bytes *= 40) {
+        for (int turn = 0; turn < 2; turn++) {
+            unsigned char *host = malloc(bytes), *p = apus_device_alloc(d, bytes, &err);
+            assert_true(host != NULL && p != NULL && (uintptr_t)p % 64 == 0);
+            assert_int_equal(apus_device_download(d, host, p, bytes, &err), APUS_OK);
+            for (size_t i = 0; i < bytes; i++)
+                if (host[i] != 0)
+                    fail_msg("byte %zu of %zu is not zero", i, bytes);
+            memset(host, 0xff, bytes);
+            assert_int_equal(apus_device_upload(d, p, host, bytes, &err), APUS_OK);
+            apus_device_free(d, p, bytes);
+            free(host);
+        }
+    }
+}
+
 /* A query's bits depend on its own row alone. */
 static void check_row_invariance(apus_device *d)
 {
@@ -762,6 +782,7 @@ static void every_kernel_agrees_with_the_reference(void **state)
             checked++;
         }
         check_row_invariance(d);
+        check_memory(d);
         apus_device_close(d);
     }
     print_message("%zu kernels\n", checked);
@@ -779,6 +800,7 @@ static void the_reference_agrees_with_itself(void **state)
         if (strcmp(apus_kernel_at(i)->backend, "ref") == 0)
             check_kernel(ref, apus_kernel_at(i));
     check_row_invariance(ref);
+    check_memory(ref);
 }
 
 int main(void)
