@@ -137,7 +137,15 @@ int main(int argc, char **argv)
     bench_linear("gemv_q8_0", 1, V, H, APUS_Q8_0);
     bench_linear("gemv_q4_0", 1, V, H, APUS_Q4_0);
     bench_linear("gemv_q8_0", 4, V, H, APUS_Q8_0);
+    bench_linear("gemv_q4_1", 1, V, H, APUS_Q4_1);
     bench_linear("gemv_q5_0", 1, V, H, APUS_Q5_0);
+    bench_linear("gemv_iq4_nl", 1, V, H, APUS_IQ4_NL);
+    bench_linear("gemv_q2_k", 1, V, 512, APUS_Q2_K);
+    bench_linear("gemv_q3_k", 1, V, 512, APUS_Q3_K);
+    bench_linear("gemv_q4_k", 1, V, 512, APUS_Q4_K);
+    bench_linear("gemv_q5_k", 1, V, 512, APUS_Q5_K);
+    bench_linear("gemv_q6_k", 1, V, 512, APUS_Q6_K);
+    bench_linear("q4_1", T, FFN, H, APUS_Q4_1);
 
     const double norm[3] = {1e-5, 0, 0}, rope[8] = {64, 64, 1, 0, 0, 0, 1, 10000}, att[7] = {9, 3, 64, 0.125, 0, 0, 16}, head[2] = {1, 0};
     const apus_view x = real(T, H), w = real(1, H), y = real(T, H), q = real(T, H), k = real(T, KV), v = real(T, KV), lse = real(T, 9);

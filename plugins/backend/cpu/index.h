@@ -2,7 +2,7 @@
 #ifndef APUS_CPU_INDEX_H
 #define APUS_CPU_INDEX_H
 
-#include "tiles.h"
+#include "encodings.h"
 
 #include <apus/random.h>
 

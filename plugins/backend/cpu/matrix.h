@@ -7,7 +7,7 @@
 #ifndef APUS_CPU_MATRIX_H
 #define APUS_CPU_MATRIX_H
 
-#include "tiles.h"
+#include "encodings.h"
 
 #include <cblas.h>
 
@@ -34,6 +34,7 @@ static apus_status linear(const apus_kernel_call *c, const float *bias, const fl
     int64_t height = ((m + wanted - 1) / (wanted > 0 ? wanted : 1) + 15) / 16 * 16;
     height = height > 0 ? height : 16;
     const int64_t parts = (m + height - 1) / height, items = parts * blocks;
+    const size_t bytes = apus_row_bytes(w->dtype, k);
     const size_t panel_bytes = apus_cpu_lines((size_t)PANEL * (size_t)k * sizeof(float));
 #pragma omp parallel for num_threads(threads) schedule(static) if (m * n * k > 32768)
     for (int64_t item = 0; item < items; item++) {
@@ -42,9 +43,7 @@ static apus_status linear(const apus_kernel_call *c, const float *bias, const fl
         float *panel = (float *)(void *)((char *)c->scratch + (size_t)omp_get_thread_num() * panel_bytes);
         const float *b[PANEL];
         const epilogue e = {bias, add, n};
-        if (m == 1 && columns % DOT_MAX == 0 &&
-            stream(w->dtype, x, (const uint8_t *)w->data + (size_t)j * apus_row_bytes(w->dtype, k), apus_row_bytes(w->dtype, k), columns, k, y + j,
-                   &e, j)) {
+        if (m == 1 && stream(w->dtype, x, (const uint8_t *)w->data + (size_t)j * bytes, bytes, columns, k, y + j, &e, j)) {
             continue;
         }
         weight_rows(w, j, columns, k, panel, b);

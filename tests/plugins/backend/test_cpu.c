@@ -359,12 +359,13 @@ static void test_encoded(void **state)
 static void test_linear_rows(void **state)
 {
     (void)state;
-    enum { M = 37, N = 301, K = 576 };
-    static const apus_dtype types[] = {APUS_F32, APUS_BF16, APUS_Q8_0, APUS_Q4_0};
-    for (size_t e = 0; e < sizeof types / sizeof types[0]; e++) {
+    enum { M = 37, N = 301, MOST = 576 };
+    static const apus_dtype types[] = {APUS_F32, APUS_F16, APUS_BF16, APUS_Q8_0, APUS_Q4_0, APUS_Q4_1, APUS_Q5_0, APUS_IQ4_NL, APUS_Q5_1};
+    for (size_t e = 0; e < sizeof encodings / sizeof encodings[0]; e++) {
+        const int64_t K = encodings[e] >= APUS_Q2_K ? 512 : MOST;
         call c = call_of("linear", NULL, 0);
         input_real(&c, -1, 1, 2, (int64_t[]){M, K});
-        input_encoded(&c, types[e], N, K);
+        input_encoded(&c, encodings[e], N, K);
         output(&c, 2, (int64_t[]){M, N});
         for (int isa = 0; isa < bench_isas; isa++) {
             float *whole = run_cpu(&c, bench_cpu[isa], 0);
@@ -377,13 +378,13 @@ static void test_linear_rows(void **state)
                 assert_memory_equal(some, whole + (M - m) * N, (size_t)(m * N) * 4);
                 free(some);
             }
-            if (types[e] != APUS_F32) {
+            if (encodings[e] != APUS_F32) {
                 call plain = c;
                 operand *w = &plain.in[1];
-                double *values = malloc(N * K * sizeof *values);
-                float row[K];
+                double *values = malloc((size_t)(N * K) * sizeof *values);
+                float row[MOST];
                 for (int64_t i = 0; i < N; i++) {
-                    (void)apus_row_to_f32(types[e], (char *)c.in[1].raw + (size_t)i * apus_row_bytes(types[e], K), row, K);
+                    (void)apus_row_to_f32(encodings[e], (char *)c.in[1].raw + (size_t)i * apus_row_bytes(encodings[e], K), row, K);
                     for (int64_t j = 0; j < K; j++)
                         values[i * K + j] = (double)row[j];
                 }
