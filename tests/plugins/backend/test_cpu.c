@@ -360,7 +360,6 @@ static void test_linear_rows(void **state)
 {
     (void)state;
     enum { M = 37, N = 301, MOST = 576 };
-    static const apus_dtype types[] = {APUS_F32, APUS_F16, APUS_BF16, APUS_Q8_0, APUS_Q4_0, APUS_Q4_1, APUS_Q5_0, APUS_IQ4_NL, APUS_Q5_1};
     for (size_t e = 0; e < sizeof encodings / sizeof encodings[0]; e++) {
         const int64_t K = encodings[e] >= APUS_Q2_K ? 512 : MOST;
         call c = call_of("linear", NULL, 0);
