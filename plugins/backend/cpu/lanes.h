@@ -285,9 +285,9 @@ LANES_INLINE vf v_normal(vf x)
 }
 
 /* sin and cos of p * f, the product and its reduction in double: positions are large. */
-LANES_INLINE void v_sincos(double p, vf f, vf *sine, vf *cosine)
+LANES_INLINE void v_sincos(double p, vd f, vf *sine, vf *cosine)
 {
-    const vd angle = v_double(f) * p;
+    const vd angle = f * p;
     const vd magic = (vd){0} + 6755399441055744.0; /* 1.5 * 2^52 */
     const vd n = (angle * 0.63661977236758134308 + magic) - magic;
     const vf r = __builtin_convertvector(angle - n * 1.57079632679489661923, vf);

@@ -11,7 +11,10 @@
 
 #include <cblas.h>
 
-enum { PANEL = 48 /* rows of W worked at once: they stay in the second cache */, DX_PANEL = 256 /* decoded rows of W per sgemm */ };
+enum {
+    PANEL = 48 /* rows of W worked at once: they stay in the second cache */,
+    DX_PANEL = 256 /* decoded rows of W per sgemm */
+};
 
 static size_t scratch_linear(const apus_kernel_call *c)
 {

@@ -210,24 +210,18 @@ typedef struct rope {
 /* cos and sin of the half angles of one token: [half] each, room for whole vectors. */
 static void rope_angles(const rope *r, int32_t position, int32_t length, float *cosine, float *sine)
 {
-    const float *freqs = r->freqs;
-    float stretched[ROPE_MAX];
-    if (r->mode != 0 && (double)length > r->limit) {
-        if (r->mode == 2) {
-            freqs += r->half;
-        } else {
-            const double d = 2.0 * (double)r->half;
-            const double base = r->base * pow(r->factor * (double)length / r->limit - (r->factor - 1.0), d / (d - 2.0));
-            for (int64_t i = 0; i < r->half; i++) {
-                stretched[i] = (float)pow(base, -2.0 * (double)i / d);
-            }
-            freqs = stretched;
-        }
-    }
+    const int beyond = r->mode != 0 && (double)length > r->limit, stretch = beyond && r->mode == 1;
+    const float *freqs = r->freqs + (beyond && r->mode == 2 ? r->half : 0);
+    const double d = 2.0 * (double)r->half;
+    const double base = stretch ? r->base * pow(r->factor * (double)length / r->limit - (r->factor - 1.0), d / (d - 2.0)) : 0.0;
     const vf scale = v_all((float)r->scale), signed_scale = r->inverse ? -scale : scale;
     for (int64_t i = 0; i < r->half; i += LANES) {
+        vd f = v_double(get(freqs + i, r->half - i));
+        for (int64_t j = 0; j < LANES && stretch; j++) {
+            f[j] = pow(base, -2.0 * (double)(i + j) / d);
+        }
         vf s, c;
-        v_sincos((double)position, get(freqs + i, r->half - i), &s, &c);
+        v_sincos((double)position, f, &s, &c);
         v_store(cosine + i, c * scale);
         v_store(sine + i, s * signed_scale);
     }
