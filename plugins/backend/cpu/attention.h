@@ -131,7 +131,7 @@ LANES_INLINE float mask_scores(const attention_spec *s, float *row, int64_t low,
             z = v_select((at >= v_alli((int32_t)low)) & (at < v_alli((int32_t)high)), z, v_all(-INFINITY));
         }
         v_store(row + i, z);
-        most = v_max(most, z);
+        most = v_larger(most, z); /* a NaN is kept by the exponentials */
     }
     return v_most(most);
 }

@@ -105,6 +105,16 @@ LANES_INLINE vf v_min(vf a, vf b)
     return v_select((a < b) | (a != a), a, b);
 }
 
+/* a > b ? a : b: one instruction; where either is NaN, b. */
+LANES_INLINE vf v_larger(vf a, vf b)
+{
+#if defined(__AVX2__)
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return v_select(a > b, a, b);
+#endif
+}
+
 LANES_INLINE vf v_abs(vf x)
 {
     return (vf)((vi)x & v_alli(0x7fffffff));
@@ -128,11 +138,14 @@ LANES_INLINE float v_sum(vf x)
     return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
 }
 
+/* The largest lane; NaN lanes may be passed over. */
 LANES_INLINE float v_most(vf x)
 {
-    float m = x[0];
-    for (int i = 1; i < LANES; i++) {
-        m = x[i] > m ? x[i] : m;
+    const v4 low = {x[0], x[1], x[2], x[3]}, high = {x[4], x[5], x[6], x[7]};
+    float m = low[0] > high[0] ? low[0] : high[0];
+    for (int i = 1; i < 4; i++) {
+        const float s = low[i] > high[i] ? low[i] : high[i];
+        m = s > m ? s : m;
     }
     return m;
 }
@@ -159,7 +172,7 @@ LANES_INLINE vd v_double(vf x)
     return __builtin_convertvector(x, vd);
 }
 
-/* 2^k for k in [-126, 127]. */
+/* 2^k for k in [-126, 127]; 0 for -127. */
 LANES_INLINE vf v_power(vi k)
 {
     return (vf)((k + v_alli(127)) << 23);
@@ -192,13 +205,12 @@ LANES_INLINE vf v_exp(vf x)
     return y * v_power(half) * v_power(k - half); /* two steps: 2^k alone may not be a float */
 }
 
-/* exp for x in [-87, 88]; below, 0: the softmax's. */
+/* exp for x up to 88, and 0 below -87.7: the softmax's. */
 LANES_INLINE vf v_exp_fast(vf x)
 {
-    const vi none = x < v_all(-87.0f);
-    vi k;
-    const vf y = v_exp_reduce(v_select(none, v_all(0.0f), x), &k) + v_all(1.0f);
-    return v_select(none, v_all(0.0f), y * v_power(k));
+    vi k; /* -127 at least: there v_power gives 0 */
+    const vf y = v_exp_reduce(v_larger(v_all(-88.0f), x), &k) + v_all(1.0f);
+    return y * v_power(k);
 }
 
 LANES_INLINE vf v_expm1(vf x)
