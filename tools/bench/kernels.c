@@ -102,6 +102,34 @@ static void bench_linear(const char *name, int64_t m, int64_t n, int64_t k, apus
     bench(label, "linear_dw", dw, 2, &in[1], 1, NULL, 2.0 * (double)m * (double)n * (double)k, "GFLOP/s");
 }
 
+/* As in a model: each call meets a weight that no cache holds. */
+static void bench_cold(int64_t m, int64_t n, int64_t k)
+{
+    enum { WEIGHTS = 16 };
+    if (only != NULL && strstr("cold", only) == NULL)
+        return;
+    apus_view x = real(m, k), y = real(m, n), w[WEIGHTS];
+    for (int i = 0; i < WEIGHTS; i++)
+        w[i] = real(n, k);
+    static const char *const ops[] = {"apus.linear/1", "apus.linear_dx/1"};
+    for (int op = 0; op < 2; op++) {
+        double best = 1e9;
+        for (int run = 0; run < 5; run++) {
+            const double t = now();
+            for (int i = 0; i < WEIGHTS; i++) {
+                const apus_view in[2] = {op == 0 ? x : y, w[i]}, out = op == 0 ? y : x;
+                const apus_kernel_call c = {.in = in, .out = &out, .backend = cpu, .n_in = 2, .n_out = 1};
+                for (uint32_t j = 0; j < kernels->n_kernels; j++)
+                    if (strcmp(kernels->kernels[j].op, ops[op]) == 0 && kernels->kernels[j].then == NULL)
+                        (void)kernels->kernels[j].run(&c, NULL);
+            }
+            best = fmin(best, (now() - t) / WEIGHTS);
+        }
+        printf("cold %-16s %lldx%lldx%lld %9.3f ms %8.1f GFLOP/s\n", ops[op], (long long)m, (long long)n, (long long)k, best * 1e3,
+               2.0 * (double)m * (double)n * (double)k / best * 1e-9);
+    }
+}
+
 int main(int argc, char **argv)
 {
     apus_error err = {.message = ""};
@@ -125,6 +153,9 @@ int main(int argc, char **argv)
     bench_linear("k", T, KV, H, APUS_F32);
     bench_linear("up", T, FFN, H, APUS_F32);
     bench_linear("down", T, H, FFN, APUS_F32);
+    bench_cold(T, FFN, H);
+    bench_cold(T, H, FFN);
+    bench_cold(T, H, H);
     bench_linear("lora_a", T, 8, H, APUS_F32);
     bench_linear("lora_b", T, FFN, 8, APUS_F32);
     bench_linear("q8_0", T, FFN, H, APUS_Q8_0);
