@@ -11,24 +11,29 @@
 #include "run/pipeline.h"
 #include "value/node.h"
 
-static void print_token(const apus_text *text, int32_t id, int trained, int colour)
+/* A token's text is what it adds to the one before it: decoders strip a blank that begins a text. before: 0 or 1 tokens at ids[-1]. */
+static void print_token(const apus_text *text, const int32_t *ids, size_t before, int trained, int colour)
 {
-    char *piece = NULL;
-    size_t n = 0;
-    if (text == NULL || apus_text_decode(text, &id, 1, 0, &piece, &n, NULL) != APUS_OK) {
-        printf("%s%d ", trained ? "*" : "", id);
+    char *first = NULL, *both = NULL;
+    size_t skip = 0, n = 0;
+    if (text == NULL || (before > 0 && apus_text_decode(text, ids - before, before, 0, &first, &skip, NULL) != APUS_OK) ||
+        apus_text_decode(text, ids - before, before + 1, 0, &both, &n, NULL) != APUS_OK) {
+        apus_host_table()->free(first);
+        printf("%s%d ", trained ? "*" : "", ids[0]);
         return;
     }
+    skip = skip < n ? skip : n;
     if (colour)
         fputs(trained ? "\033[42;30m" : "\033[2m", stdout);
     else if (trained)
         fputs("\xE2\x9F\xA6", stdout);
-    fwrite(piece, 1, n, stdout);
+    fwrite(both + skip, 1, n - skip, stdout);
     if (colour)
         fputs("\033[0m", stdout);
     else if (trained)
         fputs("\xE2\x9F\xA7", stdout);
-    apus_host_table()->free(piece);
+    apus_host_table()->free(first);
+    apus_host_table()->free(both);
 }
 
 static void print_row(const apus_text *text, const apus_row *r, size_t i, int colour)
@@ -39,7 +44,7 @@ static void print_row(const apus_text *text, const apus_row *r, size_t i, int co
         if (r->n_answers > 1)
             printf("%s[%s, %u tokens] ", s ? "\n" : "", g->answer < 0 ? "prompt" : g->answer == 0 ? "chosen" : "rejected", g->count);
         for (uint32_t k = 0; k < g->count; k++)
-            print_token(text, r->ids[g->begin + k], r->trained[g->begin + k], colour);
+            print_token(text, r->ids + g->begin + k, k > 0, r->trained[g->begin + k], colour);
     }
     printf("\n");
 }
