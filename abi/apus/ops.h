@@ -22,6 +22,7 @@
  *   sum_rows                                   x[T,H] -> [H]
  *   fill                                       s[1], like[*] -> [*] every element s (gradient to s)
  *   add_row                                    x[T,H], b[H] -> x + b for each row
+ *   scale_rows                                 x[T,H], s[T] -> s[t] * x[t,:] (no gradient)
  *   gather                                     x[R] or x[R,H], index i32[N] -> [N] or [N,H]
  *   scatter_add                                dy[N] or [N,H], index i32[N], like x -> shape of x
  *   columns                                    x[T,H] -> x[:, begin:begin+count]; begin=0 count=0
@@ -54,8 +55,8 @@
  *        table row: {begin, count, length, 0, page ids…}: queries begin…begin+count are the last `count` of `length` positions;
  *        position p lies in slot pages[p/page]*page + p%page. No gradient. A query's bits depend on its own row alone.
  * vocabulary head, streamed: the [N,V] logits are never stored. logits = softcap(scale * (x Wᵀ + b)):
- *   token_logprob                              x[N,H], W[V,H], targets i32[N] -> logp[N], lse[N]; scale=1 softcap=0
- *   token_logprob_grad                         dlogp[N], x, W, targets, lse -> dx, dW; same
+ *   token_logprob                              x[N,H], W[V,H], targets i32[N] -> logp[N], lse[N], slope[N,H] = d logp/dx; scale=1 softcap=0
+ *   token_logprob_dw                           dlogp[N], x, W, targets, lse -> dW; same
  * random:
  *   dropout                                    x[T,H], token i64[T], seed i64[2] = {seed, step} -> x*keep/(1-p); p=0 purpose=0
  *        keep(t,h) from Philox4x32-10 (Salmon et al. 2011), key seed, counter {token[t], h/4, step, purpose}, word h%4, u >= p.

@@ -334,15 +334,15 @@ GRADIENT(attention)
 GRADIENT(token_logprob)
 {
     UNUSED;
-    if (!apus_is_none(d_out[1]))
-        APUS_G->fail(g, "apus.token_logprob/1: no gradient through lse");
+    if (!apus_is_none(d_out[1]) || !apus_is_none(d_out[2]))
+        APUS_G->fail(g, "apus.token_logprob/1: no gradient through lse or slope");
     if (apus_is_none(d_out[0]))
         return;
+    if (need & 1)
+        d_in[0] = apus_emit2(g, "apus.scale_rows/1", out[2], d_out[0], NULL, 0);
     const apus_tensor from[5] = {d_out[0], in[0], in[1], in[2], out[1]};
-    const apus_tensor d = APUS_G->emit(g, "apus.token_logprob_grad/1", from, 5, attrs, 2);
-    for (uint32_t i = 0; i < 2; i++)
-        if (need >> i & 1)
-            d_in[i] = APUS_G->output(g, d, i);
+    if (need & 2)
+        d_in[1] = APUS_G->emit(g, "apus.token_logprob_dw/1", from, 5, attrs, 2);
 }
 
 GRADIENT(dropout)

@@ -103,6 +103,14 @@ RULE(add_row)
     return APUS_OK;
 }
 
+RULE(scale_rows)
+{
+    UNUSED;
+    CHECK(is_real(&in[0]) && in[0].ndim == 2 && is_real(&in[1]) && in[1].ndim == 1 && in[1].dims[0] == in[0].dims[0], "needs x [T,H] and s [T]");
+    out[0] = in[0];
+    return APUS_OK;
+}
+
 RULE(gather)
 {
     UNUSED;
@@ -326,17 +334,17 @@ RULE(token_logprob)
 {
     UNUSED;
     out[0] = out[1] = vector(in[0].dims[0]);
+    out[2] = in[0];
     return head(&in[0], &in[1], &in[2], attrs, err);
 }
 
-RULE(token_logprob_grad)
+RULE(token_logprob_dw)
 {
     UNUSED;
     const apus_shape per_token = vector(in[1].dims[0]);
     CHECK(is_real(&in[0]) && apus_shape_equal(&in[0], &per_token) && is_real(&in[4]) && apus_shape_equal(&in[4], &per_token),
           "needs dlogp and lse [N]");
-    out[0] = in[1];
-    out[1] = matrix(in[2].dims[0], in[2].dims[1]);
+    out[0] = matrix(in[2].dims[0], in[2].dims[1]);
     return head(&in[1], &in[2], &in[3], attrs, err);
 }
 
@@ -402,6 +410,7 @@ static const apus_op table[] = {
     OP(sum_squares, 1, 1, 1, "", 0, to_one, NULL, D(sum_squares), 0),
     OP(sum_rows, 1, 1, 1, "", 0, sum_rows, G(sum_rows), NULL, 0),
     OP(add_row, 2, 2, 1, "", CHEAP, add_row, G(add_row), NULL, 0),
+    OP(scale_rows, 2, 2, 1, "", CHEAP, scale_rows, NULL, NULL, 0),
     OP(gather, 2, 2, 1, "", CHEAP, gather, G(gather), NULL, 0),
     OP(scatter_add, 3, 3, 1, "", CHEAP, scatter_add, G(scatter_add), NULL, 4),
     OP(columns, 1, 1, 1, "begin=0 count=0", CHEAP, columns, G(columns), NULL, 0),
@@ -420,8 +429,8 @@ static const apus_op table[] = {
     OP(attention_grad, 7, 7, 3, attention_attrs, 0, attention_grad, NULL, NULL, 0),
     OP(kv_write, 3, 3, 1, "", APUS_OP_IN_PLACE, kv_write, NULL, NULL, 0),
     OP(attention_cached, 4, 4, 1, "heads kv_heads head_dim scale window=0 softcap=0 page=0", 0, attention_cached, NULL, NULL, 0),
-    OP(token_logprob, 3, 3, 2, "scale=1 softcap=0", 0, token_logprob, G(token_logprob), NULL, 0),
-    OP(token_logprob_grad, 5, 5, 2, "scale=1 softcap=0", 0, token_logprob_grad, NULL, NULL, 0),
+    OP(token_logprob, 3, 3, 3, "scale=1 softcap=0", 0, token_logprob, G(token_logprob), NULL, 0),
+    OP(token_logprob_dw, 5, 5, 1, "scale=1 softcap=0", 0, token_logprob_dw, NULL, NULL, 0),
     OP(dropout, 3, 3, 1, "p=0 purpose=0", CHEAP, dropout, G(dropout), NULL, 0),
     OP(dropout_grad, 3, 3, 1, "p=0 purpose=0", CHEAP, dropout, NULL, D(dropout_grad), 0),
 };
@@ -446,15 +455,15 @@ double apus_op_flops(const apus_kernel_call *c, const char *op)
         int dim;
         double factor;
     } products[] = {
-        {"apus.linear/1", 0, 1, 0, 2},        {"apus.linear_dx/1", 0, 1, 1, 2},          {"apus.linear_dw/1", 0, 1, 1, 2},
-        {"apus.token_logprob/1", 0, 1, 0, 2}, {"apus.token_logprob_grad/1", 1, 2, 0, 4},
+        {"apus.linear/1", 0, 1, 0, 2},        {"apus.linear_dx/1", 0, 1, 1, 2},        {"apus.linear_dw/1", 0, 1, 1, 2},
+        {"apus.token_logprob/1", 0, 1, 0, 2}, {"apus.token_logprob_dw/1", 1, 2, 0, 4},
     };
     for (size_t i = 0; i < sizeof products / sizeof products[0]; i++) {
         if (strcmp(op, products[i].op) != 0)
             continue;
         double f = products[i].factor * elements(&c->in[products[i].rows]) * (double)c->in[products[i].matrix].dims[products[i].dim];
-        if (products[i].factor == 4 && c->n_out > 1 && c->out[1].dims[0] > 0)
-            f *= 1.5; /* logits once more, then dx and dW */
+        if (c->n_out > 2 && c->out[2].dims[0] > 0)
+            f *= 2; /* token_logprob with slopes */
         return f;
     }
     /* one segment as long as everything: an upper bound, halved by causality */

@@ -29,12 +29,14 @@ typedef struct apus_cpu_kernel {
     X(affine)                                                                                                                                        \
     X(exp)                                                                                                                                           \
     X(log)                                                                                                                                           \
-    X(log1p) X(expm1) X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(log_sigmoid) X(softplus) X(relu) X(silu) X(sign) X(gelu) X(gelu_grad)            \
-        X(silu_grad) X(swiglu) X(swiglu_grad) X(stop_gradient) X(fill)
+    X(log1p)                                                                                                                                         \
+    X(expm1) X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(log_sigmoid) X(softplus) X(relu) X(silu) X(sign) X(gelu) X(gelu_grad) X(silu_grad)        \
+        X(swiglu) X(swiglu_grad) X(stop_gradient) X(fill)
 #define APUS_CPU_OTHERS(X)                                                                                                                           \
     X(sum, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                      \
     X(sum_squares, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                              \
     X(sum_rows, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                 \
+    X(scale_rows, NULL, 0, NULL)                                                                                                                     \
     X(add_row, NULL, 0, NULL)                                                                                                                        \
     X(gather, NULL, 0, NULL)                                                                                                                         \
     X(scatter_add, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                              \
@@ -55,7 +57,7 @@ typedef struct apus_cpu_kernel {
     X(kv_write, NULL, 0, NULL)                                                                                                                       \
     X(attention_cached, NULL, 0, NULL)                                                                                                               \
     X(token_logprob, NULL, 0, encodings)                                                                                                             \
-    X(token_logprob_grad, NULL, APUS_KERNEL_ACCUMULATES, encodings)                                                                                  \
+    X(token_logprob_dw, NULL, APUS_KERNEL_ACCUMULATES, encodings)                                                                                    \
     X(dropout, NULL, 0, NULL)                                                                                                                        \
     X(dropout_grad, NULL, 0, NULL)
 

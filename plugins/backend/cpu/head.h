@@ -1,8 +1,12 @@
 /*
- * The vocabulary head: log-probabilities of targets and their gradient. The logits exist a tile at a time.
+ * The vocabulary head: log-probabilities of targets, their slopes and the gradient of W. The logits exist a tile at a time.
  *
  * Forward: the vocabulary is cut into tiles of fixed width; each gives every row its largest logit and the sum of
- * exponentials below it, and these are joined in order, in double: a row's bits depend on neither the threads nor the others.
+ * exponentials below it, and these are joined in order, in double: a row's bits depend on neither the threads nor the others,
+ * nor on whether the slopes are asked for.
+ *
+ * Slopes: d logp / dx = scale * (W[target] - sum_v p_v W_v) is an attention over the vocabulary with W as keys and values: summed
+ * in the same pass with the online softmax (Milakov & Gimelshein 2018), so that the backward pass needs no logits for dx.
  */
 #ifndef APUS_CPU_HEAD_H
 #define APUS_CPU_HEAD_H
@@ -50,11 +54,21 @@ static int64_t head_tiles(const apus_view *w)
     return (apus_cpu_rows(w) + HEAD_TILE - 1) / HEAD_TILE;
 }
 
+static size_t parts_bytes(int64_t rows, int64_t tiles)
+{
+    return apus_cpu_lines((size_t)(rows * tiles) * sizeof(head_part));
+}
+
 static size_t scratch_token_logprob(const apus_kernel_call *c)
 {
-    const size_t rows = (size_t)apus_cpu_min(HEAD_CHUNK, apus_cpu_rows(&c->in[0]));
-    return (size_t)threads_of(c) * head_thread_bytes(&c->in[1]) + apus_cpu_lines(rows * (size_t)head_tiles(&c->in[1]) * sizeof(head_part)) +
-           apus_cpu_lines(rows * sizeof(float));
+    const apus_view *w = &c->in[1];
+    const int64_t rows = apus_cpu_rows(&c->in[0]), chunk = apus_cpu_min(HEAD_CHUNK, rows), few = apus_cpu_min(GRAD_CHUNK, rows);
+    const size_t forward =
+        (size_t)threads_of(c) * head_thread_bytes(w) + parts_bytes(chunk, head_tiles(w)) + apus_cpu_lines((size_t)chunk * sizeof(float));
+    const size_t panel = w->dtype == APUS_F32 ? 0 : (size_t)HEAD_TILE * (size_t)apus_cpu_width(w) * sizeof(float);
+    const size_t slopes = apus_cpu_lines((size_t)few * HEAD_TILE * sizeof(float)) + parts_bytes(few, head_tiles(w)) +
+                          2 * apus_cpu_lines((size_t)few * sizeof(float)) + panel;
+    return forward > slopes ? forward : slopes;
 }
 
 /* One row of logits in place: what token_logprob joins. */
@@ -92,7 +106,20 @@ static apus_status check_targets(const apus_view *targets, int64_t vocabulary, a
     return APUS_OK;
 }
 
-static apus_status run_token_logprob(const apus_kernel_call *c, apus_error *err)
+/* What the tiles of one row come to: log of the sum of exponentials of its logits. */
+static double head_join(const head_part *p, int64_t tiles)
+{
+    double most = -INFINITY, sum = 0.0;
+    for (int64_t t = 0; t < tiles; t++) {
+        most = !((double)p[t].most <= most) ? (double)p[t].most : most;
+    }
+    for (int64_t t = 0; t < tiles; t++) {
+        sum += (double)p[t].sum * exp((double)p[t].most - most);
+    }
+    return most + log(sum);
+}
+
+static apus_status token_logprob(const apus_kernel_call *c)
 {
     const apus_view *w = &c->in[1];
     const float *x = (const float *)c->in[0].data;
@@ -102,13 +129,10 @@ static apus_status run_token_logprob(const apus_kernel_call *c, apus_error *err)
     const float scale = (float)c->attrs[0], cap = (float)c->attrs[1];
     const int threads = threads_of(c);
     const size_t thread_bytes = head_thread_bytes(w);
-    if (check_targets(&c->in[2], vocabulary, err) != APUS_OK) {
-        return APUS_E_INVALID;
-    }
     head_part *parts = (head_part *)(void *)((char *)c->scratch + (size_t)threads * thread_bytes);
     for (int64_t first = 0; first < rows; first += HEAD_CHUNK) {
         const int64_t chunk = apus_cpu_min(HEAD_CHUNK, rows - first);
-        float *chosen = (float *)(void *)((char *)parts + apus_cpu_lines((size_t)(chunk * tiles) * sizeof *parts));
+        float *chosen = (float *)(void *)((char *)parts + parts_bytes(chunk, tiles));
 #pragma omp parallel for num_threads(threads) schedule(static) if (chunk * vocabulary * k > 32768)
         for (int64_t tile = 0; tile < tiles; tile++) {
             float *z = (float *)(void *)((char *)c->scratch + (size_t)omp_get_thread_num() * thread_bytes);
@@ -130,15 +154,7 @@ static apus_status run_token_logprob(const apus_kernel_call *c, apus_error *err)
             }
         }
         for (int64_t r = 0; r < chunk; r++) {
-            const head_part *p = parts + r * tiles;
-            double most = -INFINITY, sum = 0.0;
-            for (int64_t t = 0; t < tiles; t++) {
-                most = !((double)p[t].most <= most) ? (double)p[t].most : most;
-            }
-            for (int64_t t = 0; t < tiles; t++) {
-                sum += (double)p[t].sum * exp((double)p[t].most - most);
-            }
-            const double all = most + log(sum);
+            const double all = head_join(parts + r * tiles, tiles);
             if (lse != NULL) {
                 lse[first + r] = (float)all;
             }
@@ -150,11 +166,123 @@ static apus_status run_token_logprob(const apus_kernel_call *c, apus_error *err)
     return APUS_OK;
 }
 
-static size_t scratch_token_logprob_grad(const apus_kernel_call *c)
+/* Rows of W [first, first + n) of a chunk's tile as float32 rows: where they are, or decoded into panel. */
+static const float *head_tile(const apus_view *w, int64_t first, int64_t n, int64_t k, float *panel, int threads)
+{
+    if (w->dtype == APUS_F32) {
+        return (const float *)w->data + first * k;
+    }
+    decode_rows(w, first, n, k, panel, threads);
+    return panel;
+}
+
+/* z [rows, n] = x [rows, k] · tile [n, k]; inside a parallel region, all of its threads. */
+static void head_logits(const float *x, int64_t rows, const float *tile, int64_t n, int64_t k, float *z)
+{
+    const int64_t blocks = (n + PANEL - 1) / PANEL;
+#pragma omp for schedule(static)
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t j = block * PANEL, columns = apus_cpu_min(PANEL, n - j);
+        const float *b[PANEL];
+        for (int64_t i = 0; i < columns; i++) {
+            b[i] = tile + (j + i) * k;
+        }
+        dots(x, k, rows, b, columns, k, z + j, n, NULL, 0, 0);
+    }
+}
+
+/* Logits z of one row over n of the vocabulary -> exp(logit - most) * slope, in place. */
+LANES_INLINE void head_weights(float *z, int64_t n, float most, float scale, float cap)
+{
+    for (int64_t i = 0; i < n; i += LANES) {
+        vf slope;
+        const vf l = logit(get(z + i, n - i), scale, cap, &slope);
+        put(z + i, v_exp_fast(l - v_all(most)) * slope, n - i);
+    }
+}
+
+/* The forward pass with slopes: out[2] [N, k] = d logp / dx. */
+static apus_status token_logprob_slopes(const apus_kernel_call *c)
+{
+    const apus_view *w = &c->in[1];
+    const float *x = (const float *)c->in[0].data;
+    const int32_t *targets = (const int32_t *)c->in[2].data;
+    float *logp = (float *)c->out[0].data, *lse = (float *)c->out[1].data, *out = (float *)c->out[2].data;
+    const int64_t rows = apus_cpu_rows(&c->in[0]), k = apus_cpu_width(w), vocabulary = apus_cpu_rows(w), tiles = head_tiles(w);
+    const float scale = (float)c->attrs[0], cap = (float)c->attrs[1];
+    const int threads = blas_threads(c);
+    const int64_t most_rows = apus_cpu_min(GRAD_CHUNK, rows);
+    float *z = (float *)c->scratch;
+    head_part *parts = (head_part *)(void *)((char *)c->scratch + apus_cpu_lines((size_t)most_rows * HEAD_TILE * sizeof(float)));
+    float *most = (float *)(void *)((char *)parts + parts_bytes(most_rows, tiles));
+    float *chosen = (float *)(void *)((char *)most + apus_cpu_lines((size_t)most_rows * sizeof(float)));
+    float *panel = (float *)(void *)((char *)chosen + apus_cpu_lines((size_t)most_rows * sizeof(float)));
+    for (int64_t first = 0; first < rows; first += GRAD_CHUNK) {
+        const int64_t chunk = apus_cpu_min(GRAD_CHUNK, rows - first);
+        float *e = out + first * k;
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            const int64_t v = tile * HEAD_TILE, columns = apus_cpu_min(HEAD_TILE, vocabulary - v);
+            const float *wt = head_tile(w, v, columns, k, panel, threads);
+#pragma omp parallel num_threads(threads)
+            {
+                float row[HEAD_TILE + LANES];
+                head_logits(x + first * k, chunk, wt, columns, k, z);
+#pragma omp for schedule(static)
+                for (int64_t r = 0; r < chunk; r++) {
+                    const int64_t target = targets[first + r] - v;
+                    memcpy(row, z + r * columns, (size_t)columns * sizeof *row);
+                    const head_part part = parts[r * tiles + tile] = head_reduce(row, columns, scale, cap);
+                    if (target >= 0 && target < columns) {
+                        chosen[r] = row[target];
+                    }
+                    const float before = tile > 0 ? most[r] : -INFINITY, now = before > part.most ? before : part.most;
+                    most[r] = now;
+                    head_weights(z + r * columns, columns, now, scale, cap);
+                    if (tile > 0 && now != before) {
+                        const vf fade = v_exp_fast(v_all(before - now));
+                        for (int64_t j = 0; j < k; j += LANES) {
+                            put(e + r * k + j, get(e + r * k + j, k - j) * fade, k - j);
+                        }
+                    }
+                }
+            }
+            sgemm(0, chunk, k, columns, z, columns, wt, tile > 0 ? 1.0f : 0.0f, e);
+        }
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t r = 0; r < chunk; r++) {
+            const double all = head_join(parts + r * tiles, tiles);
+            const int32_t target = targets[first + r];
+            const float p = (float)exp((double)most[r] - all), s = cap > 0.0f ? scale * (1.0f - chosen[r] / cap * (chosen[r] / cap)) : scale;
+            float *er = e + r * k, *wr = panel + (int64_t)omp_get_thread_num() * k;
+            const float *b;
+            weight_rows(w, target, 1, k, wr, &b);
+            for (int64_t j = 0; j < k; j += LANES) {
+                put(er + j, v_fma(get(b + j, k - j), v_all(s), -(get(er + j, k - j) * v_all(p))), k - j);
+            }
+            if (lse != NULL) {
+                lse[first + r] = (float)all;
+            }
+            if (logp != NULL) {
+                logp[first + r] = (float)((double)chosen[r] - all);
+            }
+        }
+    }
+    return APUS_OK;
+}
+
+static apus_status run_token_logprob(const apus_kernel_call *c, apus_error *err)
+{
+    if (check_targets(&c->in[2], apus_cpu_rows(&c->in[1]), err) != APUS_OK) {
+        return APUS_E_INVALID;
+    }
+    return c->n_out > 2 && c->out[2].data != NULL ? token_logprob_slopes(c) : token_logprob(c);
+}
+
+static size_t scratch_token_logprob_dw(const apus_kernel_call *c)
 {
     const apus_view *w = &c->in[2];
     const size_t panel = w->dtype == APUS_F32 ? 0 : (size_t)GRAD_TILE * (size_t)apus_cpu_width(w) * sizeof(float);
-    return (size_t)apus_cpu_min(GRAD_CHUNK, apus_cpu_rows(&c->in[1])) * GRAD_TILE * sizeof(float) + apus_cpu_lines(panel);
+    return apus_cpu_lines((size_t)apus_cpu_min(GRAD_CHUNK, apus_cpu_rows(&c->in[1])) * GRAD_TILE * sizeof(float)) + apus_cpu_lines(panel);
 }
 
 /* Logits z of row r over `columns` of the vocabulary -> d * (onehot - softmax) * slope, in place. */
@@ -172,22 +300,19 @@ LANES_INLINE void head_slopes(float *z, int64_t columns, float d, float lse, int
     }
 }
 
-static apus_status run_token_logprob_grad(const apus_kernel_call *c, apus_error *err)
+static apus_status run_token_logprob_dw(const apus_kernel_call *c, apus_error *err)
 {
     const float *d = (const float *)c->in[0].data, *x = (const float *)c->in[1].data, *lse = (const float *)c->in[4].data;
     const apus_view *w = &c->in[2];
     const int32_t *targets = (const int32_t *)c->in[3].data;
-    float *dx = (float *)c->out[0].data, *dw = (float *)c->out[1].data;
+    float *dw = (float *)c->out[0].data;
     const int64_t rows = apus_cpu_rows(&c->in[1]), k = apus_cpu_width(w), vocabulary = apus_cpu_rows(w);
     const float scale = (float)c->attrs[0], cap = (float)c->attrs[1];
     const int threads = blas_threads(c);
     if (check_targets(&c->in[3], vocabulary, err) != APUS_OK) {
         return APUS_E_INVALID;
     }
-    if (dx != NULL && (c->accumulate & 1u) == 0) {
-        memset(dx, 0, (size_t)(rows * k) * sizeof *dx);
-    }
-    if (dw != NULL && (c->accumulate & 2u) == 0 && rows == 0) {
+    if ((c->accumulate & 1u) == 0 && rows == 0) {
         memset(dw, 0, (size_t)(vocabulary * k) * sizeof *dw);
     }
     float *z = (float *)c->scratch, *panel = z + apus_cpu_min(GRAD_CHUNK, rows) * GRAD_TILE;
@@ -195,34 +320,17 @@ static apus_status run_token_logprob_grad(const apus_kernel_call *c, apus_error 
         const int64_t chunk = apus_cpu_min(GRAD_CHUNK, rows - first);
         const float *xc = x + first * k;
         for (int64_t v = 0; v < vocabulary; v += GRAD_TILE) {
-            const int64_t columns = apus_cpu_min(GRAD_TILE, vocabulary - v), blocks = (columns + PANEL - 1) / PANEL;
-            const float *tile = (const float *)w->data + (w->dtype == APUS_F32 ? v * k : 0);
-            if (w->dtype != APUS_F32) {
-                decode_rows(w, v, columns, k, panel, threads);
-                tile = panel;
-            }
+            const int64_t columns = apus_cpu_min(GRAD_TILE, vocabulary - v);
+            const float *tile = head_tile(w, v, columns, k, panel, threads);
 #pragma omp parallel num_threads(threads)
             {
-#pragma omp for schedule(static)
-                for (int64_t block = 0; block < blocks; block++) {
-                    const int64_t j = block * PANEL, n = apus_cpu_min(PANEL, columns - j);
-                    const float *b[PANEL];
-                    for (int64_t i = 0; i < n; i++) {
-                        b[i] = tile + (j + i) * k;
-                    }
-                    dots(xc, k, chunk, b, n, k, z + j, columns, NULL, 0, 0);
-                }
+                head_logits(xc, chunk, tile, columns, k, z);
 #pragma omp for schedule(static)
                 for (int64_t r = 0; r < chunk; r++) {
                     head_slopes(z + r * columns, columns, d[first + r], lse[first + r], targets[first + r] - v, scale, cap);
                 }
             }
-            if (dx != NULL) {
-                sgemm(0, chunk, k, columns, z, columns, tile, 1.0f, dx + first * k);
-            }
-            if (dw != NULL) {
-                sgemm(1, columns, k, chunk, z, columns, xc, first > 0 || (c->accumulate & 2u) != 0 ? 1.0f : 0.0f, dw + v * k);
-            }
+            sgemm(1, columns, k, chunk, z, columns, xc, first > 0 || (c->accumulate & 1u) != 0 ? 1.0f : 0.0f, dw + v * k);
         }
     }
     return APUS_OK;

@@ -17,6 +17,7 @@ enum { PARTS = 32 };
 NO_SCRATCH(sum)
 NO_SCRATCH(sum_squares)
 NO_SCRATCH(add_row)
+NO_SCRATCH(scale_rows)
 NO_SCRATCH(embedding)
 NO_SCRATCH(embedding_dw)
 NO_SCRATCH(gather)
@@ -151,6 +152,21 @@ static apus_status run_add_row(const apus_kernel_call *c, apus_error *err)
     for (int64_t t = 0; t < rows; t++) {
         for (int64_t i = 0; i < n; i++) {
             y[t * n + i] = x[t * n + i] + b[i];
+        }
+    }
+    return APUS_OK;
+}
+
+static apus_status run_scale_rows(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    const float *x = (const float *)c->in[0].data, *s = (const float *)c->in[1].data;
+    float *y = (float *)c->out[0].data;
+    const int64_t rows = apus_cpu_rows(&c->in[0]), n = apus_cpu_width(&c->in[0]);
+#pragma omp parallel for num_threads(threads_of(c)) schedule(static) if (rows * n > 65536)
+    for (int64_t t = 0; t < rows; t++) {
+        for (int64_t i = 0; i < n; i++) {
+            y[t * n + i] = s[t] * x[t * n + i];
         }
     }
     return APUS_OK;

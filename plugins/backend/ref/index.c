@@ -47,6 +47,18 @@ static apus_status run_add_row(const apus_kernel_call *c, apus_error *err)
     return APUS_OK;
 }
 
+static apus_status run_scale_rows(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    const double *x = c->in[0].data, *s = c->in[1].data;
+    const int64_t rows = c->in[0].dims[0], h = c->in[0].dims[1];
+    double *y = c->out[0].data;
+    for (int64_t t = 0; t < rows; t++)
+        for (int64_t i = 0; i < h; i++)
+            y[t * h + i] = s[t] * x[t * h + i];
+    return APUS_OK;
+}
+
 static int64_t width(const apus_view *v)
 {
     return v->ndim == 2 ? v->dims[1] : 1;
@@ -137,6 +149,7 @@ static const apus_kernel kernels[] = {
     KERNEL(sum_squares, run_sum_squares, APUS_KERNEL_ACCUMULATES),
     KERNEL(sum_rows, run_sum_rows, APUS_KERNEL_ACCUMULATES),
     KERNEL(add_row, run_add_row, 0),
+    KERNEL(scale_rows, run_scale_rows, 0),
     KERNEL(gather, run_gather, 0),
     KERNEL(scatter_add, run_scatter_add, APUS_KERNEL_ACCUMULATES),
     KERNEL(columns, run_columns, 0),

@@ -114,28 +114,37 @@ static double logit(double z, const double *attrs)
     return attrs[1] > 0.0 ? attrs[1] * tanh(z / attrs[1]) : z;
 }
 
+/* Its derivative, by its value l. */
+static double logit_slope(double l, const double *attrs)
+{
+    return attrs[1] > 0.0 ? attrs[0] * (1.0 - l / attrs[1] * (l / attrs[1])) : attrs[0];
+}
+
 static apus_status run_token_logprob(const apus_kernel_call *c, apus_error *err)
 {
     const double *x = c->in[0].data;
     const int32_t *targets = c->in[2].data;
     const int64_t n = c->in[0].dims[0], h = c->in[0].dims[1], v = c->in[1].dims[0];
-    double *row = c->scratch, *most = row + h + (h + 1) / 2, *sum = most + n, *logp = c->out[0].data, *lse = c->out[1].data;
+    double *row = c->scratch, *most = row + h + (h + 1) / 2, *sum = most + n;
+    double *logp = c->out[0].data, *lse = c->out[1].data, *slope = c->out[2].data;
     for (int64_t t = 0; t < n; t++) {
         most[t] = -INFINITY;
         sum[t] = 0.0;
         if (inside(targets[t], v, err) != APUS_OK)
             return APUS_E_INVALID;
     }
-    for (int64_t j = 0; j < v; j++) { /* sum of exp, rescaled whenever a larger logit comes */
+    for (int64_t i = 0; slope != NULL && i < n * h; i++)
+        slope[i] = 0.0;
+    for (int64_t j = 0; j < v; j++) { /* sums of exp, rescaled whenever a larger logit comes */
         apus_ref_row(&c->in[1], j, row, (float *)(void *)(row + h));
         for (int64_t t = 0; t < n; t++) {
             const double l = logit(dot(x + t * h, row, h), c->attrs);
-            if (l > most[t]) {
-                sum[t] = sum[t] * exp(most[t] - l) + 1.0;
-                most[t] = l;
-            } else {
-                sum[t] += exp(l - most[t]);
-            }
+            const double fade = l > most[t] ? exp(most[t] - l) : 1.0;
+            most[t] = l > most[t] ? l : most[t];
+            const double p = exp(l - most[t]);
+            sum[t] = sum[t] * fade + p;
+            for (int64_t i = 0; slope != NULL && i < h; i++)
+                slope[t * h + i] = slope[t * h + i] * fade + p * logit_slope(l, c->attrs) * row[i];
             if (targets[t] == j && logp != NULL)
                 logp[t] = l;
         }
@@ -146,29 +155,30 @@ static apus_status run_token_logprob(const apus_kernel_call *c, apus_error *err)
             logp[t] -= all;
         if (lse != NULL)
             lse[t] = all;
+        if (slope == NULL)
+            continue;
+        apus_ref_row(&c->in[1], targets[t], row, (float *)(void *)(row + h));
+        const double s = logit_slope(logit(dot(x + t * h, row, h), c->attrs), c->attrs);
+        for (int64_t i = 0; i < h; i++)
+            slope[t * h + i] = s * row[i] - slope[t * h + i] / sum[t];
     }
     return APUS_OK;
 }
 
-static apus_status run_token_logprob_grad(const apus_kernel_call *c, apus_error *err)
+static apus_status run_token_logprob_dw(const apus_kernel_call *c, apus_error *err)
 {
     (void)err;
     const double *d = c->in[0].data, *x = c->in[1].data, *lse = c->in[4].data;
     const int32_t *targets = c->in[3].data;
     const int64_t n = c->in[1].dims[0], h = c->in[1].dims[1], v = c->in[2].dims[0];
-    double *dx = apus_ref_sum(c, 0), *dw = apus_ref_sum(c, 1), *row = c->scratch;
+    double *dw = apus_ref_sum(c, 0), *row = c->scratch;
     for (int64_t j = 0; j < v; j++) {
         apus_ref_row(&c->in[2], j, row, (float *)(void *)(row + h));
         for (int64_t t = 0; t < n; t++) {
             const double l = logit(dot(x + t * h, row, h), c->attrs);
-            const double slope = c->attrs[1] > 0.0 ? 1.0 - l / c->attrs[1] * (l / c->attrs[1]) : 1.0;
-            const double dz = d[t] * ((targets[t] == j ? 1.0 : 0.0) - exp(l - lse[t])) * slope * c->attrs[0];
-            for (int64_t i = 0; i < h; i++) {
-                if (dx != NULL)
-                    dx[t * h + i] += dz * row[i];
-                if (dw != NULL)
-                    dw[j * h + i] += dz * x[t * h + i];
-            }
+            const double dz = d[t] * ((targets[t] == j ? 1.0 : 0.0) - exp(l - lse[t])) * logit_slope(l, c->attrs);
+            for (int64_t i = 0; i < h; i++)
+                dw[j * h + i] += dz * x[t * h + i];
         }
     }
     return APUS_OK;
@@ -187,6 +197,6 @@ static const apus_kernel kernels[] = {
     KERNEL(embedding, 0, first_scratch, apus_ref_encodings),
     KERNEL(embedding_dw, ACC, NULL, NULL),
     KERNEL(token_logprob, 0, second_scratch, apus_ref_encodings),
-    KERNEL(token_logprob_grad, ACC, third_scratch, apus_ref_encodings),
+    KERNEL(token_logprob_dw, ACC, third_scratch, apus_ref_encodings),
 };
 APUS_REF_TABLE(apus_ref_matrix, kernels);

@@ -145,6 +145,9 @@ static int index_case(kase *k, const apus_op *op, int c)
     } else if (is(op->name, "add_row")) {
         real_in(k, t, h, -1, 1);
         real_in(k, h, -1, -1, 1);
+    } else if (is(op->name, "scale_rows")) {
+        real_in(k, t, h, -1, 1);
+        real_in(k, t, -1, -1, 1);
     } else if (is(op->name, "gather")) {
         real_in(k, 9, c % 2 ? h : -1, -1, 1);
         ids_in(k, t, 9);
@@ -201,8 +204,8 @@ static int matrix_case(kase *k, const apus_op *op, int c, int encoded)
         ids_in(k, m, o);
         real_in(k, o, i, -1, 1);
         k->weight = -1;
-    } else { /* token_logprob, token_logprob_grad */
-        const int grad = is(op->name, "token_logprob_grad");
+    } else { /* token_logprob, token_logprob_dw */
+        const int grad = is(op->name, "token_logprob_dw");
         k->attrs[0] = c % 3 ? 1.0 : 0.5;
         k->attrs[1] = c % 4 == 3 ? 5.0 : 0.0;
         if (grad)
@@ -302,9 +305,9 @@ static int attention_case(kase *k, const apus_op *op, int c)
 /* Case c of an op: 1, 0 when there are no more, -1 to leave one out, -2 for an op without cases. */
 static int make_case(kase *k, const apus_op *op, int c, int encoded)
 {
-    static const char *const index_ops[] = {"sum",         "sum_squares", "sum_rows",     "add_row", "gather",
+    static const char *const index_ops[] = {"sum",         "sum_squares", "sum_rows",     "add_row", "scale_rows",  "gather",
                                             "scatter_add", "columns",     "columns_grad", "dropout", "dropout_grad"};
-    static const char *const matrix_ops[] = {"linear", "linear_dx", "linear_dw", "embedding", "embedding_dw", "token_logprob", "token_logprob_grad"};
+    static const char *const matrix_ops[] = {"linear", "linear_dx", "linear_dw", "embedding", "embedding_dw", "token_logprob", "token_logprob_dw"};
     memset(k, 0, sizeof *k);
     k->weight = -1;
     k->seed = 1000u * (uint64_t)c + 17;
