@@ -109,6 +109,8 @@ typedef struct apus_format_ops {
     uint64_t (*unused)(void *file, uint64_t i);
     /* Write a model at `path` (which does not exist yet: the host renames it into place after). NULL: read only. */
     apus_status (*write)(const apus_host *host, const apus_node *params, const char *path, const apus_model_export *model, apus_error *err);
+    /* The host has copied what it needs: mapped pages may leave memory. Tensors stay readable. NULL: nothing to give back. */
+    void (*forget)(void *file);
 } apus_format_ops;
 
 #ifdef __cplusplus

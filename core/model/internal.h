@@ -51,6 +51,8 @@ size_t apus_weight_elements(const apus_weight_spec *w);
 apus_status apus_model_add_weight(apus_model *m, const apus_weight_spec *spec, apus_weight **out);
 apus_status apus_model_own(apus_model *m, apus_weight *w, apus_error *err);
 apus_status apus_model_store(apus_model *m, void *device, size_t offset, const float *src, size_t n, apus_error *err);
+/* Once all weights are copies, the file's pages need not stay in memory beside them. */
+void apus_model_forget_file(apus_model *m);
 apus_status apus_model_init_weight(apus_model *m, apus_weight *w, uint64_t seed, apus_error *err);
 apus_status apus_model_merge_adapter(apus_model *m, const char *adapter, apus_error *err);
 void apus_model_drop_tuner(apus_model *m);

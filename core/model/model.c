@@ -261,6 +261,15 @@ static void problem_add(problem_list *p, const char *fmt, ...)
         p->used = p->used + (size_t)n < sizeof p->names ? p->used + (size_t)n : sizeof p->names - 1;
 }
 
+void apus_model_forget_file(apus_model *m)
+{
+    for (size_t i = 0; i < m->n_weights; i++)
+        if (!m->weights[i].owned)
+            return;
+    if (m->format.ops.forget != NULL && m->format.file != NULL)
+        m->format.ops.forget(m->format.file);
+}
+
 static apus_status load_weights(apus_model *m, const apus_model_options *o, apus_error *err)
 {
     problem_list missing = {0}, wrong = {0}, unused = {0};
@@ -302,8 +311,10 @@ static apus_status load_weights(apus_model *m, const apus_model_options *o, apus
         if (m->format.ops.tensor(m->format.file, i, &t, NULL) == APUS_OK)
             problem_add(&unused, "%s", t.name);
     }
-    if (missing.count + wrong.count + unused.count == 0)
+    if (missing.count + wrong.count + unused.count == 0) {
+        apus_model_forget_file(m);
         return APUS_OK;
+    }
     apus_fail(err, APUS_E_INVALID, "%s: the weights do not fit the configuration: %zu missing%s%s%s, %zu of a wrong shape%s%s%s, %zu unused%s%s%s",
               m->path, missing.count, missing.count ? " (" : "", missing.names, missing.count ? ")" : "", wrong.count,
               wrong.count ? " (" : "", wrong.names, wrong.count ? ")" : "", unused.count, unused.count ? " (" : "", unused.names,

@@ -71,6 +71,8 @@ static apus_status bind_tuner(apus_model *m, apus_error *err)
     for (size_t i = 0; i < n_model && st == APUS_OK; i++)
         if (m->tuner_ops.trains(m->tuner, &m->weights[i].spec))
             st = make_trainable(m, i, err);
+    if (st == APUS_OK)
+        apus_model_forget_file(m);
     for (size_t i = 0; i < m->tuner_ops.parameters(m->tuner) && st == APUS_OK; i++) {
         apus_weight_spec spec = {.size = sizeof spec};
         apus_weight *w;

@@ -388,7 +388,8 @@ AT(apus_format_ops, tensor, 48);
 AT(apus_format_ops, find, 56);
 AT(apus_format_ops, unused, 64);
 AT(apus_format_ops, write, 72);
-SIZE(apus_format_ops, 80);
+AT(apus_format_ops, forget, 80);
+SIZE(apus_format_ops, 88);
 
 AT(apus_dataset_ops, size, 0);
 AT(apus_dataset_ops, claims, 8);
@@ -547,6 +548,6 @@ SIZE(apus_tokenizer_ops, 80);
 /* clang-format on */
 int main(void)
 {
-    printf("341 fields of 40 structs and 87 constants lie where they lay\n");
+    printf("342 fields of 40 structs and 87 constants lie where they lay\n");
     return 0;
 }

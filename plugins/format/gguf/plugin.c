@@ -190,6 +190,11 @@ static uint64_t unused(void *file, uint64_t i)
     return i;
 }
 
+static void forget(void *file)
+{
+    apus_map_forget(&((const gguf_file *)file)->map);
+}
+
 static const apus_format_ops ops = {
     .size = sizeof ops,
     .claims = claims,
@@ -201,6 +206,7 @@ static const apus_format_ops ops = {
     .find = find,
     .unused = unused,
     .write = gguf_write,
+    .forget = forget,
 };
 
 static const apus_component components[] = {

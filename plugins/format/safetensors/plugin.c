@@ -128,6 +128,13 @@ static uint64_t unused(void *file, uint64_t i)
     return i;
 }
 
+static void forget(void *file)
+{
+    const folder *f = file;
+    for (size_t s = 0; s < f->n_shards; s++)
+        apus_map_forget(&f->shards[s].map);
+}
+
 static const apus_format_ops ops = {
     .size = sizeof ops,
     .claims = claims,
@@ -139,6 +146,7 @@ static const apus_format_ops ops = {
     .find = find,
     .unused = unused,
     .write = folder_write,
+    .forget = forget,
 };
 
 static const apus_component components[] = {
