@@ -1,5 +1,6 @@
 /*
- * apus/answer.h: asking a generator for the answer to a dataset's row, as the stages generate and eval do.
+ * apus/answer.h: what is written on top of a generator: an answer as a node, many questions answered in their order, the rows of a
+ * dataset as questions.
  */
 #ifndef APUS_ANSWER_H
 #define APUS_ANSWER_H
@@ -7,6 +8,129 @@
 #include <string.h>
 
 #include <apus/session.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+static inline apus_node *apus_answer_ids(const apus_node_api *node, const int32_t *ids, size_t n)
+{
+    apus_node *list = node->make_list();
+    for (size_t i = 0; i < n; i++)
+        (void)node->append(list, node->make_int(ids[i]));
+    return list;
+}
+
+/* {text, prompt_ids, ids, logprobs (if there are any), finish_reason}. owner: caller. */
+static inline apus_node *apus_answer_node(const apus_node_api *node, const apus_answer *a)
+{
+    apus_node *out = node->make_map();
+    (void)node->set(out, "text", node->make_string(a->text, a->length));
+    (void)node->set(out, "prompt_ids", apus_answer_ids(node, a->prompt_ids, a->n_prompt));
+    (void)node->set(out, "ids", apus_answer_ids(node, a->ids, a->n_ids));
+    if (a->logprobs != NULL) {
+        apus_node *list = node->make_list();
+        for (size_t i = 0; i < a->n_ids; i++)
+            (void)node->append(list, node->make_float(a->logprobs[i]));
+        (void)node->set(out, "logprobs", list);
+    }
+    (void)node->set(out, "finish_reason", node->make_string(a->finish_reason, (size_t)-1));
+    return out;
+}
+
+/* ------------------------------------------------------------ many questions */
+
+/* Where questions come from and answers go. */
+typedef struct apus_questions {
+    int64_t count;
+    int64_t ahead;           /* how many are asked before the first of them is told: memory against idle rows; some times `parallel` */
+    void *context;
+    /* Fill request (zeroed, size set) for question i; what it points to is released by the next call, or by the owner of context.
+     * piece and done are not used. An error here is told to answered. */
+    apus_status (*ask)(void *context, int64_t i, apus_generate_request *request, apus_error *err);
+    /* In the order of i. answer: as apus_answer_node, taken by neither; NULL: status and why say what went wrong with this one. An error
+     * ends all. */
+    apus_status (*answered)(void *context, int64_t i, const apus_node *answer, apus_status status, const apus_error *why, apus_error *err);
+} apus_questions;
+
+typedef struct apus_question {
+    const apus_host *host;
+    apus_node *answer;
+    apus_error *why;
+    uint64_t ticket;
+    apus_status status;
+    int done;
+} apus_question;
+
+static inline void apus_question_failed(apus_question *q, apus_status status, const apus_error *why)
+{
+    q->done = 1;
+    q->status = status;
+    q->why = (apus_error *)q->host->alloc(sizeof *q->why);
+    if (q->why != NULL)
+        *q->why = *why;
+}
+
+static inline void apus_question_done(void *context, const apus_answer *answer)
+{
+    apus_question *q = (apus_question *)context;
+    if (answer->status != APUS_OK) {
+        apus_question_failed(q, answer->status, answer->error);
+        return;
+    }
+    q->done = 1;
+    q->answer = apus_answer_node(q->host->node, answer);
+}
+
+/* Ask them all, many at a time; the answers are told in their order. Requests of others in g go on meanwhile. */
+static inline apus_status apus_answer_all(const apus_host *host, const apus_session_api *session, apus_generator *g, const apus_questions *all,
+                                          apus_error *err)
+{
+    const int64_t ahead = all->ahead > 0 ? all->ahead : 1;
+    apus_question *ring = (apus_question *)host->alloc((size_t)ahead * sizeof *ring); /* question i at i % ahead */
+    apus_error *why = (apus_error *)host->alloc(sizeof *why);
+    apus_status st = ring != NULL && why != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "out of memory");
+    int64_t asked = 0, told = 0;
+    while (st == APUS_OK && told < all->count) {
+        for (; asked < all->count && asked < told + ahead; asked++) {
+            apus_question *q = &ring[asked % ahead];
+            apus_generate_request request;
+            memset(q, 0, sizeof *q);
+            memset(&request, 0, sizeof request);
+            memset(why, 0, sizeof *why);
+            q->host = host;
+            request.size = sizeof request;
+            apus_status one = all->ask(all->context, asked, &request, why);
+            request.piece = NULL;
+            request.done = apus_question_done;
+            request.context = q;
+            if (one == APUS_OK)
+                one = session->generator_submit(g, &request, &q->ticket, why);
+            if (one != APUS_OK)
+                apus_question_failed(q, one, why);
+        }
+        if (!ring[told % ahead].done)
+            st = session->generator_step(g, NULL, err);
+        for (; st == APUS_OK && told < asked && ring[told % ahead].done; told++) {
+            apus_question *q = &ring[told % ahead];
+            st = all->answered(all->context, told, q->answer, q->status, q->why, err);
+            host->node->release(q->answer);
+            host->free(q->why);
+        }
+    }
+    for (; told < asked; told++) {
+        apus_question *q = &ring[told % ahead];
+        if (!q->done)
+            session->generator_cancel(g, q->ticket);
+        host->node->release(q->answer);
+        host->free(q->why);
+    }
+    host->free(why);
+    host->free(ring);
+    return st;
+}
+
+/* ------------------------------------------------------------ rows of a dataset */
 
 /* The example's prompt: its messages up to the last answer. owner: caller. */
 static inline apus_node *apus_prompt_messages(const apus_node_api *node, const apus_node *example)
@@ -24,34 +148,83 @@ static inline apus_node *apus_prompt_messages(const apus_node_api *node, const a
     return list;
 }
 
-/* One answer to row i of the rows. owner of *row, *answer: caller. */
-static inline apus_status apus_answer_row(const apus_session_api *session, const apus_node_api *node, apus_generator *g, void *rows, int64_t i, const apus_node *params, uint64_t seed, apus_node **row,
-                              apus_node **answer, apus_error *err)
+/* Rows as questions, with the same sampling for all. */
+typedef struct apus_row_questions {
+    const apus_host *host;
+    const apus_session_api *session;
+    apus_generator *g;
+    void *rows;
+    int64_t count;
+    int64_t parallel;            /* the generator's */
+    const apus_node *sampling;
+    uint64_t seed;
+    void *context;
+    /* In the order of the rows; row and answer: owner: the caller of this. */
+    apus_status (*answered)(void *context, int64_t i, const apus_node *row, const apus_node *answer, apus_error *err);
+    apus_node *example, *messages; /* of the row being asked */
+} apus_row_questions;
+
+static inline apus_status apus_ask_row(void *context, int64_t i, apus_generate_request *request, apus_error *err)
 {
-    apus_node *example = NULL;
-    apus_status st = session->rows_example(rows, i, row, &example, err);
+    apus_row_questions *q = (apus_row_questions *)context;
+    const apus_node_api *node = q->host->node;
+    apus_node *row = NULL;
+    node->release(q->example);
+    node->release(q->messages);
+    q->example = q->messages = NULL;
+    const apus_status st = q->session->rows_example(q->rows, i, &row, &q->example, err);
+    node->release(row);
     if (st != APUS_OK)
         return st;
-    apus_node *messages = apus_prompt_messages(node, example);
-    const char *prompt = node->as_string(node->get(example, "prompt"), NULL);
-    if (messages == NULL && prompt == NULL)
-        prompt = node->as_string(node->get(example, "text"), NULL);
-    apus_generate_request request;
-    memset(&request, 0, sizeof request);
-    request.size = sizeof request;
-    request.messages = messages;
-    request.tools = node->get(example, "tools");
-    request.prompt = messages == NULL ? prompt : NULL;
-    request.sampling = params;
-    request.seed = seed;
-    request.index = (uint64_t)i;
-    if (messages == NULL && prompt == NULL)
-        st = apus_fail(err, APUS_E_INVALID, "row %lld has neither messages nor a prompt to answer", (long long)i);
-    else
-        st = session->generate(g, &request, answer, err);
-    node->release(messages);
+    q->messages = apus_prompt_messages(node, q->example);
+    request->messages = q->messages;
+    request->tools = node->get(q->example, "tools");
+    request->sampling = q->sampling;
+    request->seed = q->seed;
+    request->index = (uint32_t)i;
+    if (q->messages == NULL)
+        request->prompt = node->as_string(node->get(q->example, "prompt"), NULL);
+    if (q->messages == NULL && request->prompt == NULL)
+        request->prompt = node->as_string(node->get(q->example, "text"), NULL);
+    return APUS_OK;
+}
+
+static inline apus_status apus_row_answered(void *context, int64_t i, const apus_node *answer, apus_status status, const apus_error *why,
+                                            apus_error *err)
+{
+    apus_row_questions *q = (apus_row_questions *)context;
+    const apus_node_api *node = q->host->node;
+    apus_node *row = NULL, *example = NULL;
+    if (status != APUS_OK) {
+        (void)apus_fail(err, status, "row %lld: %s", (long long)i, why != NULL ? why->message : "out of memory");
+        return why != NULL && why->hint[0] != '\0' ? apus_hint(err, status, "%s", why->hint) : status;
+    }
+    apus_status st = q->session->rows_example(q->rows, i, &row, &example, err);
+    if (st == APUS_OK)
+        st = q->answered(q->context, i, row, answer, err);
+    node->release(row);
     node->release(example);
     return st;
 }
 
+/* Answer the rows 0 … count-1. */
+static inline apus_status apus_answer_rows(apus_row_questions *q, apus_error *err)
+{
+    apus_questions all;
+    memset(&all, 0, sizeof all);
+    all.count = q->count;
+    all.ahead = 4 * (q->parallel > 0 ? q->parallel : 1);
+    all.context = q;
+    all.ask = apus_ask_row;
+    all.answered = apus_row_answered;
+    const apus_status st = apus_answer_all(q->host, q->session, q->g, &all, err);
+    q->host->node->release(q->example);
+    q->host->node->release(q->messages);
+    q->example = q->messages = NULL;
+    return st;
+}
+
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -18,7 +18,24 @@ typedef struct apus_generator apus_generator;         /* a model that answers */
 
 /* ------------------------------------------------------------ "apus.session/1" */
 
-/* One answer asked for. Exactly one of messages, prompt, ids. */
+/* An answer. Pointers: owner: the generator, valid during the call of `done` alone. */
+typedef struct apus_answer {
+    uint32_t size;
+    apus_status status;          /* APUS_OK, or why this request alone went wrong; then the rest is what there was until then */
+    const apus_error *error;     /* NULL with APUS_OK */
+    const char *text;            /* without the stop string that ended it */
+    size_t length;
+    const int32_t *prompt_ids;   /* [n_prompt] */
+    size_t n_prompt;
+    const int32_t *ids;          /* [n_ids], with the stop token that ended it */
+    size_t n_ids;
+    const double *logprobs;      /* [n_ids] natural logs, of the model's own distribution (before temperature and the like); NULL unless asked for */
+    const char *finish_reason;   /* "stop", "length" or "error" */
+    size_t n_cached;             /* prompt tokens whose keys and values an earlier request had computed */
+} apus_answer;
+
+/* One answer asked for: exactly one of messages, prompt, ids. What it points to need not outlive the call. The answer is a function of
+ * (model, prompt, sampling, seed, index) alone: not of what else is asked, when, or how much at once. */
 typedef struct apus_generate_request {
     uint32_t size;
     const apus_node *messages;   /* through the template */
@@ -26,11 +43,14 @@ typedef struct apus_generate_request {
     const char *prompt;          /* continued as raw text */
     const int32_t *ids;
     size_t n_ids;
-    const apus_node *sampling;   /* the stage's parameters: sampler, max_tokens, stop, seed, … validated against generation's table */
+    const apus_node *sampling;   /* {sampler: component, max_tokens: 512, stop: [strings]}, as the parameters of the stage `generate`; others are ignored */
     uint64_t seed;
-    uint64_t index;              /* which answer of the run: random numbers are keyed by (seed, index, position) */
-    /* Called with each piece of text as it is ready (whole UTF-8 characters); may be NULL. Return 1 to stop. */
+    uint32_t index;              /* which answer of the run, or which of several to one prompt: random numbers are keyed by (seed, index, position) */
+    int32_t logprobs;            /* 1: the answer has log-probabilities */
+    /* Called with each piece of text as it is ready (whole characters, never part of a stop string); may be NULL. Return 1 to stop. */
     int (*piece)(void *context, const char *text, size_t length);
+    /* Called once, when the answer is finished or has failed; not for one that is cancelled. */
+    void (*done)(void *context, const apus_answer *answer);
     void *context;
 } apus_generate_request;
 
@@ -62,10 +82,23 @@ typedef struct apus_session_api {
     /* Loss and metrics of a model over a dataset (params as in the stage `eval`). owner of *metrics: caller. */
     apus_status (*evaluate)(apus_stage_context *s, const apus_node *params, apus_node **metrics, apus_error *err);
 
-    /* Generation. */
+    /* Generation: many requests at once over one cache of keys and values, joining and leaving at any step; the pages of equal
+     * prompts are computed once. All functions of a generator: on one thread at a time. Callbacks run inside generator_step, on its
+     * thread; they may submit and cancel, not step or close.
+     * params: model, template, parse_special, parallel (answers that go on at once, default 1), cache_tokens (positions the cache may
+     * hold; 0: it grows to what the requests at work may need). Requests beyond either wait; when the cache is full and nothing else
+     * can go on, the youngest gives up its pages and is computed again later, with the same result. */
     apus_status (*generator_open)(apus_stage_context *s, const apus_node *params, apus_generator **generator, apus_error *err);
-    void (*generator_close)(apus_generator *g);
-    /* -> {text, ids, prompt_ids, logprobs, finish_reason: stop|length}. owner: caller. */
+    void (*generator_close)(apus_generator *g);      /* what is in flight is dropped, without a call of `done` */
+    /* Errors (a prompt that is too long, a sampler's parameter, a request that cache_tokens can never hold) are this request's alone.
+     * ticket: names it to generator_cancel; may be NULL. */
+    apus_status (*generator_submit)(apus_generator *g, const apus_generate_request *request, uint64_t *ticket, apus_error *err);
+    void (*generator_cancel)(apus_generator *g, uint64_t ticket); /* one that is not there is fine */
+    /* One run of the model: every answer at work gets a token, or prompts get further. pending: requests not yet answered; 0: there was
+     * nothing to do. APUS_E_STOPPED: nothing was done. Other errors are the device's: then the generator can only be closed. */
+    apus_status (*generator_step)(apus_generator *g, size_t *pending, apus_error *err);
+    /* One request, stepped to its end (others in flight go on meanwhile); its `done` is not called.
+     * -> {text, prompt_ids, ids, logprobs (if asked for), finish_reason}. owner: caller. */
     apus_status (*generate)(apus_generator *g, const apus_generate_request *request, apus_node **answer, apus_error *err);
 
     /* Rows of a dataset parameter as examples, and the dataset's judgement of an answer. */

@@ -89,6 +89,15 @@ apus_status apus_device_download(apus_device *d, void *host, const void *device,
     return bytes != 0 ? d->ops.download(d->backend, host, device, bytes, err) : APUS_OK;
 }
 
+void apus_device_parallel(const apus_device *d, int64_t n, void (*fn)(void *context, int64_t i), void *context)
+{
+    if (d->ops.parallel != NULL)
+        d->ops.parallel(d->backend, n, fn, context);
+    else
+        for (int64_t i = 0; i < n; i++)
+            fn(context, i);
+}
+
 static int takes(const apus_kernel *k, apus_dtype real, apus_dtype encoding)
 {
     if (encoding == APUS_REAL || encoding == real)

@@ -33,6 +33,8 @@ void *apus_device_alloc(apus_device *d, size_t bytes, apus_error *err); /* zeroe
 void apus_device_free(apus_device *d, void *p, size_t bytes);
 apus_status apus_device_upload(apus_device *d, void *device, const void *host, size_t bytes, apus_error *err);
 apus_status apus_device_download(apus_device *d, void *host, const void *device, size_t bytes, apus_error *err);
+/* fn(context, i) for i in [0, n) on the backend's threads, any order. */
+void apus_device_parallel(const apus_device *d, int64_t n, void (*fn)(void *context, int64_t i), void *context);
 /* The kernel that would run op for this operand encoding, or NULL. */
 const apus_kernel *apus_device_kernel(const apus_device *d, const char *op, apus_dtype encoding);
 

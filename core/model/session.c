@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/engine.h"
 #include "model/export.h"
-#include "model/generate.h"
 #include "model/internal.h"
 #include "model/trainer.h"
 
@@ -135,7 +135,10 @@ static apus_status generator_open(apus_stage_context *s, const apus_node *params
     apus_model *m = apus_model_open(NODE->get(params, "model"), &options, err);
     if (m == NULL)
         return APUS_E_INVALID;
-    *generator = apus_generator_new(m, NODE->as_bool(NODE->get(params, "parse_special"), 0), err);
+    const apus_generator_options how = {.parse_special = NODE->as_bool(NODE->get(params, "parse_special"), 0),
+                                        .parallel = NODE->as_int(NODE->get(params, "parallel"), 1),
+                                        .cache_tokens = NODE->as_int(NODE->get(params, "cache_tokens"), 0)};
+    *generator = apus_generator_new(m, &how, err);
     return *generator != NULL ? APUS_OK : APUS_E_MEMORY;
 }
 
@@ -180,6 +183,9 @@ const apus_session_api *apus_session_table(void)
                                            .evaluate = evaluate,
                                            .generator_open = generator_open,
                                            .generator_close = apus_generator_free,
+                                           .generator_submit = apus_generator_submit,
+                                           .generator_cancel = apus_generator_cancel,
+                                           .generator_step = apus_generator_step,
                                            .generate = apus_generator_answer,
                                            .rows_open = rows_open,
                                            .rows_example = rows_example,

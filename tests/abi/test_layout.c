@@ -462,6 +462,20 @@ AT(apus_optimizer_ops, learning_rate, 48);
 AT(apus_optimizer_ops, build, 56);
 SIZE(apus_optimizer_ops, 64);
 
+AT(apus_answer, size, 0);
+AT(apus_answer, status, 4);
+AT(apus_answer, error, 8);
+AT(apus_answer, text, 16);
+AT(apus_answer, length, 24);
+AT(apus_answer, prompt_ids, 32);
+AT(apus_answer, n_prompt, 40);
+AT(apus_answer, ids, 48);
+AT(apus_answer, n_ids, 56);
+AT(apus_answer, logprobs, 64);
+AT(apus_answer, finish_reason, 72);
+AT(apus_answer, n_cached, 80);
+SIZE(apus_answer, 88);
+
 AT(apus_generate_request, size, 0);
 AT(apus_generate_request, messages, 8);
 AT(apus_generate_request, tools, 16);
@@ -471,9 +485,11 @@ AT(apus_generate_request, n_ids, 40);
 AT(apus_generate_request, sampling, 48);
 AT(apus_generate_request, seed, 56);
 AT(apus_generate_request, index, 64);
+AT(apus_generate_request, logprobs, 68);
 AT(apus_generate_request, piece, 72);
-AT(apus_generate_request, context, 80);
-SIZE(apus_generate_request, 88);
+AT(apus_generate_request, done, 80);
+AT(apus_generate_request, context, 88);
+SIZE(apus_generate_request, 96);
 
 AT(apus_session_api, size, 0);
 AT(apus_session_api, stage_name, 8);
@@ -492,13 +508,16 @@ AT(apus_session_api, trainer_finish, 104);
 AT(apus_session_api, evaluate, 112);
 AT(apus_session_api, generator_open, 120);
 AT(apus_session_api, generator_close, 128);
-AT(apus_session_api, generate, 136);
-AT(apus_session_api, rows_open, 144);
-AT(apus_session_api, rows_example, 152);
-AT(apus_session_api, rows_judge, 160);
-AT(apus_session_api, rows_close, 168);
-AT(apus_session_api, export_model, 176);
-SIZE(apus_session_api, 184);
+AT(apus_session_api, generator_submit, 136);
+AT(apus_session_api, generator_cancel, 144);
+AT(apus_session_api, generator_step, 152);
+AT(apus_session_api, generate, 160);
+AT(apus_session_api, rows_open, 168);
+AT(apus_session_api, rows_example, 176);
+AT(apus_session_api, rows_judge, 184);
+AT(apus_session_api, rows_close, 192);
+AT(apus_session_api, export_model, 200);
+SIZE(apus_session_api, 208);
 
 AT(apus_stage_ops, size, 0);
 AT(apus_stage_ops, run, 8);
@@ -548,6 +567,6 @@ SIZE(apus_tokenizer_ops, 80);
 /* clang-format on */
 int main(void)
 {
-    printf("342 fields of 40 structs and 87 constants lie where they lay\n");
+    printf("359 fields of 41 structs and 87 constants lie where they lay\n");
     return 0;
 }

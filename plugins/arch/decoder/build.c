@@ -91,8 +91,10 @@ static apus_tensor attention(const decoder *d, apus_graph *g, apus_tensor x, int
         q = norm(d, g, q, layer, "self_attn.q_norm.weight", "attn_q_norm.weight", d->head_dim);
         k = norm(d, g, k, layer, "self_attn.k_norm.weight", "attn_k_norm.weight", d->head_dim);
     }
-    q = apus_rope(g, q, in->positions, in->lengths, freqs, &d->rope.spec);
-    k = apus_rope(g, k, in->positions, in->lengths, freqs, &d->rope.spec);
+    /* Where the scaling does not read lengths, the graph does not depend on them. */
+    const apus_tensor lengths = d->rope.spec.mode == 0 ? in->positions : in->lengths;
+    q = apus_rope(g, q, in->positions, lengths, freqs, &d->rope.spec);
+    k = apus_rope(g, k, in->positions, lengths, freqs, &d->rope.spec);
     const apus_attention_spec spec = {.size = sizeof spec,
                                       .heads = (int32_t)d->heads,
                                       .kv_heads = (int32_t)d->groups,

@@ -79,41 +79,46 @@ static void keep_sample(apus_node *samples, const apus_node *row, const apus_nod
     (void)node->append(samples, s);
 }
 
-static apus_status judge_pass(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_generator *g, void *rows, int64_t n,
-                              const apus_node *sampling, uint64_t seed, const char *prefix, apus_node *result, apus_node *samples,
-                              apus_error *err)
+typedef struct judging {
+    void *rows;
+    tally t;
+    int64_t keep;
+    apus_node *samples; /* NULL: none are kept */
+} judging;
+
+static apus_status judge_answer(void *context, int64_t i, const apus_node *row, const apus_node *answer, apus_error *err)
 {
-    tally t = {0};
+    judging *j = context;
+    apus_node *verdict = NULL;
+    const apus_status st = session->rows_judge(j->rows, row, node->as_string(node->get(answer, "text"), NULL), &verdict, err);
+    if (st != APUS_OK)
+        return st;
+    count(&j->t, verdict);
+    if (j->samples != NULL && i < j->keep)
+        keep_sample(j->samples, row, answer, verdict);
+    node->release(verdict);
+    return APUS_OK;
+}
+
+static apus_status judge_pass(apus_row_questions *all, apus_stage_context *s, const apus_node *params, const apus_node *sampling, uint64_t seed,
+                              const char *prefix, apus_node *result, apus_node *samples, apus_error *err)
+{
+    judging j = {.rows = all->rows, .keep = node->as_int(node->get(params, "samples"), 3), .samples = samples};
     char name[128];
-    const int64_t keep = node->as_int(node->get(params, "samples"), 3);
-    apus_status st = APUS_OK;
-    for (int64_t i = 0; i < n && st == APUS_OK; i++) {
-        apus_node *row = NULL, *answer = NULL, *verdict = NULL;
-        st = apus_answer_row(session, node, g, rows, i, sampling, seed, &row, &answer, err);
-        if (st == APUS_OK)
-            st = session->rows_judge(rows, row, node->as_string(node->get(answer, "text"), NULL), &verdict, err);
-        if (st == APUS_OK) {
-            count(&t, verdict);
-            if (samples != NULL && i < keep)
-                keep_sample(samples, row, answer, verdict);
-        }
-        node->release(row);
-        node->release(answer);
-        node->release(verdict);
-        if (st == APUS_OK && host->stopping())
-            st = apus_fail(err, APUS_E_STOPPED, "stopped during evaluation");
-    }
+    all->sampling = sampling;
+    all->seed = seed;
+    all->context = &j;
+    all->answered = judge_answer;
+    const apus_status st = apus_answer_rows(all, err);
+    if (st != APUS_OK)
+        return st;
     apus_node *event = node->make_map();
-    (void)node->set(event, "answers", node->make_int(t.answers));
-    for (size_t k = 0; k < t.n && t.answers > 0; k++) {
-        snprintf(name, sizeof name, "%s%s", prefix, t.names[k]);
-        const double share = t.sums[k] / (double)t.answers;
+    (void)node->set(event, "answers", node->make_int(j.t.answers));
+    for (size_t k = 0; k < j.t.n && j.t.answers > 0; k++) {
+        snprintf(name, sizeof name, "%s%s", prefix, j.t.names[k]);
+        const double share = j.t.sums[k] / (double)j.t.answers;
         (void)node->set(event, name, node->make_float(share));
         (void)node->set(result, name, node->make_float(node->as_float(node->get(result, name), 0.0) + share));
-    }
-    if (st != APUS_OK) {
-        node->release(event);
-        return st;
     }
     return session->event(s, event, err);
 }
@@ -144,11 +149,13 @@ static apus_status judge(const apus_host *host, const apus_node *params, apus_st
     if (limit > 0 && limit < n)
         n = limit;
     apus_node *samples = node->make_list(), *greedy = sampling_of(params, 0.0), *sampled = sampling_of(params, 1.0);
+    apus_row_questions all = {.host = host, .session = session, .g = g, .rows = rows, .count = n,
+                              .parallel = node->as_int(node->get(params, "parallel"), 1)};
     if (st == APUS_OK)
-        st = judge_pass(host, params, s, g, rows, n, greedy, session->seed(s), "greedy/", result, samples, err);
+        st = judge_pass(&all, s, params, greedy, session->seed(s), "greedy/", result, samples, err);
     apus_node *sums = node->make_map();
     for (int64_t k = 0; k < seeds && st == APUS_OK; k++)
-        st = judge_pass(host, params, s, g, rows, n, sampled, session->seed(s) + (uint64_t)k, "sampled/", sums, NULL, err);
+        st = judge_pass(&all, s, params, sampled, session->seed(s) + (uint64_t)k, "sampled/", sums, NULL, err);
     for (size_t i = 0; i < node->length(sums); i++)
         (void)node->set(result, node->key_at(sums, i), node->make_float(node->as_float(node->at(sums, i), 0.0) / (double)seeds));
     (void)node->set(result, "samples", samples);
@@ -194,6 +201,10 @@ static const apus_param params[] = {
     {PARAM, .name = "max_tokens", .type = APUS_PARAM_INT, .fallback = "512", .min = 1, .max = 1e9, .unit = "tokens", .doc = "Longest answer.",
      .aliases = "max_new_tokens max_length"},
     {PARAM, .name = "stop", .type = APUS_PARAM_LIST, .item = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, ANY, .doc = "Strings that end an answer."},
+    {PARAM, .name = "parallel", .type = APUS_PARAM_INT, .fallback = "16", .min = 1, .max = 4096, .unit = "answers",
+     .doc = "judge: answers that are written at once. The answers are the same, whatever it is."},
+    {PARAM, .name = "cache_tokens", .type = APUS_PARAM_INT, .fallback = "0", .min = 0, .max = 1e9, .unit = "tokens",
+     .doc = "judge: most tokens whose keys and values are kept in memory; 0: what the answers at work may need."},
     {PARAM, .name = "limit", .type = APUS_PARAM_INT, .fallback = "0", .min = 0, .max = 1e15, .unit = "rows", .doc = "Only the first rows; 0: all."},
     {PARAM, .name = "template", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE, ANY, .doc = "Chat template instead of the model's."},
 };

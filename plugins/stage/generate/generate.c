@@ -13,9 +13,18 @@
 static const apus_session_api *session;
 static const apus_node_api *node; /* both set at entry, the same for all */
 
-static apus_status write_answer(const apus_host *host, FILE *f, int64_t i, const apus_node *answer, apus_error *err)
+typedef struct writing {
+    const apus_host *host;
+    apus_stage_context *stage;
+    FILE *f;
+    int64_t count;
+} writing;
+
+static apus_status answered(void *context, int64_t i, const apus_node *row, const apus_node *answer, apus_error *err)
 {
     static const char *const kept[] = {"text", "ids", "finish_reason"};
+    const writing *w = context;
+    (void)row;
     apus_node *line = node->make_map();
     (void)node->set(line, "id", node->make_int(i));
     for (size_t k = 0; k < sizeof kept / sizeof kept[0]; k++)
@@ -23,9 +32,14 @@ static apus_status write_answer(const apus_host *host, FILE *f, int64_t i, const
     size_t n;
     char *text = node->write_json(line, 0, &n);
     node->release(line);
-    const int good = text != NULL && fwrite(text, 1, n, f) == n && fputc('\n', f) != EOF && fflush(f) == 0;
-    host->free(text);
-    return good ? APUS_OK : apus_fail(err, APUS_E_IO, "answers.jsonl: %s", strerror(errno));
+    const int good = text != NULL && fwrite(text, 1, n, w->f) == n && fputc('\n', w->f) != EOF && fflush(w->f) == 0;
+    w->host->free(text);
+    if (!good)
+        return apus_fail(err, APUS_E_IO, "answers.jsonl: %s", strerror(errno));
+    apus_node *event = node->make_map();
+    (void)node->set(event, "step", node->make_int(i + 1));
+    (void)node->set(event, "max_steps", node->make_int(w->count));
+    return session->event(w->stage, event, err);
 }
 
 static apus_status run(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_error *err)
@@ -48,19 +62,12 @@ static apus_status run(const apus_host *host, const apus_node *params, apus_stag
     const int64_t limit = node->as_int(node->get(params, "limit"), 0);
     if (limit > 0 && limit < count)
         count = limit;
-    for (int64_t i = 0; i < count && st == APUS_OK; i++) {
-        apus_node *row = NULL, *answer = NULL;
-        st = apus_answer_row(session, node, g, rows, i, params, session->seed(s), &row, &answer, err);
-        if (st == APUS_OK)
-            st = write_answer(host, f, i, answer, err);
-        node->release(row);
-        node->release(answer);
-        if (st == APUS_OK) {
-            apus_node *event = node->make_map();
-            (void)node->set(event, "step", node->make_int(i + 1));
-            (void)node->set(event, "max_steps", node->make_int(count));
-            st = session->event(s, event, err);
-        }
+    if (st == APUS_OK) {
+        writing w = {.host = host, .stage = s, .f = f, .count = count};
+        apus_row_questions all = {.host = host, .session = session, .g = g, .rows = rows, .count = count, .sampling = params,
+                                  .parallel = node->as_int(node->get(params, "parallel"), 1), .seed = session->seed(s), .context = &w,
+                                  .answered = answered};
+        st = apus_answer_rows(&all, err);
     }
     if (f != NULL && fclose(f) != 0 && st == APUS_OK)
         st = apus_fail(err, APUS_E_IO, "%s: %s", path, strerror(errno));
@@ -91,6 +98,10 @@ static const apus_param params[] = {
     {PARAM, .name = "max_tokens", .type = APUS_PARAM_INT, .fallback = "512", .min = 1, .max = 1e9, .unit = "tokens", .doc = "Longest answer.",
      .aliases = "max_new_tokens max_length"},
     {PARAM, .name = "stop", .type = APUS_PARAM_LIST, .item = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, ANY, .doc = "Strings that end an answer."},
+    {PARAM, .name = "parallel", .type = APUS_PARAM_INT, .fallback = "16", .min = 1, .max = 4096, .unit = "answers",
+     .doc = "Answers that are written at once. The answers are the same, whatever it is."},
+    {PARAM, .name = "cache_tokens", .type = APUS_PARAM_INT, .fallback = "0", .min = 0, .max = 1e9, .unit = "tokens",
+     .doc = "Most tokens whose keys and values are kept in memory; 0: what the answers at work may need."},
     {PARAM, .name = "limit", .type = APUS_PARAM_INT, .fallback = "0", .min = 0, .max = 1e15, .unit = "rows", .doc = "Only the first rows; 0: all."},
     {PARAM, .name = "parse_special", .type = APUS_PARAM_BOOL, .fallback = "false", ANY, .doc = "Special-token strings inside messages become tokens."},
     {PARAM, .name = "template", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE, ANY, .doc = "Chat template instead of the model's."},

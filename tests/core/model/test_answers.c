@@ -4,12 +4,14 @@
  */
 #include "core/model/bench.h"
 
-#include "model/generate.h"
+#include "model/engine.h"
+#include "model/score.h"
 
 #define STORIES APUS_TEST_DATA "/models/stories260K/"
 #define SMOLLM2 APUS_TEST_DATA "/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 static apus_device *devices[2]; /* ref, cpu */
+static const apus_generator_options one = {.parallel = 1};
 
 static int setup(void **state)
 {
@@ -102,7 +104,7 @@ static apus_node *answer_of(apus_generator *g, const char *prompt, const apus_no
 {
     apus_error err = {0};
     apus_node *how = bench_parse(sampling), *answer = NULL;
-    const apus_generate_request request = {.size = sizeof request, .prompt = prompt, .messages = messages, .sampling = how, .seed = 3};
+    const apus_generate_request request = {.size = sizeof request, .prompt = prompt, .messages = messages, .sampling = how, .seed = 3, .logprobs = 1};
     OK(apus_generator_answer(g, &request, &answer, &err));
     NODE->release(how);
     return answer;
@@ -120,7 +122,7 @@ static void story_text(void **state)
         skip();
     for (size_t d = 0; d < 2; d++) {
         apus_error err = {0};
-        apus_generator *g = apus_generator_new(open_file(devices[d], STORIES "stories260K.gguf", 0), 0, &err);
+        apus_generator *g = apus_generator_new(open_file(devices[d], STORIES "stories260K.gguf", 0), &one, &err);
         assert_non_null(g);
         apus_node *a = answer_of(g, "Once upon a time", NULL, GREEDY(100));
         const char *text = NODE->as_string(NODE->get(a, "text"), NULL);
@@ -153,9 +155,9 @@ static void story_text(void **state)
         NODE->release(cut);
 
         static const char *const warm = "{\"sampler\": {\"type\": \"standard\", \"temperature\": 1}, \"max_tokens\": 40}";
-        apus_node *one = answer_of(g, "Once upon a time", NULL, warm), *two = answer_of(g, "Once upon a time", NULL, warm);
-        assert_true(NODE->equal(one, two)); /* the seed decides */
-        NODE->release(one);
+        apus_node *first = answer_of(g, "Once upon a time", NULL, warm), *two = answer_of(g, "Once upon a time", NULL, warm);
+        assert_true(NODE->equal(first, two)); /* the seed decides */
+        NODE->release(first);
         NODE->release(two);
         apus_generator_free(g);
     }
@@ -170,7 +172,7 @@ static void chat_answer(void **state)
         skip();
     for (int keep = 0; keep < 2; keep++) {
         apus_error err = {0};
-        apus_generator *g = apus_generator_new(open_file(devices[1], SMOLLM2, keep), 0, &err);
+        apus_generator *g = apus_generator_new(open_file(devices[1], SMOLLM2, keep), &one, &err);
         assert_non_null(g);
         apus_node *messages = bench_parse("[{\"role\": \"user\", \"content\": \"What is the capital of France?\"}]");
         apus_node *a = answer_of(g, NULL, messages, GREEDY(30));

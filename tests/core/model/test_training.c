@@ -7,7 +7,7 @@
 
 #include <unistd.h>
 
-#include "model/generate.h"
+#include "model/score.h"
 #include "model/trainer.h"
 
 static apus_device *devices[2]; /* ref, cpu */
