@@ -7,6 +7,7 @@
 #include <apus/random.h>
 
 #include "model/internal.h"
+#include "model/sampling.h"
 
 #define NODE apus_nodes()
 #define HOST apus_host_table()
@@ -120,11 +121,13 @@ static apus_status check_prompt(const apus_model *m, const apus_tokens *prompt, 
     return APUS_OK;
 }
 
-static apus_status open_sampler(apus_reply *r, const apus_node *spec, apus_error *err)
+static apus_status open_sampler(apus_reply *r, const apus_node *sampling, apus_error *err)
 {
     const apus_component *c;
-    apus_node *params = NULL;
-    apus_status st = apus_component_resolve("sampler", spec, "standard", &c, &params, err);
+    const char *whose = NODE->as_string(NODE->get(sampling, "sampling"), NULL);
+    apus_node *params = NULL, *models = whose != NULL && strcmp(whose, "model") == 0 ? apus_model_sampler(r->model) : NULL;
+    apus_status st = apus_component_resolve("sampler", models != NULL ? models : NODE->get(sampling, "sampler"), "standard", &c, &params, err);
+    NODE->release(models);
     if (st != APUS_OK)
         return st;
     apus_take(&r->ops, sizeof r->ops, c->ops);
@@ -176,12 +179,13 @@ apus_status apus_reply_open(apus_reply *r, apus_model *m, int parse_special, con
     apus_generate_request q;
     apus_tokens prompt = {0};
     apus_take(&q, sizeof q, request);
-    *r = (apus_reply){.model = m, .seed = q.seed, .index = q.index, .wants_logprobs = q.logprobs, .piece = q.piece, .done = q.done, .context = q.context};
+    *r = (apus_reply){
+        .model = m, .seed = q.seed, .index = q.index, .wants_logprobs = q.logprobs, .piece = q.piece, .done = q.done, .context = q.context};
     apus_status st = prompt_ids(m, parse_special, &q, &prompt, err);
     if (st == APUS_OK)
         st = check_prompt(m, &prompt, err);
     if (st == APUS_OK)
-        st = open_sampler(r, NODE->get(q.sampling, "sampler"), err);
+        st = open_sampler(r, q.sampling, err);
     if (st == APUS_OK)
         st = copy_stops(r, NODE->get(q.sampling, "stop"), err);
     if (st == APUS_OK) {

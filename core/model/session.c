@@ -7,6 +7,7 @@
 #include "model/engine.h"
 #include "model/export.h"
 #include "model/internal.h"
+#include "model/sampling.h"
 #include "model/trainer.h"
 
 #define NODE apus_nodes()
@@ -92,8 +93,12 @@ static apus_status evaluate(apus_stage_context *s, const apus_node *params, apus
     apus_status st = rows_are_pairs(dataset, s->seed, &pairs, err);
     if (st == APUS_OK)
         st = choose_loss(params, pairs, &loss, &spec, err);
-    const apus_dataset_options data_options = {.text = m->text, .pairs = (loss.needs & APUS_LOSS_PAIRS) != 0, .cache_dir = s->cache_dir,
-                                               .seed = s->seed, .say = s->say, .context = s->say_context};
+    const apus_dataset_options data_options = {.text = m->text,
+                                               .pairs = (loss.needs & APUS_LOSS_PAIRS) != 0,
+                                               .cache_dir = s->cache_dir,
+                                               .seed = s->seed,
+                                               .say = s->say,
+                                               .context = s->say_context};
     if (st == APUS_OK) {
         data = apus_dataset_open(dataset, &data_options, err);
         st = data != NULL ? APUS_OK : APUS_E_INVALID;
@@ -130,11 +135,18 @@ static apus_status evaluate(apus_stage_context *s, const apus_node *params, apus
 
 static apus_status generator_open(apus_stage_context *s, const apus_node *params, apus_generator **generator, apus_error *err)
 {
-    const apus_model_options options = {.device = s->device, .now = s->now, .seed = s->seed, .keep_encoded = 1,
+    const apus_model_options options = {.device = s->device,
+                                        .now = s->now,
+                                        .seed = s->seed,
+                                        .keep_encoded = 1,
                                         .template_file = NODE->as_string(NODE->get(params, "template"), NULL)};
     apus_model *m = apus_model_open(NODE->get(params, "model"), &options, err);
     if (m == NULL)
         return APUS_E_INVALID;
+    char line[512];
+    const char *sampling = NODE->as_string(NODE->get(params, "sampling"), NULL);
+    if (s->say != NULL && (sampling == NULL || strcmp(sampling, "model") != 0) && apus_model_sampling_ignored(m, line, sizeof line))
+        s->say(s->say_context, line);
     const apus_generator_options how = {.parse_special = NODE->as_bool(NODE->get(params, "parse_special"), 0),
                                         .parallel = NODE->as_int(NODE->get(params, "parallel"), 1),
                                         .cache_tokens = NODE->as_int(NODE->get(params, "cache_tokens"), 0)};

@@ -4,15 +4,20 @@
 #include <string.h>
 
 #include "answer.h"
+#include "model/sampling.h"
 #include "module/module.h"
 #include "value/node.h"
 
 const char *const apus_sampling_names[APUS_N_SAMPLING] = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"};
 
-apus_node *apus_answer_sampling(const apus_answer_arguments *a)
+apus_node *apus_answer_sampling(const apus_answer_arguments *a, const apus_model *m)
 {
     const apus_node_api *node = apus_nodes();
-    apus_node *s = node->make_map(), *sampler = node->make_map(), *stop = node->make_list();
+    const int models = a->whose != NULL && strcmp(a->whose, "model") == 0;
+    char ignored[512];
+    apus_node *s = node->make_map(), *sampler = models ? apus_model_sampler(m) : node->make_map(), *stop = node->make_list();
+    if (!models && apus_model_sampling_ignored(m, ignored, sizeof ignored))
+        fprintf(stderr, "%s; --sampling model goes by it\n", ignored);
     (void)node->set(sampler, "type", node->make_string("standard", 8));
     for (int i = 0; i < APUS_N_SAMPLING; i++) {
         if (a->sampling[i] == NULL)
@@ -37,14 +42,29 @@ uint64_t apus_answer_seed(const apus_answer_arguments *a)
 static int read_arguments(const apus_verb *verb, int argc, char **argv, apus_answer_arguments *a, int chat)
 {
     const char **rest = calloc((size_t)argc + 1, sizeof *rest);
-    const apus_option options[] = {{"adapter", &a->model.adapter, NULL},   {"base", &a->model.base, NULL},      {"template", &a->model.template_file, NULL},
-                                   {"backend", &a->model.backend, NULL},   {"threads", &a->model.threads, NULL}, {"max-tokens", &a->max_tokens, NULL},
-                                   {"seed", &a->seed, NULL},               {"stop", &a->stop, NULL},            {"temperature", &a->sampling[0], NULL},
-                                   {"top-k", &a->sampling[1], NULL},       {"top-p", &a->sampling[2], NULL},    {"min-p", &a->sampling[3], NULL},
-                                   {"repetition-penalty", &a->sampling[4], NULL}, {"parse-special", NULL, &a->parse_special},
-                                   {"tools", &a->tools, NULL},             {"json", NULL, &a->json},            {"prompt", &a->prompt, NULL},
-                                   {"messages", &a->messages, NULL},       {"prompts", &a->prompts, NULL},
-                                   {"out", &a->out, NULL},                 {"parallel", &a->parallel, NULL},    {"cache-tokens", &a->cache_tokens, NULL}};
+    const apus_option options[] = {{"adapter", &a->model.adapter, NULL},
+                                   {"base", &a->model.base, NULL},
+                                   {"template", &a->model.template_file, NULL},
+                                   {"backend", &a->model.backend, NULL},
+                                   {"threads", &a->model.threads, NULL},
+                                   {"max-tokens", &a->max_tokens, NULL},
+                                   {"seed", &a->seed, NULL},
+                                   {"stop", &a->stop, NULL},
+                                   {"temperature", &a->sampling[0], NULL},
+                                   {"top-k", &a->sampling[1], NULL},
+                                   {"top-p", &a->sampling[2], NULL},
+                                   {"min-p", &a->sampling[3], NULL},
+                                   {"repetition-penalty", &a->sampling[4], NULL},
+                                   {"parse-special", NULL, &a->parse_special},
+                                   {"sampling", &a->whose, NULL},
+                                   {"tools", &a->tools, NULL},
+                                   {"json", NULL, &a->json},
+                                   {"prompt", &a->prompt, NULL},
+                                   {"messages", &a->messages, NULL},
+                                   {"prompts", &a->prompts, NULL},
+                                   {"out", &a->out, NULL},
+                                   {"parallel", &a->parallel, NULL},
+                                   {"cache-tokens", &a->cache_tokens, NULL}};
     const size_t n_options = sizeof options / sizeof options[0] - (chat ? 7 : 0);
     const int n = apus_options(verb, argc, argv, options, n_options, rest);
     int code = n == -2 ? -2 : n < 0 ? APUS_EXIT_USAGE : n != 1 ? apus_usage(verb, "which MODEL?") : 0;
@@ -52,6 +72,8 @@ static int read_arguments(const apus_verb *verb, int argc, char **argv, apus_ans
     free(rest);
     if (code == 0 && a->max_tokens != NULL && strtoll(a->max_tokens, NULL, 10) < 1)
         code = apus_usage(verb, "--max-tokens takes a number from 1 on");
+    if (code == 0 && a->whose != NULL && strcmp(a->whose, "model") != 0 && strcmp(a->whose, "given") != 0)
+        code = apus_usage(verb, "--sampling is given (by the options, default) or model (by its generation_config.json)");
     if (code == 0 && a->parallel != NULL && (strtoll(a->parallel, NULL, 10) < 1 || strtoll(a->parallel, NULL, 10) > 4096))
         code = apus_usage(verb, "--parallel takes a number from 1 to 4096");
     if (code == 0 && a->cache_tokens != NULL && (strtoll(a->cache_tokens, NULL, 10) < 1 || strtoll(a->cache_tokens, NULL, 10) > 1000000000))
@@ -104,15 +126,21 @@ static int do_generate(int argc, char **argv)
     code = apus_answer_open(&a, 1, &device, &g);
     if (code != 0)
         return code;
-    apus_node *messages = NULL, *tools = NULL, *answer = NULL, *sampling = apus_answer_sampling(&a);
+    apus_node *messages = NULL, *tools = NULL, *answer = NULL, *sampling = apus_answer_sampling(&a, apus_generator_model(g));
     if (a.messages != NULL && (messages = apus_read_json(a.messages)) == NULL)
         code = 1;
     if (code == 0 && a.tools != NULL && (tools = apus_read_json(a.tools)) == NULL)
         code = 1;
     if (code == 0) {
         apus_error err = {0};
-        const apus_generate_request request = {.size = sizeof request, .messages = messages, .tools = tools, .prompt = a.prompt, .sampling = sampling,
-                                               .seed = apus_answer_seed(&a), .logprobs = a.json, .piece = a.json ? NULL : print_piece};
+        const apus_generate_request request = {.size = sizeof request,
+                                               .messages = messages,
+                                               .tools = tools,
+                                               .prompt = a.prompt,
+                                               .sampling = sampling,
+                                               .seed = apus_answer_seed(&a),
+                                               .logprobs = a.json,
+                                               .piece = a.json ? NULL : print_piece};
         code = apus_exit(apus_generator_answer(g, &request, &answer, &err), &err);
     }
     if (code == 0 && a.json)
@@ -148,7 +176,7 @@ static int do_chat(int argc, char **argv)
     code = apus_answer_open(&a, 1, &device, &g);
     if (code != 0)
         return code;
-    apus_node *messages = node->make_list(), *sampling = apus_answer_sampling(&a);
+    apus_node *messages = node->make_list(), *sampling = apus_answer_sampling(&a, apus_generator_model(g));
     char *line = NULL;
     size_t capacity = 0;
     fprintf(stderr, "Talk to %s. An empty line is ignored; /new begins anew; end with Ctrl-D.\n", a.model.model);
@@ -169,8 +197,8 @@ static int do_chat(int argc, char **argv)
         add_message(messages, "user", line);
         apus_error err = {0};
         apus_node *answer = NULL;
-        const apus_generate_request request = {.size = sizeof request, .messages = messages, .sampling = sampling,
-                                               .seed = apus_answer_seed(&a), .index = turn, .piece = print_piece};
+        const apus_generate_request request = {
+            .size = sizeof request, .messages = messages, .sampling = sampling, .seed = apus_answer_seed(&a), .index = turn, .piece = print_piece};
         code = apus_exit(apus_generator_answer(g, &request, &answer, &err), &err);
         fputc('\n', stdout);
         if (code == 0)
@@ -185,22 +213,25 @@ static int do_chat(int argc, char **argv)
     return code;
 }
 
-#define SAMPLING_OPTIONS                                                                                            \
-    "  --max-tokens N     default 512                         --seed S       default 42\n"                          \
-    "  --temperature X    default 0: greedy                   --top-k N  --top-p X  --min-p X  --repetition-penalty X\n" \
-    "  --stop TEXT        ends the answer                     --parse-special  special-token strings in messages count\n" \
+#define SAMPLING_OPTIONS                                                                                                                             \
+    "  --max-tokens N     default 512                         --seed S       default 42\n"                                                           \
+    "  --temperature X    default 0: greedy                   --top-k N  --top-p X  --min-p X  --repetition-penalty X\n"                             \
+    "  --sampling model   by the model's generation_config.json, where the options above say nothing; default: given\n"                              \
+    "  --stop TEXT        ends the answer                     --parse-special  special-token strings in messages count\n"                            \
     "  --template FILE    chat template instead of the model's\n"
 
-const apus_verb apus_verb_generate = {"generate", "an answer, or many at once",
-                                      "generate MODEL --prompt TEXT | --messages F.json [--tools F.json] | --prompts F.jsonl [--json] …\n\n"
-                                      "--prompt is continued as raw text; --messages go through the chat template.\n\n" APUS_MODEL_OPTIONS SAMPLING_OPTIONS
-                                      "  --json             {text, prompt_ids, ids, logprobs, finish_reason}\n"
-                                      "  --cache-tokens N   most tokens whose keys and values are kept; default: what the answers at work may need\n\n"
-                                      "Many at once:\n"
-                                      "  --prompts F.jsonl  a request a line: {\"prompt\": …}, {\"messages\": …, \"tools\": …} or {\"input_ids\": […]}, and for this\n"
-                                      "                     line alone id, max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed\n"
-                                      "  --parallel N       answers that are written at once, default 16; they are the same, whatever it is\n"
-                                      "  --out FILE         instead of standard output: a line for each request, in their order: {id (the request's, else its\n"
-                                      "                     number from 0), text, ids, finish_reason}, with --json also prompt_ids and logprobs; for one that\n"
-                                      "                     cannot be answered {id, error}: then the others go on and the exit code says so at the end\n", do_generate};
+const apus_verb apus_verb_generate = {
+    "generate", "an answer, or many at once",
+    "generate MODEL --prompt TEXT | --messages F.json [--tools F.json] | --prompts F.jsonl [--json] …\n\n"
+    "--prompt is continued as raw text; --messages go through the chat template.\n\n" APUS_MODEL_OPTIONS SAMPLING_OPTIONS
+    "  --json             {text, prompt_ids, ids, logprobs, finish_reason}\n"
+    "  --cache-tokens N   most tokens whose keys and values are kept; default: what the answers at work may need\n\n"
+    "Many at once:\n"
+    "  --prompts F.jsonl  a request a line: {\"prompt\": …}, {\"messages\": …, \"tools\": …} or {\"input_ids\": […]}, and for this\n"
+    "                     line alone id, max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed\n"
+    "  --parallel N       answers that are written at once, default 16; they are the same, whatever it is\n"
+    "  --out FILE         instead of standard output: a line for each request, in their order: {id (the request's, else its\n"
+    "                     number from 0), text, ids, finish_reason}, with --json also prompt_ids and logprobs; for one that\n"
+    "                     cannot be answered {id, error}: then the others go on and the exit code says so at the end\n",
+    do_generate};
 const apus_verb apus_verb_chat = {"chat", "talk to a model", "chat MODEL …\n\n" APUS_MODEL_OPTIONS SAMPLING_OPTIONS, do_chat};

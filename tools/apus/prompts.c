@@ -201,7 +201,7 @@ int apus_answer_prompts(const apus_answer_arguments *a)
     apus_device *device = NULL;
     apus_generator *g = NULL;
     apus_node *lines = node->make_list();
-    prompts p = {.arguments = a, .lines = lines, .requests = node->make_list(), .sampling = apus_answer_sampling(a)};
+    prompts p = {.arguments = a, .lines = lines, .requests = node->make_list()};
     apus_status st = apus_rows_read(a->prompts, 0, lines, &err);
     for (size_t i = 0; i < node->length(lines) && st == APUS_OK; i++)
         st = check_line(node->at(lines, i), p.requests, &err);
@@ -209,6 +209,7 @@ int apus_answer_prompts(const apus_answer_arguments *a)
     if (code == 0)
         code = apus_answer_open(a, parallel, &device, &g);
     if (code == 0) {
+        p.sampling = apus_answer_sampling(a, apus_generator_model(g));
         code = apus_exit(into_file(&p, g, parallel, &err), &err);
         code = code != 0 ? code : p.code;
         apus_generator_free(g);

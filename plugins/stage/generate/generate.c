@@ -64,8 +64,15 @@ static apus_status run(const apus_host *host, const apus_node *params, apus_stag
         count = limit;
     if (st == APUS_OK) {
         writing w = {.host = host, .stage = s, .f = f, .count = count};
-        apus_row_questions all = {.host = host, .session = session, .g = g, .rows = rows, .count = count, .sampling = params,
-                                  .parallel = node->as_int(node->get(params, "parallel"), 1), .seed = session->seed(s), .context = &w,
+        apus_row_questions all = {.host = host,
+                                  .session = session,
+                                  .g = g,
+                                  .rows = rows,
+                                  .count = count,
+                                  .sampling = params,
+                                  .parallel = node->as_int(node->get(params, "parallel"), 1),
+                                  .seed = session->seed(s),
+                                  .context = &w,
                                   .answered = answered};
         st = apus_answer_rows(&all, err);
     }
@@ -88,31 +95,42 @@ static apus_status run(const apus_host *host, const apus_node *params, apus_stag
 static const apus_stage_ops ops = {.size = sizeof ops, .run = run};
 
 #define PARAM .size = sizeof(apus_param)
-#define ANY .min = 1, .max = 0
+#define ANY   .min = 1, .max = 0
+static const char *const samplings[] = {"given", "model", NULL};
 static const apus_param params[] = {
     {PARAM, .name = "model", .type = APUS_PARAM_MODEL, .flags = APUS_PARAM_REQUIRED, ANY, .doc = "Who answers."},
-    {PARAM, .name = "dataset", .type = APUS_PARAM_DATASET, .flags = APUS_PARAM_REQUIRED, ANY, .doc = "What is asked: each row's messages up to its answer, or its prompt."},
+    {PARAM, .name = "dataset", .type = APUS_PARAM_DATASET, .flags = APUS_PARAM_REQUIRED, ANY,
+     .doc = "What is asked: each row's messages up to its answer, or its prompt."},
     {PARAM, .name = "sampler", .type = APUS_PARAM_COMPONENT, .of_kind = "sampler", .fallback = "standard", ANY,
      .doc = "How the next token is chosen: {type: standard, temperature: 0.7, top_p: 0.9}; temperature 0 is greedy.",
      .aliases = "temperature top_p top_k min_p repetition_penalty do_sample"},
+    {PARAM, .name = "sampling", .type = APUS_PARAM_STRING, .fallback = "given", .choices = samplings, ANY,
+     .doc = "given: as `sampler` says. model: as the model's generation_config.json says; `sampler` then counts for nothing."},
     {PARAM, .name = "max_tokens", .type = APUS_PARAM_INT, .fallback = "512", .min = 1, .max = 1e9, .unit = "tokens", .doc = "Longest answer.",
      .aliases = "max_new_tokens max_length"},
-    {PARAM, .name = "stop", .type = APUS_PARAM_LIST, .item = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, ANY, .doc = "Strings that end an answer."},
+    {PARAM, .name = "stop", .type = APUS_PARAM_LIST, .item = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, ANY,
+     .doc = "Strings that end an answer."},
     {PARAM, .name = "parallel", .type = APUS_PARAM_INT, .fallback = "16", .min = 1, .max = 4096, .unit = "answers",
      .doc = "Answers that are written at once. The answers are the same, whatever it is."},
     {PARAM, .name = "cache_tokens", .type = APUS_PARAM_INT, .fallback = "0", .min = 0, .max = 1e9, .unit = "tokens",
      .doc = "Most tokens whose keys and values are kept in memory; 0: what the answers at work may need."},
     {PARAM, .name = "limit", .type = APUS_PARAM_INT, .fallback = "0", .min = 0, .max = 1e15, .unit = "rows", .doc = "Only the first rows; 0: all."},
-    {PARAM, .name = "parse_special", .type = APUS_PARAM_BOOL, .fallback = "false", ANY, .doc = "Special-token strings inside messages become tokens."},
+    {PARAM, .name = "parse_special", .type = APUS_PARAM_BOOL, .fallback = "false", ANY,
+     .doc = "Special-token strings inside messages become tokens."},
     {PARAM, .name = "template", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE, ANY, .doc = "Chat template instead of the model's."},
 };
 
-static const apus_component components[] = {{.size = sizeof(apus_component), .kind = "stage", .name = "generate",
-                                             .doc = "Answers every row of a dataset.", .params = params,
-                                             .n_params = sizeof params / sizeof params[0], .ops = &ops}};
+static const apus_component components[] = {{.size = sizeof(apus_component),
+                                             .kind = "stage",
+                                             .name = "generate",
+                                             .doc = "Answers every row of a dataset.",
+                                             .params = params,
+                                             .n_params = sizeof params / sizeof params[0],
+                                             .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "generate", .version = "1.0.0", .license = "Apache-2.0",
-                                   .doc = "The generation stage.", .components = components, .n_components = 1};
+static const apus_plugin plugin = {
+    APUS_PLUGIN_HEAD,         .name = "generate", .version = "1.0.0", .license = "Apache-2.0", .doc = "The generation stage.",
+    .components = components, .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
 {
