@@ -31,12 +31,14 @@ NO_SCRATCH(dropout_grad)
 
 LANES_INLINE double sum_range(const float *x, int64_t n, int squares)
 {
-    vd total = (vd){0};
-    for (int64_t i = 0; i < n; i += LANES) {
-        const vd v = v_double(n - i < LANES ? v_load_part(x + i, n - i) : v_load(x + i));
-        total += squares ? v * v : v;
+    vd low[2] = {{0}, {0}}, high[2] = {{0}, {0}};
+    for (int64_t i = 0, j = 0; i < n; i += LANES, j ^= 1) {
+        const vf v = n - i < LANES ? v_load_part(x + i, n - i) : v_load(x + i);
+        const vd a = v_low(v), b = v_high(v);
+        low[j] += squares ? a * a : a;
+        high[j] += squares ? b * b : b;
     }
-    return v_sumd(total);
+    return v_sumd(low[0] + low[1], high[0] + high[1]);
 }
 
 LANES_INLINE apus_status sum_all(const apus_kernel_call *c, int squares)
@@ -90,15 +92,12 @@ static void sum_parts(const double *part, int64_t parts, int64_t n, float *y, in
 /* sum[i .. i+left) += x */
 LANES_INLINE void add_double(double *sum, vf x, int64_t left)
 {
-    const vd v = v_double(x);
     if (left >= LANES) {
-        vd s;
-        memcpy(&s, sum, sizeof s);
-        s += v;
-        memcpy(sum, &s, sizeof s);
+        ((vd_at *)sum)[0] += v_low(x);
+        ((vd_at *)sum)[1] += v_high(x);
     } else {
         for (int64_t j = 0; j < left; j++) {
-            sum[j] += v[j];
+            sum[j] += (double)x[j];
         }
     }
 }

@@ -20,8 +20,9 @@ typedef float vf __attribute__((vector_size(32)));
 typedef int32_t vi __attribute__((vector_size(32)));
 typedef float vf_at __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int32_t vi_at __attribute__((vector_size(32), aligned(4), may_alias));
-typedef double vd __attribute__((vector_size(64)));
 typedef float v4 __attribute__((vector_size(16)));
+typedef double vd __attribute__((vector_size(32))); /* half of a vf's lanes: wider ones would live in memory */
+typedef double vd_at __attribute__((vector_size(32), aligned(8), may_alias));
 typedef float v4_at __attribute__((vector_size(16), aligned(4), may_alias));
 
 #define LANES_INLINE static inline __attribute__((always_inline, unused))
@@ -162,14 +163,25 @@ LANES_INLINE v4 v_sum4(vf a, vf b, vf c, vf d)
 #endif
 }
 
-LANES_INLINE double v_sumd(vd x)
+LANES_INLINE double v_sumd(vd low, vd high)
 {
-    return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+    return ((low[0] + low[1]) + (low[2] + low[3])) + ((high[0] + high[1]) + (high[2] + high[3]));
 }
 
-LANES_INLINE vd v_double(vf x)
+/* Lanes 0 to 3, and 4 to 7. */
+LANES_INLINE vd v_low(vf x)
 {
-    return __builtin_convertvector(x, vd);
+    return __builtin_convertvector(__builtin_shufflevector(x, x, 0, 1, 2, 3), vd);
+}
+
+LANES_INLINE vd v_high(vf x)
+{
+    return __builtin_convertvector(__builtin_shufflevector(x, x, 4, 5, 6, 7), vd);
+}
+
+LANES_INLINE vf v_join(v4 low, v4 high)
+{
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
 }
 
 /* 2^k for k in [-126, 127]; 0 for -127. */
@@ -296,15 +308,22 @@ LANES_INLINE vf v_normal(vf x)
     return v_select(x < v_all(0.0f), h, v_all(1.0f) - h);
 }
 
-/* sin and cos of p * f, the product and its reduction in double: positions are large. */
-LANES_INLINE void v_sincos(double p, vd f, vf *sine, vf *cosine)
+/* angle less its nearest multiple of a quarter turn; turn: how many quarters, only its value mod 4 counts. */
+LANES_INLINE v4 v_quarter(vd angle, v4 *turn)
 {
-    const vd angle = f * p;
     const vd magic = (vd){0} + 6755399441055744.0; /* 1.5 * 2^52 */
     const vd n = (angle * 0.63661977236758134308 + magic) - magic;
-    const vf r = __builtin_convertvector(angle - n * 1.57079632679489661923, vf);
-    const vd turn = n - ((n * 0.25 - 0.5 + magic) - magic) * 4.0; /* n mod 4, as one of -1 … 6: only its value mod 4 counts */
-    const vi q = __builtin_convertvector(turn, vi);
+    *turn = __builtin_convertvector(n - ((n * 0.25 - 0.5 + magic) - magic) * 4.0, v4); /* -1 … 6 */
+    return __builtin_convertvector(angle - n * 1.57079632679489661923, v4);
+}
+
+/* sin and cos of p * f, the product and its reduction in double: positions are large. low, high: f's lanes. */
+LANES_INLINE void v_sincos(double p, vd low, vd high, vf *sine, vf *cosine)
+{
+    v4 turn_low, turn_high;
+    const v4 r_low = v_quarter(low * p, &turn_low), r_high = v_quarter(high * p, &turn_high);
+    const vf r = v_join(r_low, r_high);
+    const vi q = __builtin_convertvector(v_join(turn_low, turn_high), vi);
     const vf z = r * r;
     vf s = v_fma(v_all(-1.9515295891e-4f), z, v_all(8.3321608736e-3f));
     s = v_fma(s, z, v_all(-1.6666654611e-1f));

@@ -216,12 +216,14 @@ static void rope_angles(const rope *r, int32_t position, int32_t length, float *
     const double base = stretch ? r->base * pow(r->factor * (double)length / r->limit - (r->factor - 1.0), d / (d - 2.0)) : 0.0;
     const vf scale = v_all((float)r->scale), signed_scale = r->inverse ? -scale : scale;
     for (int64_t i = 0; i < r->half; i += LANES) {
-        vd f = v_double(get(freqs + i, r->half - i));
-        for (int64_t j = 0; j < LANES && stretch; j++) {
-            f[j] = pow(base, -2.0 * (double)(i + j) / d);
+        const vf f = get(freqs + i, r->half - i);
+        vd low = v_low(f), high = v_high(f);
+        for (int64_t j = 0; j < LANES / 2 && stretch; j++) {
+            low[j] = pow(base, -2.0 * (double)(i + j) / d);
+            high[j] = pow(base, -2.0 * (double)(i + j + LANES / 2) / d);
         }
         vf s, c;
-        v_sincos((double)position, f, &s, &c);
+        v_sincos((double)position, low, high, &s, &c);
         v_store(cosine + i, c * scale);
         v_store(sine + i, s * signed_scale);
     }
