@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALIGN = 64, TILE_BYTES = 96 * 1024, TILE_MAX = 2048, TILE_MIN = 64 };
+enum { ALIGN = 64, TILE_BYTES = 8 * 1024 /* a quarter of a first cache: operands pass through the rest */, TILE_MAX = 2048, TILE_MIN = 64 };
 
 static apus_status out_of_memory(apus_error *err)
 {

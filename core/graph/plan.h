@@ -14,7 +14,11 @@
 
 #include "graph/internal.h"
 
-enum { APUS_PLAN_INPUTS = APUS_MAX_INPUTS + 1 };
+enum {
+    APUS_PLAN_INPUTS = APUS_MAX_INPUTS + 1,
+    APUS_PLAN_OPERANDS = 256,         /* most operands of the members of one elementwise step */
+    APUS_PLAN_TILE_BYTES = 128 * 1024 /* of all slots of a tile, at most */
+};
 
 typedef struct apus_plan_tensor {
     apus_shape shape;   /* dtype resolved: never APUS_REAL */

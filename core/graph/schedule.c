@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MEMBERS_MAX = 64, OUTPUTS_MAX = 128 }; /* memory.c's tiles have room for as many slots */
+enum { MEMBERS_MAX = 64 };
 
 static apus_status add_step(apus_plan *p, int32_t first, int32_t count, int elementwise, apus_error *err)
 {
@@ -34,14 +34,14 @@ apus_status apus_plan_group(apus_plan *p, apus_error *err)
         const apus_shape *shape = &p->tensors.at[first->out[0]].shape;
         const int elementwise = apus_plan_is_elementwise(first), single = apus_shape_single(shape);
         int32_t members[MEMBERS_MAX];
-        size_t n_members = 1, n_hoisted = 0, n_outputs = first->n_out;
+        size_t n_members = 1, n_hoisted = 0, n_operands = first->n_in + first->n_out;
         members[0] = p->order.at[i++];
         while (elementwise && fused && i < n && n_members < MEMBERS_MAX) {
             const apus_plan_node *m = &p->nodes.at[p->order.at[i]];
             const apus_shape *its = &p->tensors.at[m->out[0]].shape;
-            if (apus_plan_is_elementwise(m) && apus_shape_equal(its, shape) && n_outputs + m->n_out <= OUTPUTS_MAX) {
+            if (apus_plan_is_elementwise(m) && apus_shape_equal(its, shape) && n_operands + m->n_in + m->n_out <= APUS_PLAN_OPERANDS) {
                 members[n_members++] = p->order.at[i++];
-                n_outputs += m->n_out;
+                n_operands += m->n_in + m->n_out;
             } else if (apus_plan_is_elementwise(m) && apus_shape_single(its) && !single) {
                 hoisted[n_hoisted++] = p->order.at[i++]; /* one element from one-element operands: none is the group's */
             } else {

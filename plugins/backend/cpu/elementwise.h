@@ -7,47 +7,78 @@
 
 typedef void elementwise(const vf *x, const float *a, vf *y);
 
-/* fn over n_in inputs (those of one element are spread) and n_out outputs (NULL: not needed). a: the first two attributes. */
-LANES_INLINE apus_status map(const apus_kernel_call *call, int n_in, int n_out, int n_attrs, elementwise *fn)
+/* What one call works on: inputs of one element are spread over all. */
+typedef struct mapped {
+    const float *in[3];
+    float *out[2];
+    vf all[3];
+    float a[2]; /* the first two attributes */
+} mapped;
+
+enum { UNROLL = 4 };
+
+/* Elements i … i + n * LANES, or `part` of one vector; spread: bit k, input k has one element; skip: bit k, output k is not needed. */
+LANES_INLINE void map_vectors(const mapped *m, int n_in, int n_out, unsigned spread, unsigned skip, elementwise *fn, int64_t i, int n, int64_t part)
 {
-    const int64_t n = apus_cpu_elements(&call->out[0]);
-    const float *in[3] = {NULL, NULL, NULL};
-    float *out[2] = {NULL, NULL}, a[2] = {0.0f, 0.0f};
-    int one[3] = {0, 0, 0};
-    vf x[3], y[2], all[3];
-    for (int k = 0; k < n_in; k++) {
-        in[k] = (const float *)call->in[k].data;
-        one[k] = n != 1 && apus_cpu_elements(&call->in[k]) == 1;
-        all[k] = v_all(one[k] ? in[k][0] : 0.0f);
-    }
-    for (int k = 0; k < n_out; k++) {
-        out[k] = (float *)call->out[k].data;
-    }
-    for (int k = 0; k < n_attrs; k++) {
-        a[k] = (float)call->attrs[k];
-    }
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
+    for (int u = 0; u < n; u++, i += LANES) {
+        vf x[3], y[2];
         for (int k = 0; k < n_in; k++) {
-            x[k] = one[k] ? all[k] : v_load(in[k] + i);
+            x[k] = spread >> k & 1u ? m->all[k] : part > 0 ? v_load_part(m->in[k] + i, part) : v_load(m->in[k] + i);
         }
-        fn(x, a, y);
+        fn(x, m->a, y);
         for (int k = 0; k < n_out; k++) {
-            if (out[k] != NULL) {
-                v_store(out[k] + i, y[k]);
+            if (skip >> k & 1u) {
+                continue;
+            }
+            if (part > 0) {
+                v_store_part(m->out[k] + i, y[k], part);
+            } else {
+                v_store(m->out[k] + i, y[k]);
             }
         }
+    }
+}
+
+LANES_INLINE void map_range(const mapped *m, int n_in, int n_out, unsigned spread, unsigned skip, elementwise *fn, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + UNROLL * LANES <= n; i += UNROLL * LANES) {
+        map_vectors(m, n_in, n_out, spread, skip, fn, i, UNROLL, 0);
+    }
+    for (; i + LANES <= n; i += LANES) {
+        map_vectors(m, n_in, n_out, spread, skip, fn, i, 1, 0);
     }
     if (i < n) {
-        for (int k = 0; k < n_in; k++) {
-            x[k] = one[k] ? all[k] : v_load_part(in[k] + i, n - i);
-        }
-        fn(x, a, y);
-        for (int k = 0; k < n_out; k++) {
-            if (out[k] != NULL) {
-                v_store_part(out[k] + i, y[k], n - i);
-            }
-        }
+        map_vectors(m, n_in, n_out, spread, skip, fn, i, 1, n - i);
+    }
+}
+
+/* fn over n_in inputs (those of one element are spread) and n_out outputs (NULL: not needed). The usual cases have loops of their
+ * own: a choice for each vector would cost as much as the cheap ops. */
+LANES_INLINE apus_status map(const apus_kernel_call *call, int n_in, int n_out, int n_attrs, elementwise *fn)
+{
+    const int64_t n = call->out[0].dims[0]; /* views of these ops have one dimension */
+    unsigned spread = 0, skip = 0;
+    mapped m;
+    for (int k = 0; k < n_in; k++) {
+        m.in[k] = (const float *)call->in[k].data;
+        const int one = n != 1 && call->in[k].dims[0] == 1;
+        m.all[k] = v_all(one ? m.in[k][0] : 0.0f);
+        spread |= (unsigned)one << k;
+    }
+    for (int k = 0; k < n_out; k++) {
+        m.out[k] = (float *)call->out[k].data;
+        skip |= (unsigned)(m.out[k] == NULL) << k;
+    }
+    for (int k = 0; k < n_attrs; k++) {
+        m.a[k] = (float)call->attrs[k];
+    }
+    if (spread == 0 && skip == 0) {
+        map_range(&m, n_in, n_out, 0, 0, fn, n);
+    } else if (n_in == 2 && n_out == 1 && spread == 2 && skip == 0) {
+        map_range(&m, n_in, n_out, 2, 0, fn, n);
+    } else {
+        map_range(&m, n_in, n_out, spread, skip, fn, n);
     }
     return APUS_OK;
 }

@@ -2,6 +2,7 @@
  * Optimizer adamw: Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2), as torch.optim.AdamW computes it:
  *   p <- p (1 - lr wd);  m <- b1 m + (1-b1) g;  v <- b2 v + (1-b2) g^2
  *   p <- p - lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps)
+ * with the fraction extended by sqrt(1-b2^t), which is one division less for each element.
  */
 #include <math.h>
 
@@ -76,10 +77,10 @@ static void build(void *optimizer, apus_graph *g, apus_optimizer_step *s)
     const adamw *a = optimizer;
     const apus_tensor m = apus_add(g, apus_scale(g, s->state[0], a->beta1), apus_scale(g, s->grad, 1.0 - a->beta1));
     const apus_tensor v = apus_add(g, apus_scale(g, s->state[1], a->beta2), apus_scale(g, apus_square(g, s->grad), 1.0 - a->beta2));
-    const apus_tensor rate = apus_div(g, s->learning_rate, bias_correction(g, s->step, a->beta1));          /* [1] */
-    const apus_tensor root = apus_sqrt(g, bias_correction(g, s->step, a->beta2));                           /* [1] */
-    const apus_tensor keep = apus_affine(g, apus_mul(g, s->learning_rate, s->decay), -a->weight_decay, 1.0); /* [1] */
-    const apus_tensor denominator = apus_affine(g, apus_div(g, apus_sqrt(g, v), root), 1.0, a->eps);
+    const apus_tensor root = apus_sqrt(g, bias_correction(g, s->step, a->beta2));                                     /* [1] */
+    const apus_tensor rate = apus_mul(g, apus_div(g, s->learning_rate, bias_correction(g, s->step, a->beta1)), root); /* [1] */
+    const apus_tensor keep = apus_affine(g, apus_mul(g, s->learning_rate, s->decay), -a->weight_decay, 1.0);           /* [1] */
+    const apus_tensor denominator = apus_add(g, apus_sqrt(g, v), apus_scale(g, root, a->eps));
     s->new_param = apus_sub(g, apus_mul(g, s->param, keep), apus_mul(g, apus_div(g, m, denominator), rate));
     s->new_state[0] = m;
     s->new_state[1] = v;
