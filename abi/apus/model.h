@@ -38,6 +38,8 @@ typedef struct apus_model_facts {
     int32_t vocab, hidden, layers, heads, kv_heads, head_dim;
     int32_t max_positions;      /* 0: unbounded */
     int32_t tied;               /* head is the embedding */
+    int32_t length_dependent;   /* a token's state depends on how long its sequence is in all (it reads inputs.lengths: dynamic rope
+                                   scalings): sequences that begin alike have no state in common */
 } apus_model_facts;
 
 typedef struct apus_arch_ops {

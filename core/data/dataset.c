@@ -253,7 +253,7 @@ static apus_status cache_key(const apus_data_part *parts, size_t n, const apus_d
 {
     apus_sha256 *sha = apus_sha256_new();
     char part[65];
-    const char flags[3] = {'1', (char)('0' + (o->pairs != 0)), '\0'};
+    const char flags[3] = {'1', (char)('0' + (o->pairs != 0) + 2 * (o->apart != 0)), '\0'};
     apus_status st = APUS_OK;
     apus_sha256_add(sha, flags, 2);
     apus_sha256_add(sha, &o->seed, sizeof o->seed);
@@ -366,6 +366,7 @@ static apus_status encode_all(apus_dataset *d, const apus_data_part *parts, size
         const char *train_on = NODE->as_string(NODE->get(parts[i].params, "train_on"), NULL);
         const apus_encoder e = {.text = o->text,
                                 .pairs = o->pairs,
+                                .apart = o->apart,
                                 .max_length = NODE->as_int(NODE->get(parts[i].params, "max_length"), 2048),
                                 .overlong = NODE->as_string(NODE->get(parts[i].params, "overlong"), NULL),
                                 .train_last = train_on != NULL && strcmp(train_on, "last") == 0,

@@ -14,7 +14,7 @@ typedef struct apus_row_segment {
 } apus_row_segment;
 
 /* One row as trained. Text: a segment per document. Conversation: one segment, one answer. Preference: prompt, chosen
- * (answer 0), rejected (answer 1): the prompt stands once. trained[t]: t is a target, predicted from its predecessor: the
+ * (answer 0), rejected (answer 1): the prompt stands once; or both sequences whole. trained[t]: t is a target, predicted from its predecessor: the
  * token before it in its segment, or the parent's last. A segment's first token without a parent is never trained. */
 typedef struct apus_row {
     uint64_t source;                 /* index of the row in its dataset, as the reports name it */
@@ -34,6 +34,7 @@ const apus_param *apus_dataset_params(uint32_t *n);
 typedef struct apus_dataset_options {
     const apus_text *text;           /* NULL: only rows of ready-made ids */
     int pairs;                       /* 1: preference pairs wanted; 0: single sequences */
+    int apart;                       /* 1: a pair's prompt stands before each answer: nothing may be shared (length_dependent) */
     const char *cache_dir;           /* NULL: no cache on disk */
     uint64_t seed;
     void (*say)(void *context, const char *line); /* counted lines: recognised type, drops, cuts; may be NULL */

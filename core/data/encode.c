@@ -266,7 +266,7 @@ static apus_status encode_completion(const apus_encoder *e, const apus_node *exa
     return st;
 }
 
-/* The prompt once, then both answers. */
+/* The prompt once, then both answers; or apart, the prompt before each. */
 static apus_status add_pair(const apus_encoder *e, const apus_tokens *whole, size_t prompt, const apus_node *example, uint64_t source,
                             apus_row_store *out, apus_losses *losses, apus_error *err)
 {
@@ -300,7 +300,7 @@ static apus_status add_pair(const apus_encoder *e, const apus_tokens *whole, siz
         apus_losses_add(losses, APUS_LOSS_NOTHING_TRAINED, source);
         return APUS_OK;
     }
-    const size_t n = prompt + answer[0] + answer[1];
+    const size_t again = e->apart ? prompt : 0, first = prompt + answer[0], second = again + answer[1], n = first + second;
     int32_t *ids = malloc(n * sizeof *ids);
     uint8_t *trained = calloc(n, 1);
     if (ids == NULL || trained == NULL) {
@@ -308,17 +308,18 @@ static apus_status add_pair(const apus_encoder *e, const apus_tokens *whole, siz
         free(trained);
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
     }
-    memcpy(ids, whole[0].ids + skip, prompt * sizeof *ids);
-    memcpy(ids + prompt, whole[0].ids + skip + prompt, answer[0] * sizeof *ids);
-    memcpy(ids + prompt + answer[0], whole[1].ids + skip + prompt, answer[1] * sizeof *ids);
-    memset(trained + prompt, 1, answer[0] + answer[1]);
-    const apus_row_segment segments[3] = {{0, (uint32_t)prompt, -1, -1},
-                                          {(uint32_t)prompt, (uint32_t)answer[0], 0, 0},
-                                          {(uint32_t)(prompt + answer[0]), (uint32_t)answer[1], 0, 1}};
+    memcpy(ids, whole[0].ids + skip, first * sizeof *ids);
+    memcpy(ids + first, whole[1].ids + skip + prompt - again, second * sizeof *ids);
+    memset(trained + prompt, 1, answer[0]);
+    memset(trained + first + again, 1, answer[1]);
+    const apus_row_segment shared[3] = {{0, (uint32_t)prompt, -1, -1},
+                                        {(uint32_t)prompt, (uint32_t)answer[0], 0, 0},
+                                        {(uint32_t)first, (uint32_t)answer[1], 0, 1}};
+    const apus_row_segment apart[2] = {{0, (uint32_t)first, -1, 0}, {(uint32_t)first, (uint32_t)second, -1, 1}};
     const apus_node *chosen = NODE->get(example, "chosen_logps"), *rejected = NODE->get(example, "rejected_logps");
     const double reference[2] = {NODE->as_float(chosen, 0.0), NODE->as_float(rejected, 0.0)};
-    const apus_row row = {.source = source, .n_tokens = (uint32_t)n, .n_segments = 3, .n_answers = 2, .ids = ids, .trained = trained,
-                          .segments = segments, .reference_logps = chosen != NULL && rejected != NULL ? reference : NULL};
+    const apus_row row = {.source = source, .n_tokens = (uint32_t)n, .n_segments = e->apart ? 2 : 3, .n_answers = 2, .ids = ids, .trained = trained,
+                          .segments = e->apart ? apart : shared, .reference_logps = chosen != NULL && rejected != NULL ? reference : NULL};
     const apus_status st = apus_row_store_add(out, &row);
     free(ids);
     free(trained);

@@ -39,7 +39,7 @@ void apus_losses_add(apus_losses *l, int reason, uint64_t row);
 
 typedef struct apus_encoder {
     const apus_text *text;      /* NULL: ready-made ids only */
-    int pairs;
+    int pairs, apart;           /* as in apus_dataset_options */
     int64_t max_length;
     const char *overlong;       /* NULL: the default of the example's shape */
     int train_last;

@@ -114,10 +114,6 @@ static void add_row(apus_batch *b, const apus_row *r, int64_t index_base)
         int32_t start = 0; /* position of the segment's first token; parents are one deep or more */
         for (int32_t p = s->parent; p >= 0; p = r->segments[p].parent)
             start += (int32_t)r->segments[p].count;
-        int32_t longest = start + (int32_t)s->count; /* a shared prompt counts its longest answer */
-        for (uint32_t c = k + 1; c < r->n_segments; c++)
-            if (r->segments[c].parent == (int32_t)k && start + (int32_t)(s->count + r->segments[c].count) > longest)
-                longest = start + (int32_t)(s->count + r->segments[c].count);
         int32_t *row = b->segments + 4 * (segment0 + k);
         row[0] = (int32_t)(token0 + s->begin);
         row[1] = (int32_t)s->count;
@@ -126,7 +122,7 @@ static void add_row(apus_batch *b, const apus_row *r, int64_t index_base)
         for (uint32_t i = 0; i < s->count; i++) {
             const uint32_t t = s->begin + i;
             b->positions[token0 + t] = start + (int32_t)i;
-            b->lengths[token0 + t] = longest;
+            b->lengths[token0 + t] = start + (int32_t)s->count; /* read by models that share no prompt alone */
             if (!r->trained[t])
                 continue;
             const apus_row_segment *parent = i == 0 ? &r->segments[s->parent] : NULL;

@@ -355,6 +355,9 @@ apus_status apus_reference_open(apus_reference *r, apus_model *policy, const apu
             return APUS_E_INVALID;
         r->owns_model = 1;
     }
+    if (st == APUS_OK && r->model->facts.length_dependent && !policy->facts.length_dependent)
+        st = apus_fail(err, APUS_E_UNSUPPORTED, "loss.reference: this model's states depend on a sequence's length, the trained one's do not: "
+                                                "the rows were made for the latter");
     if (st != APUS_OK)
         return st;
     r->graph = apus_model_graph(r->model, &forward);

@@ -95,6 +95,7 @@ static apus_status evaluate(apus_stage_context *s, const apus_node *params, apus
         st = choose_loss(params, pairs, &loss, &spec, err);
     const apus_dataset_options data_options = {.text = m->text,
                                                .pairs = (loss.needs & APUS_LOSS_PAIRS) != 0,
+                                               .apart = m->facts.length_dependent,
                                                .cache_dir = s->cache_dir,
                                                .seed = s->seed,
                                                .say = s->say,

@@ -76,6 +76,7 @@ static apus_status open_data(apus_trainer *t, apus_error *err)
     apus_stage_context *s = t->stage;
     const apus_dataset_options options = {.text = apus_model_text(t->model),
                                           .pairs = (t->loss.needs & APUS_LOSS_PAIRS) != 0,
+                                          .apart = t->model->facts.length_dependent,
                                           .cache_dir = s->cache_dir,
                                           .seed = s->seed,
                                           .say = s->say,
@@ -296,9 +297,7 @@ apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
     (void)NODE->set(e, "num_tokens", NODE->make_int((int64_t)t->num_tokens));
     set(e, "tokens_per_second", (double)tokens / fmax(seconds, 1e-9));
     (void)NODE->set(e, "max_steps", NODE->make_int(t->max_steps));
-    st = apus_stage_event(t->stage, e, err);
-    t->events = apus_stage_events_position(t->stage);
-    return st;
+    return apus_stage_event(t->stage, e, err);
 }
 
 /* ---------------------------------------------------------------- evaluation */
@@ -341,9 +340,7 @@ apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err)
     (void)NODE->set(e, "step", NODE->make_int(t->step));
     set(e, "epoch", (double)t->step / (double)t->epoch_steps);
     apus_objective_report(&t->eval, &sums, "eval_", e);
-    st = apus_stage_event(t->stage, e, err);
-    t->events = apus_stage_events_position(t->stage);
-    return st;
+    return apus_stage_event(t->stage, e, err);
 }
 
 /* ---------------------------------------------------------------- the result */

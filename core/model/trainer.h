@@ -50,7 +50,6 @@ struct apus_trainer {
     int64_t epoch_steps;        /* steps of an epoch */
     uint64_t num_tokens;
     double seconds;             /* of training so far, checkpoints aside: for the report only */
-    int64_t events;             /* bytes of events.jsonl after the last step */
     double best_eval;           /* lowest eval_loss so far */
     int64_t best_step;          /* -1: none */
     int has_eval, new_adapter;

@@ -84,7 +84,8 @@ static int preview_stage(const apus_pipeline *p, const apus_pipeline_stage *s, i
     node->release(row);
     node->release(example);
     apus_examples_close(e);
-    const apus_dataset_options data = {.text = apus_model_text(m), .pairs = pairs, .seed = s->seed, .say = say};
+    const apus_dataset_options data = {.text = apus_model_text(m), .pairs = pairs, .apart = apus_model_get_facts(m)->length_dependent,
+                                       .seed = s->seed, .say = say};
     apus_dataset *d = st == APUS_OK ? apus_dataset_open(node->get(s->params, "dataset"), &data, &err) : NULL;
     if (d == NULL) {
         apus_model_close(m);

@@ -56,6 +56,7 @@ static apus_status facts(void *arch, apus_model_facts *f)
     f->head_dim = (int32_t)d->head_dim;
     f->max_positions = d->rope.spec.mode == 1 ? 0 : (int32_t)d->max_positions; /* dynamic scaling stretches with the text: no limit */
     f->tied = d->tied;
+    f->length_dependent = d->rope.spec.mode != 0;
     return APUS_OK;
 }
 
