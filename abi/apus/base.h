@@ -163,7 +163,7 @@ enum {
     APUS_PARAM_INT = 2,
     APUS_PARAM_FLOAT = 3,
     APUS_PARAM_STRING = 4,
-    APUS_PARAM_PATH = 5,      /* a string; relative to the working directory */
+    APUS_PARAM_PATH = 5,      /* a string; relative to the working directory. Read, unless its flags say otherwise */
     APUS_PARAM_BYTES = 6,     /* 2GiB, 500MB, or a number of bytes */
     APUS_PARAM_LIST = 7,      /* a list of `item` (one item alone is read as a list of one) */
     APUS_PARAM_COMPONENT = 8, /* a name, or a mapping with `type:`; `of_kind` says which kind */
@@ -175,7 +175,8 @@ enum {
 
 enum {
     APUS_PARAM_REQUIRED = 1u, /* no default: leaving it out is an error */
-    APUS_PARAM_NULLABLE = 2u  /* null (or left out with no default) means "not set" */
+    APUS_PARAM_NULLABLE = 2u, /* null (or left out with no default) means "not set" */
+    APUS_PARAM_WRITTEN = 4u   /* a PATH that is written: what stands there is no input, so a stage is not done again when it changes */
 };
 
 /* One parameter of a component. The table is the only source for validation, defaults, help, JSON Schema

@@ -191,14 +191,15 @@ static void link_best(const apus_trainer *t)
         (void)rename(aside, path);
 }
 
-static apus_node *describe_state(const apus_trainer *t)
+/* events: bytes of events.jsonl that belong to this state. */
+static apus_node *describe_state(const apus_trainer *t, int64_t events)
 {
     apus_node *s = NODE->make_map();
     (void)NODE->set(s, "key", NODE->make_string(t->stage->key ? t->stage->key : "", (size_t)-1));
     (void)NODE->set(s, "step", NODE->make_int(t->step));
     (void)NODE->set(s, "num_tokens", NODE->make_int((int64_t)t->num_tokens));
     (void)NODE->set(s, "seconds", NODE->make_float(t->seconds));
-    (void)NODE->set(s, "events", NODE->make_int(apus_stage_events_position(t->stage)));
+    (void)NODE->set(s, "events", NODE->make_int(events));
     if (t->eval_due)
         (void)NODE->set(s, "eval_due", NODE->make_bool(1));
     if (t->best_step >= 0) {
@@ -242,9 +243,12 @@ apus_status apus_trainer_checkpoint(apus_trainer *t, apus_error *err)
     apus_node *manifest = NODE->make_map();
     if (st == APUS_OK)
         st = write_tensors(t, aside, hex, err);
+    const int64_t events = st == APUS_OK ? apus_stage_events_sync(t->stage, err) : -1;
+    if (st == APUS_OK && events < 0)
+        st = APUS_E_IO;
     if (st == APUS_OK) {
         (void)NODE->set(manifest, "tensors.bin", NODE->make_string(hex, 64));
-        apus_node *state = describe_state(t);
+        apus_node *state = describe_state(t, events);
         st = write_node(aside, "state.json", state, hex, err);
         NODE->release(state);
     }

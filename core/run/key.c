@@ -1,4 +1,4 @@
-/* core/run/key.c: the hash of what makes a stage's output: its parameters, seed, backend, plugins, and the files it reads. */
+/* core/run/key.c: the hash of what makes a stage's output: the program, its parameters, seed, backend, plugins, and the files it reads. */
 #include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -158,7 +158,8 @@ static apus_status add_params(const apus_pipeline *p, const char (*keys)[65], ha
         if (text != NULL)
             apus_sha256_add(sha, text, strlen(text) + 1);
         apus_host_table()->free(text);
-        if (param.type == APUS_PARAM_MODEL || param.type == APUS_PARAM_DATASET || param.item == APUS_PARAM_MODEL) {
+        const int path = (param.type == APUS_PARAM_PATH || param.item == APUS_PARAM_PATH) && (param.flags & APUS_PARAM_WRITTEN) == 0;
+        if (path || param.type == APUS_PARAM_MODEL || param.type == APUS_PARAM_DATASET || param.item == APUS_PARAM_MODEL) {
             st = add_files(p, keys, c, sha, value, err);
         } else if (param.type == APUS_PARAM_COMPONENT && NODE->kind(value) == APUS_NODE_MAP) {
             const char *type = NODE->as_string(NODE->get(value, "type"), NULL);
@@ -180,6 +181,7 @@ apus_status apus_pipeline_key(const apus_pipeline *p, size_t i, const char (*key
     if (sha == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
     cache_open(&cache, cache_dir);
+    apus_status st = add_path(&cache, sha, "/proc/self/exe", err); /* the core is inside it */
     apus_sha256_add(sha, s->component->name, strlen(s->component->name) + 1);
     apus_sha256_add(sha, s->name, strlen(s->name) + 1);
     apus_sha256_add(sha, &s->seed, sizeof s->seed);
@@ -197,7 +199,8 @@ apus_status apus_pipeline_key(const apus_pipeline *p, size_t i, const char (*key
             if (m != NULL)
                 apus_sha256_add(sha, m->sha256, strlen(m->sha256));
         }
-    apus_status st = add_params(p, keys, &cache, sha, s->component, s->params, err);
+    if (st == APUS_OK)
+        st = add_params(p, keys, &cache, sha, s->component, s->params, err);
     cache_close(&cache, cache_dir);
     apus_sha256_end(sha, hex);
     return st;

@@ -14,7 +14,7 @@
 #define NODE apus_nodes()
 
 static const apus_param top_params[] = {
-    {.size = sizeof(apus_param), .name = "run", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE, .min = 1, .max = 0,
+    {.size = sizeof(apus_param), .name = "run", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE | APUS_PARAM_WRITTEN, .min = 1, .max = 0,
      .doc = "Run folder; default runs/<file name>.", .aliases = "output_dir"},
     {.size = sizeof(apus_param), .name = "seed", .type = APUS_PARAM_INT, .fallback = "42", .min = 0, .max = 9e18, .doc = "The one seed of the run.",
      .aliases = "data_seed"},
@@ -24,7 +24,7 @@ static const apus_param top_params[] = {
      .doc = "Most memory a step's activations may take; refused before the first step where it is not enough."},
     {.size = sizeof(apus_param), .name = "trackers", .type = APUS_PARAM_LIST, .item = APUS_PARAM_COMPONENT, .of_kind = "tracker",
      .fallback = "[console, html]", .min = 1, .max = 0, .doc = "Who is told of events, beside events.jsonl.", .aliases = "report_to"},
-    {.size = sizeof(apus_param), .name = "cache", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE, .min = 1, .max = 0,
+    {.size = sizeof(apus_param), .name = "cache", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE | APUS_PARAM_WRITTEN, .min = 1, .max = 0,
      .doc = "Folder of tokenised data; default $APUS_CACHE, else ~/.cache/apus."},
     {.size = sizeof(apus_param), .name = "stages", .type = APUS_PARAM_NODE, .flags = APUS_PARAM_REQUIRED, .min = 1, .max = 0,
      .doc = "What is done, in order."},
@@ -178,7 +178,10 @@ static apus_status load_stage(apus_pipeline *p, const apus_node *given, apus_err
     snprintf(name, sizeof name, "%s", own != NULL ? own : type);
     for (int k = 2; own == NULL && find_stage(p, i, name) >= 0; k++)
         snprintf(name, sizeof name, "%s-%d", type, k);
-    if (name[0] == '\0' || name[0] == '.' || strchr(name, '/') != NULL || strchr(name, ':') != NULL)
+    /* .tmp and .previous: folders that are swept or replaced. */
+    const char *tail = strrchr(name, '.');
+    if (name[0] == '\0' || name[0] == '.' || strchr(name, '/') != NULL || strchr(name, ':') != NULL || strstr(name, ".tmp") != NULL ||
+        (tail != NULL && strcmp(tail, ".previous") == 0))
         return apus_fail(err, APUS_E_INVALID, "%s: '%s' cannot be a stage's name", where(NODE->get(given, "name"), at, sizeof at), name);
     if (find_stage(p, i, name) >= 0)
         return apus_fail(err, APUS_E_INVALID, "%s: two stages are called '%s'", where(NODE->get(given, "name"), at, sizeof at), name);

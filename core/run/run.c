@@ -158,12 +158,13 @@ static apus_node *done_result(const run_state *r, size_t i)
     return result;
 }
 
-/* A folder that another configuration filled is set aside, never written into: STAGE.previous. */
-static apus_status set_aside(const run_state *r, size_t i, apus_error *err)
+/* A stage's folder with its key in it. One that another configuration filled is set aside, never written into: STAGE.previous. The
+ * new one is made aside: a folder without its key would be set aside by the next start, over the previous that is worth keeping. */
+static apus_status make_folder(const run_state *r, size_t i, apus_error *err)
 {
-    char dir[4400], path[4400], previous[4500];
+    char dir[4400], path[4500], beside[4500];
     stage_paths(r, i, dir, path, sizeof dir);
-    snprintf(path, sizeof path, "%s/%s/key", r->pipeline.run_dir, r->pipeline.stages[i].name);
+    snprintf(path, sizeof path, "%s/key", dir);
     apus_status st = APUS_OK;
     if (apus_path_is_dir(dir)) {
         size_t n;
@@ -172,14 +173,21 @@ static apus_status set_aside(const run_state *r, size_t i, apus_error *err)
         apus_host_table()->free(key);
         if (same)
             return APUS_OK;
-        snprintf(previous, sizeof previous, "%s.previous", dir);
-        st = apus_remove_tree(previous, err);
-        if (st == APUS_OK && rename(dir, previous) != 0)
+        fprintf(stderr, "%s: made by another configuration, input or version: set aside as %s.previous\n", dir, r->pipeline.stages[i].name);
+        snprintf(beside, sizeof beside, "%s.previous", dir);
+        st = apus_remove_tree(beside, err);
+        if (st == APUS_OK && rename(dir, beside) != 0)
             st = apus_fail(err, APUS_E_IO, "%s: %s", dir, strerror(errno));
     }
+    snprintf(beside, sizeof beside, "%s.tmp", dir);
+    snprintf(path, sizeof path, "%s/key", beside);
     if (st == APUS_OK)
-        st = apus_mkdirs(dir, err);
-    return st == APUS_OK ? apus_file_write(path, r->keys[i], 64, err) : st;
+        st = apus_mkdirs(beside, err);
+    if (st == APUS_OK)
+        st = apus_file_write(path, r->keys[i], 64, err);
+    if (st == APUS_OK && rename(beside, dir) != 0)
+        st = apus_fail(err, APUS_E_IO, "%s: %s", dir, strerror(errno));
+    return st == APUS_OK ? apus_sync_dir(r->pipeline.run_dir, err) : st;
 }
 
 static apus_status save_result(const run_state *r, size_t i, const apus_node *result, apus_error *err)
@@ -199,7 +207,7 @@ static apus_status run_stage(run_state *r, size_t i, apus_error *err)
     const apus_pipeline_stage *s = &r->pipeline.stages[i];
     char dir[4400], path[4400];
     stage_paths(r, i, dir, path, sizeof dir);
-    apus_status st = set_aside(r, i, err);
+    apus_status st = make_folder(r, i, err);
     if (st != APUS_OK)
         return st;
     sweep(dir);

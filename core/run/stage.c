@@ -127,9 +127,15 @@ apus_status apus_stage_event(apus_stage_context *s, apus_node *event, apus_error
     return st;
 }
 
-int64_t apus_stage_events_position(apus_stage_context *s)
+int64_t apus_stage_events_sync(apus_stage_context *s, apus_error *err)
 {
-    return s->log != NULL ? s->log->position : 0;
+    if (s->log == NULL)
+        return 0;
+    if (fsync(s->log->fd) != 0) {
+        (void)apus_fail(err, APUS_E_IO, "%s/events.jsonl: %s", s->stage_dir, strerror(errno));
+        return -1;
+    }
+    return s->log->position;
 }
 
 apus_status apus_stage_events_rewind(apus_stage_context *s, int64_t position, apus_error *err)

@@ -25,8 +25,8 @@ struct apus_stage_context {
 
 /* Append one event (takes it) to events.jsonl and tell the trackers. */
 apus_status apus_stage_event(apus_stage_context *s, apus_node *event, apus_error *err);
-/* Bytes of events.jsonl so far: kept in a checkpoint. */
-int64_t apus_stage_events_position(apus_stage_context *s);
+/* Bytes of events.jsonl so far, which are on disk when this returns: a checkpoint keeps the number. -1 with an error: they are not. */
+int64_t apus_stage_events_sync(apus_stage_context *s, apus_error *err);
 /* Cut events.jsonl back to a checkpoint's position and tell the trackers what is left (replayed). */
 apus_status apus_stage_events_rewind(apus_stage_context *s, int64_t position, apus_error *err);
 

@@ -31,6 +31,7 @@
 
 static char folder[1024]; /* everything below it */
 static double reference_seconds;
+static const char *command = APUS_TEST_COMMAND;
 static uint64_t seed;
 
 static const char *const pipeline = "run: none\n"
@@ -111,8 +112,7 @@ static pid_t start(const char *run, const char *first, const char *second)
         const int fd = open(log, O_CREAT | O_WRONLY | O_TRUNC, 0644);
         if (fd < 0 || dup2(fd, 1) < 0 || dup2(fd, 2) < 0)
             _exit(126);
-        execl(APUS_TEST_COMMAND, "apus", "--plugin-dir", APUS_TEST_PLUGINS, "run", "pipeline.yaml", name, first, first != NULL ? second : NULL,
-              (char *)NULL);
+        execl(command, "apus", "--plugin-dir", APUS_TEST_PLUGINS, "run", "pipeline.yaml", name, first, first != NULL ? second : NULL, (char *)NULL);
         _exit(127);
     }
     return pid;
@@ -505,11 +505,24 @@ static void damaged_checkpoint(void **state)
     }
 }
 
+/* Which stages were done again: those from `first` on. */
+static void assert_again_from(const char *run, size_t first, const char *why)
+{
+    static const char *const stages[] = {"pretrain", "sft", "dpo", "judge"};
+    for (size_t k = 0; k < 4; k++) {
+        char line[128];
+        snprintf(line, sizeof line, "stage %s (%zu/4): done before, reused", stages[k], k + 1);
+        if (said(run, line) != (k < first)) {
+            print_log(run);
+            fail_msg("%s: stage %s %s", why, stages[k], k < first ? "was done again" : "was reused");
+        }
+    }
+}
+
 /* A stage is done again when its configuration changed, and so are those that build on it; no other. */
 static void changed_key(void **state)
 {
     (void)state;
-    static const char *const stages[] = {"pretrain", "sft", "dpo", "judge"};
     static const struct {
         const char *override;
         size_t first; /* stage done again */
@@ -521,17 +534,73 @@ static void changed_key(void **state)
     run_whole("changed", NULL, NULL);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         run_whole("changed", cases[i].override, NULL);
-        for (size_t k = 0; k < 4; k++) {
-            char line[128];
-            snprintf(line, sizeof line, "stage %s (%zu/4): done before, reused", stages[k], k + 1);
-            if (said("changed", line) != (k < cases[i].first)) {
-                print_log("changed");
-                fail_msg("%s: stage %s %s", cases[i].override, stages[k], k < cases[i].first ? "was done again" : "was reused");
-            }
-        }
+        assert_again_from("changed", cases[i].first, cases[i].override);
     }
     run_whole("changed", NULL, NULL); /* and back: what the first run made */
     assert_same("changed", 0);
+}
+
+static void write_text(const char *path, const void *text, size_t length)
+{
+    apus_error err = {0};
+    if (apus_file_write(path, text, length, &err) != APUS_OK)
+        fail_msg("%s", err.message);
+}
+
+/* What a stage reads, and the program that runs it, are part of what made it. */
+static void changed_content(void **state)
+{
+    (void)state;
+    size_t n;
+    write_text("template.jinja", "one", 3);
+    run_whole("content", "stages.judge.template=template.jinja", NULL);
+    run_whole("content", "stages.judge.template=template.jinja", NULL);
+    assert_again_from("content", 4, "nothing changed");
+    write_text("template.jinja", "two", 3);
+    run_whole("content", "stages.judge.template=template.jinja", NULL);
+    assert_again_from("content", 3, "a template changed");
+
+    char *program = read_text(APUS_TEST_COMMAND, &n);
+    write_text("apus", program, n + 1); /* a byte longer: works the same, and is another program */
+    apus_host_table()->free(program);
+    assert_int_equal(chmod("apus", 0755), 0);
+    command = "./apus";
+    run_whole("content", "stages.judge.template=template.jinja", NULL);
+    command = APUS_TEST_COMMAND;
+    assert_again_from("content", 0, "the program changed");
+    assert_same("content", 0);
+}
+
+/* A stage's folder has its key from its first moment on: killed before, the next start would take it for a stranger's and set it aside,
+ * over the previous one. */
+static void never_without_key(void **state)
+{
+    (void)state;
+    static const char *const stages[] = {"pretrain", "sft", "dpo", "judge"};
+    const pid_t pid = start("keyed", NULL, NULL);
+    for (size_t i = 0; i < 4;) {
+        char path[256];
+        const int over = ended(pid);
+        snprintf(path, sizeof path, "keyed/%s", stages[i]);
+        if (access(path, F_OK) == 0) {
+            snprintf(path, sizeof path, "keyed/%s/key", stages[i]);
+            assert_int_equal(access(path, F_OK), 0);
+            i++;
+        } else if (over) {
+            print_log("keyed");
+            fail_msg("stage %s was not begun", stages[i]);
+        }
+    }
+    assert_int_equal(finish(pid), 0);
+    /* What was set aside stays until another takes its place; what was begun aside is swept. */
+    run_whole("keyed", "stages.judge.dataset.rows=9", NULL);
+    assert_true(said("keyed", "set aside as judge.previous"));
+    apus_error err = {0};
+    assert_int_equal(apus_remove_tree("keyed/judge", &err), APUS_OK);
+    assert_int_equal(apus_mkdirs("keyed/judge.tmp", &err), APUS_OK);
+    run_whole("keyed", "stages.judge.dataset.rows=9", NULL);
+    assert_int_equal(access("keyed/judge.previous/result.json", F_OK), 0);
+    assert_int_not_equal(access("keyed/judge.tmp", F_OK), 0);
 }
 
 /* A stage that ended without saying so is ended again, and tells nothing twice. */
@@ -568,6 +637,8 @@ int main(void)
         cmocka_unit_test(stopped),
         cmocka_unit_test(damaged_checkpoint),
         cmocka_unit_test(changed_key),
+        cmocka_unit_test(changed_content),
+        cmocka_unit_test(never_without_key),
         cmocka_unit_test(lost_results),
         cmocka_unit_test(one_at_a_time),
     };

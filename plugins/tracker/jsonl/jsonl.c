@@ -60,7 +60,7 @@ static void close_tracker(void *tracker, apus_status status)
 
 static const apus_tracker_ops ops = {.size = sizeof ops, .open = open_tracker, .event = event, .close = close_tracker};
 
-static const apus_param params[] = {{.size = sizeof(apus_param), .name = "path", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE, .min = 1,
+static const apus_param params[] = {{.size = sizeof(apus_param), .name = "path", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE | APUS_PARAM_WRITTEN, .min = 1,
                                      .max = 0, .doc = "File; default RUN/logging.jsonl."}};
 
 static const apus_component components[] = {{.size = sizeof(apus_component), .kind = "tracker", .name = "jsonl",

@@ -1,0 +1,213 @@
+/*
+ * A training as a stage opens it: what is on disk before a checkpoint says so, and preference pairs of models whose states depend on
+ * how long a sequence is.
+ */
+#include "core/model/bench.h"
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "model/generate.h"
+#include "model/trainer.h"
+#include "run/log.h"
+
+static apus_device *device;
+static char folder[512];
+
+/* ---------------------------------------------------------------- what reached the disk, in order */
+
+static char journal[64][600];
+static size_t n_journal;
+
+static void note(const char *what, const char *path)
+{
+    if (n_journal < 64)
+        snprintf(journal[n_journal++], sizeof journal[0], "%s %.500s", what, path);
+}
+
+/* The host's calls come here: it is linked into this program. */
+int fsync(int fd)
+{
+    char link[64], path[512];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    const ssize_t n = readlink(link, path, sizeof path - 1);
+    path[n > 0 ? n : 0] = '\0';
+    note("sync", path);
+    return (int)syscall(SYS_fsync, fd);
+}
+
+int rename(const char *from, const char *to)
+{
+    note("rename", to);
+    return (int)syscall(SYS_renameat2, -100 /* AT_FDCWD */, from, -100, to, 0);
+}
+
+/* Where the first entry that begins with `what` and ends with `tail` stands; n_journal: nowhere. */
+static size_t journal_find(const char *what, const char *tail)
+{
+    for (size_t i = 0; i < n_journal; i++) {
+        const size_t n = strlen(journal[i]), k = strlen(tail);
+        if (strncmp(journal[i], what, strlen(what)) == 0 && n >= k && strcmp(journal[i] + n - k, tail) == 0)
+            return i;
+    }
+    return n_journal;
+}
+
+/* ---------------------------------------------------------------- */
+
+static int setup(void **state)
+{
+    (void)state;
+    apus_error err = {0};
+    bench_start();
+    device = bench_device("{\"type\": \"cpu\", \"threads\": 2}");
+    snprintf(folder, sizeof folder, "%s/trainer.%ld", APUS_TEST_TMP, (long)getpid());
+    OK(apus_remove_tree(folder, &err));
+    OK(apus_mkdirs(folder, &err));
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    apus_device_close(device);
+    return apus_remove_tree(folder, NULL) == APUS_OK ? 0 : -1;
+}
+
+static void write_file(const char *name, const char *text, char *path, size_t capacity)
+{
+    apus_error err = {0};
+    snprintf(path, capacity, "%s/%s", folder, name);
+    OK(apus_file_write(path, text, strlen(text), &err));
+}
+
+/* A checkpoint says how long events.jsonl is: after a power loss that much must be there, so it is synced before the checkpoint gets
+ * its name; as are the checkpoint's own files. */
+static void synced_before_named(void **state)
+{
+    (void)state;
+    apus_error err = {0};
+    char rows[600], json[2048];
+    write_file("rows.jsonl", "{\"input_ids\": [3, 1, 4, 1, 5, 9, 2, 6]}\n{\"input_ids\": [2, 7, 1, 8, 2, 8]}\n", rows, sizeof rows);
+    snprintf(json, sizeof json,
+             "{\"model\": {\"path\": \"%s/models/llama\"}, \"dataset\": {\"type\": \"tokens\", \"path\": \"%s\"}, \"tuner\": \"full\","
+             " \"loss\": \"cross_entropy\", \"optimizer\": \"adamw\", \"schedule\": \"constant\", \"batch_size\": 1, \"max_steps\": 2}",
+             APUS_TEST_GOLDEN, rows);
+    apus_node *params = bench_parse(json);
+    apus_stage_context stage = {.run_dir = folder, .stage_dir = folder, .name = "train", .seed = 1, .device = device, .key = "k"};
+    const apus_tracker_run run = {.size = sizeof run, .run_dir = folder, .stage_dir = folder, .stage = "train", .stage_type = "train"};
+    OK(apus_stage_log_open(NULL, &run, &stage.log, &err));
+    apus_trainer *t = NULL;
+    OK(apus_trainer_open(&stage, params, &t, &err));
+    OK(apus_trainer_step(t, &err));
+    n_journal = 0;
+    OK(apus_trainer_checkpoint(t, &err));
+    const size_t named = journal_find("rename", "/checkpoint-1");
+    assert_true(named < n_journal);
+    static const char *const before[] = {"/events.jsonl", "/checkpoint-1.tmp/tensors.bin", "/checkpoint-1.tmp"};
+    for (size_t i = 0; i < sizeof before / sizeof before[0]; i++)
+        if (journal_find("sync", before[i]) >= named)
+            fail_msg("%s is not synced before the checkpoint has its name", before[i]);
+    assert_true(journal_find("rename", "/checkpoint-1.tmp/state.json") < named);
+    assert_true(journal_find("rename", "/checkpoint-1.tmp/manifest.json") < named);
+    assert_true(named + 1 < n_journal); /* and the name itself */
+    assert_string_equal(journal[named + 1] + strlen("sync "), folder);
+    apus_trainer_close(t);
+    apus_stage_log_close(stage.log, APUS_OK);
+    NODE->release(params);
+}
+
+/* ---------------------------------------------------------------- pairs */
+
+static const char *const pair_rows =
+    "{\"prompt\": \"Say it. \", \"chosen\": \"a much longer answer, past what the model was made for\", \"rejected\": \"no\"}\n"
+    "{\"prompt\": \"And now something that is long in itself: \", \"chosen\": \"yes\", \"rejected\": \"never in all the years\"}\n";
+
+/* What training sees of each answer is what the answer's whole text scores alone. */
+static void pair_case(const char *rope, int shares)
+{
+    apus_error err = {0};
+    char rows[600], json[4096];
+    write_file("pairs.jsonl", pair_rows, rows, sizeof rows);
+    snprintf(json, sizeof json,
+             "{\"arch\": \"decoder\", \"tokenizer\": \"%s/../../configs/byte-tokenizer\", \"config\": {\"model_type\": \"llama\","
+             " \"vocab_size\": 257, \"hidden_size\": 32, \"intermediate_size\": 64, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
+             " \"num_key_value_heads\": 2, \"initializer_range\": 0.2, \"eos_token_id\": 256%s}}",
+             APUS_TEST_GOLDEN, rope);
+    const apus_model_options options = {.device = device, .seed = 5};
+    apus_model *m = bench_model(json, &options);
+    snprintf(json, sizeof json, "{\"path\": \"%s\", \"type\": \"preference\", \"max_length\": 200, \"shuffle\": false}", rows);
+    apus_node *spec = bench_parse(json), *loss_spec = bench_parse("{\"type\": \"dpo\", \"reference\": \"precomputed\"}");
+    const apus_dataset_options how = {.text = m->text, .pairs = 1, .apart = m->facts.length_dependent, .seed = 1};
+    apus_dataset *d = apus_dataset_open(spec, &how, &err);
+    if (d == NULL)
+        fail_msg("%s", err.message);
+    assert_int_equal(apus_dataset_rows(d), 2);
+
+    apus_loss loss;
+    apus_objective o;
+    apus_batch b;
+    int64_t capacity[APUS_N_DIM_SYMBOLS];
+    const apus_dataset *const sets[1] = {d};
+    const apus_objective_options forward = {0};
+    OK(apus_loss_open(&loss, loss_spec, &err));
+    apus_batch_capacity(sets, 1, 1, 1024, capacity);
+    OK(apus_batch_init(&b, capacity, &err));
+    OK(apus_objective_open(&o, m, &loss, &forward, capacity, &err));
+    for (uint32_t i = 0; i < 2; i++) {
+        const apus_row r = apus_dataset_row(d, i);
+        apus_objective_sums sums = {0};
+        assert_int_equal(r.n_segments, shares ? 3 : 2);
+        assert_int_equal(apus_batch_fill(&b, d, &i, 0, 1, 0), 1);
+        OK(apus_objective_run(&o, &b, &sums, &err));
+        for (uint32_t a = 0; a < 2; a++) {
+            int32_t ids[200];
+            double logprobs[200], sum = 0.0, got = NAN;
+            size_t n = 0, prompt = r.segments[0].count;
+            for (uint32_t k = 0; k < r.n_segments; k++) /* the prompt, then this answer; or both at once */
+                if (r.segments[k].answer == (int32_t)a || r.segments[k].answer < 0)
+                    for (uint32_t t = 0; t < r.segments[k].count; t++)
+                        ids[n++] = r.ids[r.segments[k].begin + t];
+            for (uint32_t t = 0; !shares && t <= r.segments[0].count; t++)
+                if (r.trained[t]) {
+                    prompt = t;
+                    break;
+                }
+            OK(apus_model_score(m, ids, n, logprobs, NULL, &err));
+            for (size_t t = prompt; t < n; t++)
+                sum += logprobs[t - 1];
+            for (size_t k = 0; k < o.context.n_metrics; k++)
+                if (strcmp(o.context.metric_names[k], a == 0 ? "logps/chosen" : "logps/rejected") == 0)
+                    got = sums.metric_sum[k];
+            if (!(fabs(got - sum) < 2e-4))
+                fail_msg("row %u, answer %u: %.6f in the pair, %.6f alone", i, a, got, sum);
+        }
+    }
+    apus_objective_close(&o);
+    apus_batch_free(&b);
+    apus_loss_close(&loss);
+    apus_dataset_close(d);
+    apus_model_close(m);
+    NODE->release(spec);
+    NODE->release(loss_spec);
+}
+
+static void pairs(void **state)
+{
+    (void)state;
+    pair_case(", \"max_position_embeddings\": 200", 1);
+    pair_case(
+        ", \"max_position_embeddings\": 200, \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4.0, \"original_max_position_embeddings\": 24}",
+        1);
+    pair_case(", \"max_position_embeddings\": 24, \"rope_scaling\": {\"rope_type\": \"dynamic\", \"factor\": 2.0}", 0);
+    pair_case(", \"max_position_embeddings\": 200, \"rope_scaling\": {\"rope_type\": \"longrope\", \"factor\": 4.0, "
+              "\"original_max_position_embeddings\": 24,"
+              " \"short_factor\": [1.0, 1.1, 1.2, 1.3], \"long_factor\": [1.0, 2.0, 3.0, 4.0]}",
+              0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(synced_before_named), cmocka_unit_test(pairs)};
+    return cmocka_run_group_tests_name("model/trainer", tests, setup, teardown);
+}
