@@ -44,6 +44,10 @@ const char *apus_dtype_name(apus_dtype t)
 
 apus_dtype apus_dtype_parse(const char *name)
 {
+    static const char *const long_names[][2] = {{"float32", "F32"}, {"float64", "F64"}, {"float16", "F16"}, {"bfloat16", "BF16"}};
+    for (size_t i = 0; i < sizeof long_names / sizeof long_names[0] && name != NULL; i++)
+        if (strcasecmp(long_names[i][0], name) == 0)
+            name = long_names[i][1];
     for (size_t i = 1; i < N_TYPES && name != NULL; i++)
         if (strcasecmp(types[i].name, name) == 0)
             return types[i].type;

@@ -763,6 +763,8 @@ static void element_types(void **state)
     assert_int_equal(apus_dtype_size(APUS_Q8_0), 0);
     assert_int_equal(apus_dtype_size(APUS_I64), 8);
     assert_int_equal(apus_dtype_parse("bf16"), APUS_BF16);
+    assert_int_equal(apus_dtype_parse("bfloat16"), APUS_BF16);
+    assert_int_equal(apus_dtype_parse("float32"), APUS_F32);
     assert_int_equal(apus_dtype_parse("IQ4_nl"), APUS_IQ4_NL);
     assert_int_equal(apus_dtype_parse("float"), -1);
     assert_string_equal(apus_dtype_name(APUS_Q5_1), "Q5_1");
