@@ -1,0 +1,138 @@
+"""apus on each side of bench.py: the real command, timed from outside or by its own event log.
+
+Every function gives {rate, ready, memory, counts, seconds}: tokens (or bytes) per second, seconds from the process's start to
+its first useful work, bytes, and what each timed step did in which time. The first step is never counted.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from process import Failed, run, spawn, wait
+
+HERE = Path(__file__).resolve().parent
+SHORT = 4  # tokens of the answer whose time is taken from a long answer's: reading the weights and the prompt
+DATASET = {"full": "text/tinyshakespeare.txt", "lora": "text/tinyshakespeare.txt", "dpo": "preference/dpo_en_demo.json"}
+
+
+def result(counts, seconds, ready, memory):
+    rate = statistics.median(count / time for count, time in zip(counts, seconds))
+    return {"rate": rate, "ready": ready, "memory": memory, "counts": counts, "seconds": seconds}
+
+
+def backend(options, dtype):
+    return f"backend={{type: cpu, threads: {options.threads}" + (f", dtype: {dtype}}}" if dtype == "bfloat16" else "}")
+
+
+def train(options, config, dtype, *overrides, steps=None):
+    """A pipeline with one stage `train`."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
+        folder, steps = Path(folder) / "run", steps or options.steps
+        command = [options.apus, "run", HERE / "configs" / f"{config}.yaml", f"run={folder}", backend(options, dtype),
+                   f"stages.train.max_steps={steps + 1}", *overrides]
+        events, first_done, start = folder / "train" / "events.jsonl", None, time.monotonic()
+        process = spawn(options, command, stdout=subprocess.DEVNULL, stderr=errors)
+        while first_done is None and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            time.sleep(0.01)
+            if events.exists() and '"loss"' in events.read_text():
+                first_done = time.monotonic() - start
+        memory = wait(process, "apus run", errors)
+        done = [event for event in map(json.loads, events.read_text().splitlines()) if "loss" in event]
+    counts = [step["tokens"] for step in done[1:]]
+    seconds = [step["tokens"] / step["tokens_per_second"] for step in done[1:]]
+    return result(counts, seconds, (first_done or 0.0) - statistics.median(seconds), memory)
+
+
+def fine_tune(options, job, dtype, *overrides, steps=None):
+    return train(options, job, dtype, f"stages.train.model={options.model}", f"stages.train.dataset.path={options.data / DATASET[job]}", *overrides,
+                 steps=steps)
+
+
+def answer(options, weights, prompt, count):
+    """New tokens, prompt tokens, seconds and memory of one `apus generate`."""
+    start = time.monotonic()
+    output, memory = run(options, [options.apus, "generate", weights, "--prompt", prompt, "--max-tokens", count, "--threads",
+                                   options.threads, "--json"])
+    seconds, told = time.monotonic() - start, json.loads(output)
+    return len(told["ids"]), len(told["prompt_ids"]), seconds, memory
+
+
+def generate(options, weights, count, repeats=1):
+    counts, times = [], []
+    for _ in range(repeats):
+        short, long = (answer(options, weights, "Once upon a time", n) for n in (SHORT, count + SHORT))
+        if long[0] <= short[0]:
+            raise Failed("the model ended its answer too early to time it")
+        counts.append(long[0] - short[0])
+        times.append(long[2] - short[2])
+    return result(counts, times, short[2], long[3])
+
+
+def prefill(options, weights, count, repeats=3):
+    """A long prompt against a short one, an answer of one token behind both."""
+    text = (options.data / "text/tinyshakespeare.txt").read_text()[:count * 8]
+    ids = json.loads(tokenize(options, text)[0])["ids"][:count]
+    prompt, _ = tokenize(options, json.dumps({"ids": ids}), "--decode")
+    counts, times = [], []
+    for _ in range(repeats):
+        short, long = answer(options, weights, "Once", 1), answer(options, weights, prompt, 1)
+        counts.append(long[1] - short[1])
+        times.append(long[2] - short[2])
+    return result(counts, times, short[2], long[3])
+
+
+def batch(options, weights, prompts, count, parallel):
+    """All prompts of a JSON Lines file at once."""
+    def once(tokens):
+        start = time.monotonic()
+        output, memory = run(options, [options.apus, "generate", weights, "--prompts", prompts, "--parallel", parallel,
+                                       "--max-tokens", tokens, "--threads", options.threads, "--json"])
+        seconds = time.monotonic() - start
+        return sum(len(json.loads(line)["ids"]) for line in output.splitlines()), seconds, memory
+    short, long = once(SHORT), once(count)
+    return result([long[0] - short[0]], [long[1] - short[1]], short[1], long[2])
+
+
+def tokenize(options, text, *flags):
+    with tempfile.TemporaryFile("w+") as source:
+        source.write(text)
+        source.seek(0)
+        return run(options, [options.apus, "tokenize", options.hf, *flags], stdin=source)
+
+
+def tokenize_file(options, path):
+    """One thread: the command has no other."""
+    start = time.monotonic()
+    tokenize(options, "")
+    empty = time.monotonic() - start
+    with path.open() as source:
+        start = time.monotonic()
+        _, memory = run(options, [options.apus, "tokenize", options.hf], stdin=source)
+    return result([path.stat().st_size], [time.monotonic() - start - empty], empty, memory)
+
+
+def encode_dataset(options, path):
+    """A dataset from its file to the cache, on all threads: a run with a cold cache against the same with a warm one."""
+    times = []
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as folder:
+        own = type(options)(**{**vars(options), "cache": Path(cache)})
+        for kind in ("cold", "warm"):
+            start = time.monotonic()
+            _, memory = run(own, [options.apus, "run", HERE / "configs" / "lora.yaml", f"run={folder}/{kind}", backend(options, "float32"),
+                                  f"stages.train.model={options.model}", f"stages.train.dataset.path={path}",
+                                  "stages.train.dataset.max_length=64", "stages.train.max_steps=1"])
+            times.append((time.monotonic() - start, memory))
+    return result([path.stat().st_size], [times[0][0] - times[1][0]], times[1][0], times[0][1])
+
+
+def help_time(options):
+    times = []
+    for _ in range(20):
+        start = time.monotonic()
+        run(options, [options.apus, "--help"])
+        times.append(time.monotonic() - start)
+    return times
