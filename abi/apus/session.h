@@ -125,7 +125,7 @@ typedef struct apus_sampler_ops {
     uint32_t size;
     apus_status (*open)(const apus_host *host, const apus_node *params, void **sampler, apus_error *err);
     void (*close)(void *sampler);
-    /* logits [vocab] may be changed. history: prompt and answer so far; the first n_prompt are the prompt. u: uniform in [0,1). */
+    /* [any], one call at a time for each sampler. logits [vocab] may be changed. history: prompt and answer so far; the first n_prompt are the prompt. u: uniform in [0,1). */
     apus_status (*sample)(void *sampler, float *logits, int32_t vocab, const int32_t *history, size_t n, size_t n_prompt, double u,
                           int32_t *id, apus_error *err);
 } apus_sampler_ops;

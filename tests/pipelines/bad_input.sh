@@ -65,6 +65,8 @@ c 2 'key.path=value' run good.yaml oops
 c 2 'there is no option --fast' check good.yaml --fast
 c 2 '--text needs a value' score --text
 c 2 'give --prompt TEXT or --messages FILE' generate "$golden/models/llama"
+c 2 '--out and --parallel go with --prompts' generate "$golden/models/llama" --prompt a --parallel 2
+c 2 '--parallel takes a number from 1' generate "$golden/models/llama" --prompts p.jsonl --parallel 0
 c 2 '--ids takes numbers' score "$golden/models/llama" --ids 1,b
 c 1 'nowhere: no such file' generate nowhere --prompt a
 c 1 'no stage of a run' score run:nobody --ids 1,2
