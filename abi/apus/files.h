@@ -54,8 +54,11 @@ static inline apus_status apus_map_open(const char *path, apus_map *m, apus_erro
 /* Pages of the map leave this process's memory; whoever reads them again gets them from the file. */
 static inline void apus_map_forget(const apus_map *m)
 {
+#ifdef MADV_DONTNEED /* not in strict POSIX, whose POSIX_MADV_DONTNEED glibc ignores */
     if (m->length > 0)
-        (void)madvise((void *)(uintptr_t)m->bytes, m->length, MADV_DONTNEED); /* only advice */
+        (void)madvise((void *)(uintptr_t)m->bytes, m->length, MADV_DONTNEED);
+#endif
+    (void)m;
 }
 
 static inline void apus_map_close(apus_map *m)

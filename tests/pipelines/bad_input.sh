@@ -16,6 +16,7 @@ c() {
     local code=$1 text=$2 got lines
     shift 2
     count=$((count + 1))
+    rm -rf run # a folder of the case before would be set aside, and that is said
     timeout 120 "$apus" "$@" > out.txt 2> err.txt < /dev/null
     got=$?
     lines=$(grep -vcE '^  hint: ' err.txt)

@@ -7,7 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "model/generate.h"
+#include "model/score.h"
 #include "model/trainer.h"
 #include "run/log.h"
 
