@@ -21,14 +21,14 @@ enum {
 typedef struct sequence {
     apus_reply reply;
     uint64_t ticket;
-    struct sequence *next;   /* of the waiting */
-    int32_t *pages;          /* [n_pages]; room for all of the longest answer's that can be */
+    struct sequence *next; /* of the waiting */
+    int32_t *pages;        /* [n_pages]; room for all of the longest answer's that can be */
     size_t n_pages, cap_pages;
-    size_t computed;         /* leading ids whose keys and values are there, or will be when the batch has run */
-    size_t put;              /* leading pages that are full of known ids */
-    uint64_t chain;          /* serial of the last of those */
+    size_t computed; /* leading ids whose keys and values are there, or will be when the batch has run */
+    size_t put;      /* leading pages that are full of known ids */
+    uint64_t chain;  /* serial of the last of those */
     size_t cached;
-    int32_t row;             /* of this run's logits; -1 */
+    int32_t row; /* of this run's logits; -1 */
     int32_t chosen;
     double logprob;
     apus_status status;
@@ -41,16 +41,16 @@ struct apus_generator {
     apus_runner runner;
     apus_pages pages;
     sequence *waiting, **last; /* first come, first served; who gave up its pages comes first. last: where the next is linked */
-    sequence **running;      /* [n_running], by admission */
-    sequence **rows;         /* [most rows]: whose logits each row is */
+    sequence **running;        /* [n_running], by admission */
+    sequence **rows;           /* [most rows]: whose logits each row is */
     size_t n_waiting, n_running;
     uint64_t tickets;
-    int stalled;             /* somebody at work lacks a page */
-    float *sampled;          /* [parallel, vocab]: rows that may not be changed, or are no floats */
-    void *downloaded;        /* [parallel, vocab] of the device's reals; NULL where its memory is the host's */
-    int cannot_grow;         /* the device has no more memory */
-    apus_error full;         /* why there was no page */
-    apus_status failed;      /* a run failed: what the cache holds is unknown */
+    int stalled;        /* somebody at work lacks a page */
+    float *sampled;     /* [parallel, vocab]: rows that may not be changed, or are no floats */
+    void *downloaded;   /* [parallel, vocab] of the device's reals; NULL where its memory is the host's */
+    int cannot_grow;    /* the device has no more memory */
+    apus_error full;    /* why there was no page */
+    apus_status failed; /* a run failed: what the cache holds is unknown */
     apus_generator_counts counts;
 };
 
@@ -78,8 +78,8 @@ apus_generator *apus_generator_new(apus_model *m, const apus_generator_options *
     if (!apus_device_host_memory(m->device))
         g->downloaded = malloc(rows * vocab * real);
     apus_status st = apus_runner_open(&g->runner, m, o->batch_tokens, o->parallel, err);
-    if (st == APUS_OK && (g->running == NULL || g->rows == NULL || g->sampled == NULL ||
-                          (g->downloaded == NULL && !apus_device_host_memory(m->device))))
+    if (st == APUS_OK &&
+        (g->running == NULL || g->rows == NULL || g->sampled == NULL || (g->downloaded == NULL && !apus_device_host_memory(m->device))))
         st = apus_fail(err, APUS_E_MEMORY, "out of memory");
     if (st == APUS_OK)
         return g;
@@ -154,7 +154,8 @@ static size_t limit(const apus_generator *g, const sequence *also)
 static int grow(apus_generator *g, size_t pages)
 {
     g->full.message[0] = g->full.hint[0] = '\0';
-    apus_status st = pages <= INT32_MAX / APUS_PAGE ? APUS_OK : apus_fail(&g->full, APUS_E_MEMORY, "a cache of %zu positions is too large", pages * APUS_PAGE);
+    apus_status st =
+        pages <= INT32_MAX / APUS_PAGE ? APUS_OK : apus_fail(&g->full, APUS_E_MEMORY, "a cache of %zu positions is too large", pages * APUS_PAGE);
     if (st == APUS_OK)
         st = apus_runner_grow(&g->runner, (int64_t)pages, &g->full);
     if (st == APUS_OK)

@@ -20,10 +20,10 @@
 #include "model/model.h"
 
 typedef struct apus_generator_options {
-    int parse_special;       /* special-token strings inside message content become tokens */
-    int64_t parallel;        /* answers at work at once; 0: 1 */
-    int64_t cache_tokens;    /* positions the cache may hold; 0: what the requests at work may need */
-    int64_t batch_tokens;    /* tokens of one run; 0: 256; never fewer than parallel */
+    int parse_special;    /* special-token strings inside message content become tokens */
+    int64_t parallel;     /* answers at work at once; 0: 1 */
+    int64_t cache_tokens; /* positions the cache may hold; 0: what the requests at work may need */
+    int64_t batch_tokens; /* tokens of one run; 0: 256; never fewer than parallel */
 } apus_generator_options;
 
 /* Takes the model, also on failure. */
@@ -39,9 +39,9 @@ apus_status apus_generator_answer(apus_generator *g, const apus_generate_request
 /* What happened so far. */
 typedef struct apus_generator_counts {
     int64_t steps;
-    int64_t computed;        /* tokens run through the model */
-    int64_t cached;          /* prompt tokens that another request's pages already held */
-    int64_t preempted;       /* times an answer gave up its pages */
+    int64_t computed;          /* tokens run through the model */
+    int64_t cached;            /* prompt tokens that another request's pages already held */
+    int64_t preempted;         /* times an answer gave up its pages */
     int64_t pages, pages_held; /* now: in the cache; held by requests at work */
 } apus_generator_counts;
 apus_generator_counts apus_generator_get_counts(const apus_generator *g);

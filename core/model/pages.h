@@ -12,26 +12,26 @@
 #include <apus/base.h>
 
 enum {
-    APUS_PAGE = 16, /* positions of a page */
+    APUS_PAGE = 16,    /* positions of a page */
     APUS_PAGE_ROOT = 1 /* what comes before the first page of a sequence */
 };
 
 typedef struct apus_page {
-    int32_t refs;            /* sequences that hold it */
-    int32_t written;         /* positions whose keys and values are there, or will be when the batch being composed has run */
-    uint64_t writer;         /* who writes the rest; 0: nobody */
-    uint64_t serial;         /* what it holds, as the page after it names it; 0: cannot be found */
-    uint64_t before, salt;   /* what it was put under: see apus_pages_find */
+    int32_t refs;          /* sequences that hold it */
+    int32_t written;       /* positions whose keys and values are there, or will be when the batch being composed has run */
+    uint64_t writer;       /* who writes the rest; 0: nobody */
+    uint64_t serial;       /* what it holds, as the page after it names it; 0: cannot be found */
+    uint64_t before, salt; /* what it was put under: see apus_pages_find */
     int32_t tokens[APUS_PAGE];
-    int32_t chain;           /* next of its hash bucket; -1 */
-    int32_t next, previous;  /* in the list of the free, or of the kept by age; -1 */
+    int32_t chain;          /* next of its hash bucket; -1 */
+    int32_t next, previous; /* in the list of the free, or of the kept by age; -1 */
 } apus_page;
 
 typedef struct apus_pages {
     apus_page *at;
     int32_t *buckets;
     int32_t n, n_buckets;
-    int32_t n_free, n_kept;  /* held by nobody: without and with findable content */
+    int32_t n_free, n_kept; /* held by nobody: without and with findable content */
     int32_t free, oldest, newest;
     uint64_t serial;
 } apus_pages;

@@ -12,7 +12,7 @@
 /* Text of ids that come one by one: only the tail that a new token can change is decoded again, behind a context of ids whose text is
  * known. The text always equals that of decoding all ids at once. */
 typedef struct apus_detokenizer {
-    char *bytes;             /* [n], NUL after them: the text of all ids so far */
+    char *bytes; /* [n], NUL after them: the text of all ids so far */
     size_t n, capacity;
     size_t sure;             /* leading bytes that no later token changes */
     size_t known;            /* leading ids whose text they are */
@@ -31,18 +31,18 @@ typedef struct apus_reply {
     int (*piece)(void *context, const char *text, size_t length);
     void (*done)(void *context, const apus_answer *answer);
     void *context;
-    apus_node *stops;        /* a list of strings */
+    apus_node *stops; /* a list of strings */
     size_t longest_stop;
     apus_sampler_ops ops;
     void *sampler;
-    size_t n_prompt, most;   /* ids in all, at most */
-    int32_t *ids;            /* [n], prompt first */
-    double *logprobs;        /* [n - n_prompt]; NULL unless wanted */
+    size_t n_prompt, most; /* ids in all, at most */
+    int32_t *ids;          /* [n], prompt first */
+    double *logprobs;      /* [n - n_prompt]; NULL unless wanted */
     size_t n, capacity;
     apus_detokenizer text;
-    size_t told;             /* bytes of the text given to `piece` */
-    const char *finish;      /* NULL while it goes on */
-    apus_status status;      /* not APUS_OK: it ended so, `error` says why */
+    size_t told;        /* bytes of the text given to `piece` */
+    const char *finish; /* NULL while it goes on */
+    apus_status status; /* not APUS_OK: it ended so, `error` says why */
     apus_error error;
 } apus_reply;
 

@@ -10,16 +10,16 @@
 typedef struct apus_runner {
     apus_model *model;
     int64_t most_tokens, most_rows; /* of one run */
-    int64_t pages;           /* of the cache */
-    int64_t columns;         /* of the page table: the longest row */
-    int uses_lengths;        /* keys depend on how long their sequence is: some rope scalings */
+    int64_t pages;                  /* of the cache */
+    int64_t columns;                /* of the page table: the longest row */
+    int uses_lengths;               /* keys depend on how long their sequence is: some rope scalings */
     apus_graph *graph;
-    apus_plan *plan;         /* NULL until the cache has pages */
-    void **cache;            /* [n_cache] device memory of the plan's cache variables, in their order */
+    apus_plan *plan; /* NULL until the cache has pages */
+    void **cache;    /* [n_cache] device memory of the plan's cache variables, in their order */
     size_t *cache_bytes, n_cache;
     int32_t *tokens, *positions, *lengths, *slots; /* [most_tokens]: the batch */
-    int32_t *scored;         /* [most_rows] */
-    int32_t *table;          /* [most_rows, columns] */
+    int32_t *scored;                               /* [most_rows] */
+    int32_t *table;                                /* [most_rows, columns] */
     int64_t n_tokens, n_rows, n_scored;
 } apus_runner;
 

@@ -26,8 +26,8 @@ apus_tensor apus_model_logits(apus_graph *g, const apus_forward *f, const char *
 }
 
 /* Logits of every position, once: whoever asks for the [n, vocab] matrix gets it. */
-static apus_status score_logits(apus_model *m, apus_graph *g, const apus_forward *f, const apus_feed *feeds, size_t n_feeds,
-                                const int64_t *extents, const int64_t *capacity, float *logits, apus_error *err)
+static apus_status score_logits(apus_model *m, apus_graph *g, const apus_forward *f, const apus_feed *feeds, size_t n_feeds, const int64_t *extents,
+                                const int64_t *capacity, float *logits, apus_error *err)
 {
     const apus_tensor out = apus_model_logits(g, f, "scored");
     apus_plan *p = apus_plan_new(g, m->device, &out, 1, capacity, APUS_RECOMPUTE_NONE, err);
@@ -82,8 +82,10 @@ apus_status apus_model_score(apus_model *m, const int32_t *ids, size_t n, double
         targets[i] = i + 1 < n ? ids[i + 1] : 0;
     }
     const int32_t segments[4] = {0, (int32_t)n, -1, 0};
-    const apus_feed feeds[] = {{"tokens", ids}, {"positions", positions}, {"lengths", lengths}, {"segments", segments}, {"scored", scored}, {"targets", targets}};
-    const int64_t extents[APUS_N_DIM_SYMBOLS] = {(int64_t)n, 1, (int64_t)n - 1, 0, 0}, capacity[APUS_N_DIM_SYMBOLS] = {(int64_t)n, 1, (int64_t)n, 1, 0};
+    const apus_feed feeds[] = {{"tokens", ids},        {"positions", positions}, {"lengths", lengths},
+                               {"segments", segments}, {"scored", scored},       {"targets", targets}};
+    const int64_t extents[APUS_N_DIM_SYMBOLS] = {(int64_t)n, 1, (int64_t)n - 1, 0, 0},
+                  capacity[APUS_N_DIM_SYMBOLS] = {(int64_t)n, 1, (int64_t)n, 1, 0};
     if (logprobs != NULL && n > 1) {
         const int64_t dim = APUS_DIM_SCORED;
         const apus_tensor pick[2] = {f.hidden, G->input(g, "scored", APUS_I32, 1, &dim)};

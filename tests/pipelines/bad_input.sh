@@ -72,6 +72,23 @@ c 2 '--ids takes numbers' score "$golden/models/llama" --ids 1,b
 c 1 'nowhere: no such file' generate nowhere --prompt a
 c 1 'no stage of a run' score run:nobody --ids 1,2
 
+# ------------------------------------------------------------ a file of prompts
+n=0
+p() {
+    n=$((n + 1))
+    printf '{"input_ids": [1], "max_tokens": 1}\n\n%s\n' "$2" > "prompts$n.jsonl"
+    c 1 "prompts$n.jsonl:3$1" generate "$golden/models/llama" --prompts "prompts$n.jsonl"
+}
+p ':1: a request has one of prompt, messages, input_ids' '{"prompt": "a", "input_ids": [1]}'
+p ':1: a request has one of prompt, messages, input_ids' '{"max_tokens": 2}'
+p ":2: unknown key 'promt' in a request: did you mean 'prompt'" '{"promt": "a"}'
+p ": not a JSON object: 1:15: expected ','" '{"prompt": "a"'
+p ":31: 'max_tokens' of a request: expected a whole number from 1 to 1000000000, found 0" '{"prompt": "a", "max_tokens": 0}'
+p ": a row must be an object" '[1]'
+p ':1: messages must be a list' '{"messages": "hi"}'
+p ":16: 'input_ids[0]' of a request: expected a whole number" '{"input_ids": ["a"]}'
+c 3 'nothere.jsonl: cannot open' generate "$golden/models/llama" --prompts nothere.jsonl
+
 # ------------------------------------------------------------ keys and values
 c 1 "unknown key 'loss_function' in stage train" check good.yaml stages.base.loss_function=dpo
 c 1 "use 'epochs'" check good.yaml stages.base.num_train_epochs=3

@@ -57,4 +57,20 @@ if [ -n "$cc" ]; then
         wrong "README.md's plugin does not compile"
     fi
 fi
+# Many prompts: each its line, in order; one that cannot be answered does not keep the others from it, and the exit code says so.
+golden=tests/golden/models/llama
+printf '%s\n' '{"input_ids": [1, 2, 3], "max_tokens": 4, "id": "one"}' '{"input_ids": [1, 2, 300]}' \
+    '{"input_ids": [1, 2, 3], "max_tokens": 4, "temperature": -3}' '{"input_ids": [3], "max_tokens": 2, "seed": 5, "temperature": 1}' > "$folder/prompts.jsonl"
+"$apus" generate $golden --prompts "$folder/prompts.jsonl" --parallel 3 --out "$folder/answers.jsonl" 2> "$folder/err" > "$folder/out"
+[ $? = 1 ] || wrong "prompts of which some are wrong: not exit code 1"
+[ -s "$folder/out" ] && wrong "generate --out writes on standard output"
+grep -q "prompts.jsonl:2:1: prompt token 2: id 300 is outside" "$folder/err" || wrong "a prompt's place: $(cat "$folder/err")"
+grep -q "prompts.jsonl:3:58: 'temperature' of sampler standard" "$folder/err" || wrong "a sampler's place: $(cat "$folder/err")"
+grep -qE '^4 requests, 6 tokens in [0-9.]+ s' "$folder/err" || wrong "what many prompts came to: $(cat "$folder/err")"
+got=$(sed -E 's/("id": [^,]*, "(text|error)").*/\1/' "$folder/answers.jsonl" | tr '\n' ' ')
+[ "$got" = '{"id": "one", "text" {"id": 1, "error" {"id": 2, "error" {"id": 3, "text" ' ] || wrong "answers of many prompts: $got"
+for n in 1 2 16; do
+    "$apus" generate $golden --prompts "$folder/prompts.jsonl" --parallel $n --json > "$folder/answers$n" 2> /dev/null
+    cmp -s "$folder/answers1" "$folder/answers$n" || wrong "--parallel $n changes answers"
+done
 exit $bad

@@ -36,14 +36,14 @@ static const apus_param line_params[] = {
 
 typedef struct prompts {
     const apus_answer_arguments *arguments;
-    const apus_node *lines;  /* as read: where they stand */
-    apus_node *requests;     /* validated */
-    apus_node *sampling;     /* of the command line */
-    apus_node *own;          /* of the line being asked */
+    const apus_node *lines; /* as read: where they stand */
+    apus_node *requests;    /* validated */
+    apus_node *sampling;    /* of the command line */
+    apus_node *own;         /* of the line being asked */
     int32_t *ids;
     FILE *out;
     int64_t tokens;
-    int code;                /* of the first that could not be answered */
+    int code; /* of the first that could not be answered */
 } prompts;
 
 static int given(const apus_node *n)
@@ -51,20 +51,35 @@ static int given(const apus_node *n)
     return apus_nodes()->kind(n) != APUS_NODE_NULL;
 }
 
+/* The message with its place in the file. A line is read by itself: inside it places begin with ":1:". */
+static void place(const apus_node *line, apus_error *err)
+{
+    char where[1100], message[sizeof err->message];
+    apus_nodes()->where(line, where, sizeof where);
+    memcpy(message, err->message, sizeof message);
+    const char *end = strrchr(where, ':');
+    if (strncmp(message, ":1:", 3) == 0 && end != NULL)
+        (void)snprintf(err->message, sizeof err->message, "%.*s%.1000s", (int)(end - where), where, message + 2);
+    else if (strstr(message, where) == NULL)
+        (void)snprintf(err->message, sizeof err->message, "%.500s: %.1000s", where, message);
+}
+
 static apus_status check_line(const apus_node *line, apus_node *requests, apus_error *err)
 {
     const apus_node_api *node = apus_nodes();
-    char where[1100];
     apus_node *r = apus_params_validate(line, line_params, sizeof line_params / sizeof line_params[0], "", "a request", err);
-    if (r == NULL)
+    if (r == NULL) {
+        place(line, err);
         return APUS_E_INVALID;
+    }
     const apus_node *messages = node->get(r, "messages");
     apus_status st = APUS_OK;
     if (given(node->get(r, "prompt")) + given(messages) + given(node->get(r, "input_ids")) != 1)
-        st = apus_fail(err, APUS_E_INVALID, "%s: a request has one of prompt, messages, input_ids", node->where(line, where, sizeof where));
+        st = apus_fail(err, APUS_E_INVALID, "a request has one of prompt, messages, input_ids");
     else if (given(messages) && node->kind(messages) != APUS_NODE_LIST)
-        st = apus_fail(err, APUS_E_INVALID, "%s: messages must be a list", node->where(line, where, sizeof where));
+        st = apus_fail(err, APUS_E_INVALID, "messages must be a list");
     if (st != APUS_OK) {
+        place(line, err);
         node->release(r);
         return st;
     }
@@ -118,15 +133,10 @@ static apus_status ask(void *context, int64_t i, apus_generate_request *q, apus_
 static void say_failure(prompts *p, int64_t i, apus_status status, const apus_error *why, apus_node *line)
 {
     const apus_node_api *node = apus_nodes();
-    apus_error full = {0};
-    char where[1100];
-    node->where(node->at(p->lines, (size_t)i), where, sizeof where);
-    if (why != NULL && strstr(why->message, where) != NULL)
-        (void)apus_fail(&full, status, "%s", why->message);
-    else
-        (void)apus_fail(&full, status, "%s: %s", where, why != NULL ? why->message : "out of memory");
+    apus_error full = {.message = "out of memory", .hint = ""};
     if (why != NULL)
-        (void)apus_hint(&full, status, "%s", why->hint);
+        full = *why;
+    place(node->at(p->lines, (size_t)i), &full);
     const int code = apus_exit(status, &full);
     p->code = p->code != 0 ? p->code : code;
     (void)node->set(line, "error", node->make_string(full.message, (size_t)-1));
@@ -168,7 +178,8 @@ static apus_status answer_all(prompts *p, apus_generator *g, int64_t parallel, a
     const apus_status st = apus_answer_all(apus_host_table(), apus_session_table(), g, &all, err);
     const double seconds = now() - start;
     if (st == APUS_OK)
-        fprintf(stderr, "%lld requests, %lld tokens in %.1f s: %.1f tokens/s\n", (long long)n, (long long)p->tokens, seconds, (double)p->tokens / seconds);
+        fprintf(stderr, "%lld requests, %lld tokens in %.1f s: %.1f tokens/s\n", (long long)n, (long long)p->tokens, seconds,
+                (double)p->tokens / seconds);
     return st;
 }
 

@@ -70,8 +70,9 @@ static int do_score(int argc, char **argv)
     const char **rest = calloc((size_t)argc + 1, sizeof *rest), *text = NULL, *id_text = NULL, *logits_path = NULL;
     apus_model_arguments a = {0};
     int json = 0;
-    const apus_option options[] = {{"text", &text, NULL},       {"ids", &id_text, NULL},        {"adapter", &a.adapter, NULL}, {"base", &a.base, NULL},
-                                   {"logits", &logits_path, NULL}, {"backend", &a.backend, NULL}, {"threads", &a.threads, NULL}, {"json", NULL, &json}};
+    const apus_option options[] = {{"text", &text, NULL},         {"ids", &id_text, NULL},        {"adapter", &a.adapter, NULL},
+                                   {"base", &a.base, NULL},       {"logits", &logits_path, NULL}, {"backend", &a.backend, NULL},
+                                   {"threads", &a.threads, NULL}, {"json", NULL, &json}};
     const int n_rest = apus_options(&apus_verb_score, argc, argv, options, 8, rest);
     a.model = n_rest == 1 ? rest[0] : NULL;
     free(rest);
@@ -98,8 +99,9 @@ static int do_score(int argc, char **argv)
     }
     apus_status st = APUS_OK;
     if (text != NULL) {
-        st = apus_model_text(m) != NULL ? apus_text_encode(apus_model_text(m), text, strlen(text), APUS_ENCODE_SPECIAL_TEXT | APUS_ENCODE_ADD_SPECIAL, &tokens, &err)
-                                        : apus_fail(&err, APUS_E_INVALID, "%s: there is no tokenizer: give --ids", a.model);
+        st = apus_model_text(m) != NULL
+                 ? apus_text_encode(apus_model_text(m), text, strlen(text), APUS_ENCODE_SPECIAL_TEXT | APUS_ENCODE_ADD_SPECIAL, &tokens, &err)
+                 : apus_fail(&err, APUS_E_INVALID, "%s: there is no tokenizer: give --ids", a.model);
         n = tokens.n;
     }
     const int32_t *scored = text != NULL ? tokens.ids : ids;
@@ -124,6 +126,8 @@ static int do_score(int argc, char **argv)
     return apus_exit(st, &err);
 }
 
-const apus_verb apus_verb_score = {"score", "log-probabilities of a text", "score MODEL --text T | --ids 1,2,3 [--logits OUT.npy] …\n\n"
+const apus_verb apus_verb_score = {"score", "log-probabilities of a text",
+                                   "score MODEL --text T | --ids 1,2,3 [--logits OUT.npy] …\n\n"
                                    "JSON: ids, logprobs (of each next token), nll (mean), perplexity.\n\n" APUS_MODEL_OPTIONS
-                                   "  --logits OUT.npy   the float32 [tokens, vocabulary] logits, for NumPy\n", do_score};
+                                   "  --logits OUT.npy   the float32 [tokens, vocabulary] logits, for NumPy\n",
+                                   do_score};

@@ -91,8 +91,15 @@ static apus_node *sampling_of(int most, double temperature)
 static apus_status try_submit(apus_generator *g, wish *w, void (*done)(void *, const apus_answer *), apus_error *err)
 {
     apus_node *sampling = sampling_of(w->most, w->temperature);
-    const apus_generate_request q = {.size = sizeof q, .ids = w->prompt, .n_ids = w->n, .sampling = sampling, .seed = w->seed, .index = w->index,
-                                     .logprobs = 1, .done = done, .context = w};
+    const apus_generate_request q = {.size = sizeof q,
+                                     .ids = w->prompt,
+                                     .n_ids = w->n,
+                                     .sampling = sampling,
+                                     .seed = w->seed,
+                                     .index = w->index,
+                                     .logprobs = 1,
+                                     .done = done,
+                                     .context = w};
     const apus_status st = apus_generator_submit(g, &q, &w->ticket, err);
     NODE->release(sampling);
     return st;
@@ -442,7 +449,8 @@ static void many_in_any_order(void **state)
     random_wishes(w, N, 60);
     alone(devices[1], "mistral", w, want, N);
     for (int round = 0; round < 6; round++) {
-        const apus_generator_options options = {.parallel = 1 + (int64_t)below(12), .batch_tokens = 1 + (int64_t)below(90),
+        const apus_generator_options options = {.parallel = 1 + (int64_t)below(12),
+                                                .batch_tokens = 1 + (int64_t)below(90),
                                                 .cache_tokens = round % 2 == 0 ? 0 : 96 + 16 * (int64_t)below(20)};
         apus_generator *g = open_golden(devices[1], "mistral", options);
         size_t order[N], asked = 0;
