@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include <apus/answer.h>
+#include <apus/logits.h>
 
 #include "model/internal.h"
 #include "model/pages.h"
@@ -459,54 +460,6 @@ static void preempt(apus_generator *g)
 
 /* ---------------------------------------------------------------- choosing */
 
-/* exp(x) for x in [-87, 0], within 2e-7; plain arithmetic, so that compilers make lanes of it. */
-static inline float exp_negative(float x)
-{
-    const float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f; /* 1.5 * 2^23: rounds to whole */
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.98756915e-4f;
-    p = p * r + 1.39819995e-3f;
-    p = p * r + 8.33345205e-3f;
-    p = p * r + 4.16657962e-2f;
-    p = p * r + 1.66666665e-1f;
-    p = p * r + 5.00000012e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t bits;
-    memcpy(&bits, &p, sizeof bits);
-    bits += (int32_t)n * (1 << 23);
-    memcpy(&p, &bits, sizeof p);
-    return p;
-}
-
-/* log sum exp x[n], summed in double in an order that n alone decides. */
-static double log_sum_exp(const float *x, int64_t n)
-{
-    enum { LANES = 16 };
-    float most[LANES];
-    double sums[LANES] = {0.0}, sum = 0.0;
-    for (int k = 0; k < LANES; k++)
-        most[k] = x[0];
-    const int64_t whole = n - n % LANES;
-    for (int64_t i = 0; i < whole; i += LANES)
-        for (int k = 0; k < LANES; k++)
-            most[k] = x[i + k] > most[k] ? x[i + k] : most[k];
-    float top = most[0];
-    for (int k = 1; k < LANES; k++)
-        top = most[k] > top ? most[k] : top;
-    for (int64_t i = whole; i < n; i++)
-        top = x[i] > top ? x[i] : top;
-    for (int64_t i = 0; i < whole; i += LANES)
-        for (int k = 0; k < LANES; k++) {
-            const float d = x[i + k] - top;
-            sums[k] += (double)exp_negative(d > -87.0f ? d : -87.0f);
-        }
-    for (int k = 0; k < LANES; k++)
-        sum += sums[k];
-    for (int64_t i = whole; i < n; i++)
-        sum += exp((double)x[i] - (double)top);
-    return (double)top + log(sum);
-}
-
 static double log_sum_exp_wide(const double *x, int64_t n)
 {
     double top = x[0], sum = 0.0;
@@ -537,8 +490,9 @@ static void choose_row(void *context, int64_t i)
         }
         memcpy(copy, row, (size_t)vocab * sizeof *row);
         s->status = apus_reply_choose(&s->reply, copy, &s->chosen, &s->reply.error);
+        const float top = apus_logits_largest(row, vocab);
         if (s->status == APUS_OK)
-            s->logprob = (double)row[s->chosen] - log_sum_exp(row, vocab);
+            s->logprob = (double)row[s->chosen] - (double)top - log(apus_logits_sum(row, vocab, top));
         return;
     }
     const double *row = (const double *)c->logits + i * vocab;
