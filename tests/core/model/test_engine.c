@@ -11,7 +11,7 @@
 #include "model/pages.h"
 #include "model/reply.h"
 
-static apus_device *devices[2]; /* ref, cpu */
+static apus_device *devices[2], *plain; /* ref, cpu; cpu with one thread, where threads only cost time */
 
 static int setup(void **state)
 {
@@ -19,6 +19,7 @@ static int setup(void **state)
     bench_start();
     devices[0] = bench_device("\"ref\"");
     devices[1] = bench_device("{\"type\": \"cpu\", \"threads\": 2}");
+    plain = bench_device("{\"type\": \"cpu\", \"threads\": 1}");
     return 0;
 }
 
@@ -27,6 +28,7 @@ static int teardown(void **state)
     (void)state;
     apus_device_close(devices[0]);
     apus_device_close(devices[1]);
+    apus_device_close(plain);
     return 0;
 }
 
@@ -242,8 +244,8 @@ static void prefixes_are_computed_once(void **state)
         w[i].temperature = 1.0;
         w[i].index = (uint32_t)i;
     }
-    alone(devices[1], "llama", w, want, N);
-    apus_generator *g = open_golden(devices[1], "llama", (apus_generator_options){.parallel = N, .batch_tokens = 20});
+    alone(plain, "llama", w, want, N);
+    apus_generator *g = open_golden(plain, "llama", (apus_generator_options){.parallel = N, .batch_tokens = 20});
     for (size_t i = 0; i < N; i++) /* asked at once: the first computes the pages while the others wait for them */
         submit(g, &w[i]);
     finish_all(g);
@@ -268,7 +270,7 @@ static void prefixes_are_computed_once(void **state)
     more.n = LENGTH + 25;
     more.done = 0;
     wish answer;
-    alone(devices[1], "llama", &more, &answer, 1);
+    alone(plain, "llama", &more, &answer, 1);
     submit(g, &more);
     finish_all(g);
     same("the next turn", &more, &answer, 1);
@@ -309,8 +311,8 @@ static void lengths_divide_prefixes(void **state)
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         wish want[2];
         forget(w, 2);
-        alone(devices[1], cases[i].model, w, want, 2);
-        apus_generator *g = open_golden(devices[1], cases[i].model, (apus_generator_options){0});
+        alone(plain, cases[i].model, w, want, 2);
+        apus_generator *g = open_golden(plain, cases[i].model, (apus_generator_options){0});
         submit(g, &w[0]);
         submit(g, &w[1]);
         finish_all(g);
@@ -334,8 +336,8 @@ static void pages_run_out(void **state)
         w[i].temperature = 1.0;
         w[i].seed = i;
     }
-    alone(devices[1], "llama", w, want, N);
-    apus_generator *g = open_golden(devices[1], "llama", (apus_generator_options){.parallel = N, .cache_tokens = 160});
+    alone(plain, "llama", w, want, N);
+    apus_generator *g = open_golden(plain, "llama", (apus_generator_options){.parallel = N, .cache_tokens = 160});
     for (size_t i = 0; i < N; i++)
         submit(g, &w[i]);
     finish_all(g);
@@ -351,7 +353,7 @@ static void pages_run_out(void **state)
     wish large = w[1];
     large.n = 50;
     forget(w, 1);
-    g = open_golden(devices[1], "llama", (apus_generator_options){.cache_tokens = 64});
+    g = open_golden(plain, "llama", (apus_generator_options){.cache_tokens = 64});
     submit(g, &w[0]);
     assert_int_equal(try_submit(g, &large, keep, &err), APUS_E_MEMORY);
     assert_string_equal(err.message, "a prompt of 50 tokens and an answer of up to 40 need more than the 64 positions of the cache");
@@ -382,9 +384,9 @@ static void cancellation(void **state)
     random_wishes(w, N, 30);
     for (size_t i = 0; i < N; i++)
         w[i].most = 6 + (int)i;
-    alone(devices[1], "qwen3", w, want, N);
+    alone(plain, "qwen3", w, want, N);
     apus_error err = {0};
-    current = open_golden(devices[1], "qwen3", (apus_generator_options){.parallel = 3});
+    current = open_golden(plain, "qwen3", (apus_generator_options){.parallel = 3});
     next_wish = &w[5];
     OK(try_submit(current, &w[0], ask_next, &err)); /* asks for another from its callback */
     for (size_t i = 1; i < 5; i++)
@@ -425,8 +427,8 @@ static void a_writer_leaves(void **state)
         w[i].index = (uint32_t)i;
         w[i].temperature = 1.0;
     }
-    alone(devices[1], "llama", w, want, N);
-    apus_generator *g = open_golden(devices[1], "llama", (apus_generator_options){.parallel = N, .batch_tokens = 10});
+    alone(plain, "llama", w, want, N);
+    apus_generator *g = open_golden(plain, "llama", (apus_generator_options){.parallel = N, .batch_tokens = 10});
     for (size_t i = 0; i < N; i++)
         submit(g, &w[i]);
     (void)step(g); /* 10 of the first page's 16 positions are there */
@@ -447,12 +449,12 @@ static void many_in_any_order(void **state)
     static wish w[N], want[N];
     static int cancelled[N];
     random_wishes(w, N, 60);
-    alone(devices[1], "mistral", w, want, N);
+    alone(plain, "mistral", w, want, N);
     for (int round = 0; round < 6; round++) {
         const apus_generator_options options = {.parallel = 1 + (int64_t)below(12),
                                                 .batch_tokens = 1 + (int64_t)below(90),
                                                 .cache_tokens = round % 2 == 0 ? 0 : 96 + 16 * (int64_t)below(20)};
-        apus_generator *g = open_golden(devices[1], "mistral", options);
+        apus_generator *g = open_golden(plain, "mistral", options);
         size_t order[N], asked = 0;
         forget(w, N);
         memset(cancelled, 0, sizeof cancelled);
@@ -495,8 +497,8 @@ static void errors_of_one(void **state)
     random_prompt(&w[0], 10);
     w[0].most = 5;
     w[1] = w[0];
-    alone(devices[1], "llama", w, want, 1);
-    apus_generator *g = open_golden(devices[1], "llama", (apus_generator_options){.parallel = 2});
+    alone(plain, "llama", w, want, 1);
+    apus_generator *g = open_golden(plain, "llama", (apus_generator_options){.parallel = 2});
     submit(g, &w[0]);
     static const struct {
         const char *sampling, *message;
@@ -535,8 +537,8 @@ static void one_request(void **state)
     memset(&w, 0, sizeof w);
     random_prompt(&w, 10);
     w.most = 5;
-    alone(devices[1], "llama", &w, &want, 1);
-    apus_generator *g = open_golden(devices[1], "llama", (apus_generator_options){0});
+    alone(plain, "llama", &w, &want, 1);
+    apus_generator *g = open_golden(plain, "llama", (apus_generator_options){0});
     apus_node *sampling = sampling_of(5, 0.0), *answer = NULL;
     apus_generate_request q = {.size = sizeof q, .ids = w.prompt, .n_ids = w.n, .sampling = sampling};
     submit(g, &w); /* in flight meanwhile */
@@ -684,7 +686,7 @@ static void stop_strings(void **state)
                  {"\xF0\x9F\x90\xA6!", "[\"!\"]", "\xF0\x9F\x90\xA6", 5},
                  {"x", "[\"x\"]", "", 1}};
     apus_node *bytes = bench_parse("{\"model\": {\"type\": \"Byte\"}}");
-    const apus_model_options options = {.device = devices[0], .tokenizer = bytes};
+    const apus_model_options options = {.device = plain, .tokenizer = bytes};
     apus_model *m = bench_model("{\"arch\": \"decoder\", \"config\": {\"model_type\": \"llama\", \"hidden_size\": 16, \"intermediate_size\": 16, "
                                 "\"num_hidden_layers\": 1, \"num_attention_heads\": 1, \"num_key_value_heads\": 1, \"max_position_embeddings\": 64}}",
                                 &options);
