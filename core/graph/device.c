@@ -65,9 +65,63 @@ int apus_device_host_memory(const apus_device *d)
     return d->ops.host_memory(d->backend);
 }
 
+/* ---------------------------------------------------------------- memory */
+
+/*
+ * Blocks of middling size are cut one after the other out of slabs: a device maps whole pages, of 2 MiB where it can, and
+ * each of a model's hundreds of weights would waste most of one. A slab goes when all its blocks have gone; no part of it
+ * is given out twice, so that every block comes zeroed.
+ */
+enum { CUT_LEAST = 64 * 1024, CUT_MOST = 16 * 1024 * 1024, SLAB = 64 * 1024 * 1024, CUT_ALIGN = 64 };
+
+struct apus_device_slab {
+    char *memory;
+    size_t used;
+    size_t blocks; /* that have not been freed */
+    apus_device_slab *next;
+};
+
+static int is_cut(size_t bytes)
+{
+    return bytes >= CUT_LEAST && bytes <= CUT_MOST;
+}
+
+static void *cut(apus_device *d, size_t bytes)
+{
+    apus_device_slab *s = d->slabs;
+    if (s == NULL || SLAB - s->used < bytes) {
+        s = calloc(1, sizeof *s);
+        if (s != NULL)
+            s->memory = d->ops.alloc(d->backend, SLAB);
+        if (s == NULL || s->memory == NULL) {
+            free(s);
+            return NULL;
+        }
+        s->next = d->slabs;
+        d->slabs = s;
+    }
+    void *p = s->memory + s->used;
+    s->used += (bytes + CUT_ALIGN - 1) / CUT_ALIGN * CUT_ALIGN;
+    s->blocks++;
+    return p;
+}
+
+static void free_cut(apus_device *d, const char *p)
+{
+    apus_device_slab **at = &d->slabs;
+    while (*at != NULL && !(p >= (*at)->memory && p < (*at)->memory + SLAB))
+        at = &(*at)->next;
+    apus_device_slab *s = *at;
+    if (s == NULL || --s->blocks > 0)
+        return;
+    *at = s->next;
+    d->ops.free(d->backend, s->memory, SLAB);
+    free(s);
+}
+
 void *apus_device_alloc(apus_device *d, size_t bytes, apus_error *err)
 {
-    void *p = d->ops.alloc(d->backend, bytes);
+    void *p = is_cut(bytes) ? cut(d, bytes) : d->ops.alloc(d->backend, bytes);
     if (p == NULL)
         (void)apus_fail(err, APUS_E_MEMORY, "%s: no room for %.1f MiB", d->name, (double)bytes / 1048576.0);
     return p;
@@ -75,7 +129,11 @@ void *apus_device_alloc(apus_device *d, size_t bytes, apus_error *err)
 
 void apus_device_free(apus_device *d, void *p, size_t bytes)
 {
-    if (p != NULL)
+    if (p == NULL)
+        return;
+    if (is_cut(bytes))
+        free_cut(d, p);
+    else
         d->ops.free(d->backend, p, bytes);
 }
 

@@ -114,11 +114,14 @@ void *apus_grow(void *items, size_t *capacity, size_t n, size_t item);         /
 
 /* ---- devices (device.c) */
 
+typedef struct apus_device_slab apus_device_slab;
+
 struct apus_device {
     char name[64];
     apus_backend_ops ops;
     void *backend;
     apus_dtype real;
+    apus_device_slab *slabs; /* the newest first */
 };
 
 /* A device around a backend that no plugin brought (tests). */

@@ -28,29 +28,31 @@ typedef struct apus_model_graph_context {
 
 struct apus_model {
     apus_device *device;
-    char *path;                       /* of the weights; NULL from scratch */
+    char *path; /* of the weights; NULL from scratch */
     apus_node *spec;
-    apus_format_file format;          /* from scratch: card only */
-    apus_format_file tokenizer_file;  /* from scratch, with `tokenizer:` */
+    apus_format_file format;         /* from scratch: card only */
+    apus_format_file tokenizer_file; /* from scratch, with `tokenizer:` */
     const apus_node *config;
     apus_node *own_config, *own_tokenizer, *own_extra;
     apus_arch_ops arch_ops;
     void *arch;
     apus_model_facts facts;
     apus_text *text;
-    apus_weight *weights;             /* the model's, then its tuner's parameters */
+    apus_weight *weights; /* the model's, then its tuner's parameters */
     size_t n_weights, cap_weights, last_found;
     apus_model_graph_context *graphs;
     apus_tuner_ops tuner_ops;
     void *tuner;
     apus_node *tuner_config;
-    float **tuner_values;             /* host copies of the tuner's parameters, made when a merge asks; by weight index */
+    float **tuner_values; /* host copies of the tuner's parameters, made when a merge asks; by weight index */
 };
 
 size_t apus_weight_elements(const apus_weight_spec *w);
 apus_status apus_model_add_weight(apus_model *m, const apus_weight_spec *spec, apus_weight **out);
 apus_status apus_model_own(apus_model *m, apus_weight *w, apus_error *err);
 apus_status apus_model_store(apus_model *m, void *device, size_t offset, const float *src, size_t n, apus_error *err);
+/* Decode a file's tensor into w's own memory, untransposed. */
+apus_status apus_model_load(apus_model *m, apus_weight *w, const apus_tensor_info *t, apus_error *err);
 /* Once all weights are copies, the file's pages need not stay in memory beside them. */
 void apus_model_forget_file(apus_model *m);
 apus_status apus_model_init_weight(apus_model *m, apus_weight *w, uint64_t seed, apus_error *err);

@@ -145,44 +145,67 @@ apus_status apus_model_own(apus_model *m, apus_weight *w, apus_error *err)
     return APUS_OK;
 }
 
-/* Decode a file's tensor into w's own memory, untransposing where needed. */
-static apus_status load_real(apus_model *m, apus_weight *w, const apus_tensor_info *t, apus_error *err)
+/* Rows that are decoded one after the other by one thread. */
+typedef struct decoding {
+    const char *src;
+    float *dst;
+    apus_dtype type;
+    size_t row_bytes;
+    int64_t rows, columns, at_once;
+} decoding;
+
+static void decode_rows(void *context, int64_t i)
+{
+    const decoding *d = context;
+    const int64_t end = (i + 1) * d->at_once < d->rows ? (i + 1) * d->at_once : d->rows;
+    for (int64_t r = i * d->at_once; r < end; r++)
+        (void)apus_decode_row(d->type, d->src + (size_t)r * d->row_bytes, d->columns, d->dst + r * d->columns);
+}
+
+/* Through buffers, for a device that takes no float where it is; whole: [columns, rows], turned round. */
+static apus_status decode_aside(apus_model *m, apus_weight *w, decoding *d, float *whole, apus_error *err)
+{
+    const decoding all = *d;
+    float *buffer = malloc((size_t)all.at_once * (size_t)all.columns * sizeof(float));
+    apus_status st = buffer != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "out of memory while loading %s", w->spec.name);
+    for (int64_t r = 0; r < all.rows && st == APUS_OK; r += all.at_once) {
+        const int64_t n = all.rows - r < all.at_once ? all.rows - r : all.at_once;
+        d->src = all.src + (size_t)r * all.row_bytes;
+        d->dst = buffer;
+        d->rows = n;
+        decode_rows(d, 0);
+        for (int64_t i = 0; i < n && whole != NULL; i++)
+            for (int64_t c = 0; c < all.columns; c++)
+                whole[c * all.rows + r + i] = buffer[i * all.columns + c];
+        if (whole == NULL)
+            st = apus_model_store(m, w->device, (size_t)(r * all.columns), buffer, (size_t)(n * all.columns), err);
+    }
+    if (st == APUS_OK && whole != NULL)
+        st = apus_model_store(m, w->device, 0, whole, (size_t)(all.rows * all.columns), err);
+    free(buffer);
+    return st;
+}
+
+apus_status apus_model_load(apus_model *m, apus_weight *w, const apus_tensor_info *t, apus_error *err)
 {
     apus_status st = apus_model_own(m, w, err);
     if (st != APUS_OK)
         return st;
-    int64_t columns = t->dims[t->ndim - 1], rows = 1;
+    decoding d = {.src = t->data, .dst = w->device, .type = t->dtype, .rows = 1, .columns = t->dims[t->ndim - 1]};
     for (int32_t k = 0; k + 1 < t->ndim; k++)
-        rows *= t->dims[k];
-    size_t row_bytes = apus_dtype_row_bytes(t->dtype, columns);
-    int64_t at_once = columns > 0 ? 65536 / columns + 1 : 1;
-    float *buffer = malloc((size_t)at_once * (size_t)columns * sizeof(float));
-    float *whole = t->transposed ? malloc((size_t)rows * (size_t)columns * sizeof(float)) : NULL;
-    if (buffer == NULL || (t->transposed && whole == NULL)) {
-        free(buffer);
-        free(whole);
+        d.rows *= t->dims[k];
+    d.row_bytes = apus_dtype_row_bytes(t->dtype, d.columns);
+    d.at_once = d.columns > 0 ? 65536 / d.columns + 1 : 1;
+    if (d.row_bytes == 0)
+        return apus_fail(err, APUS_E_UNSUPPORTED, "%s: element type %s cannot be read", w->spec.name, apus_dtype_name(t->dtype));
+    if (apus_device_host_memory(m->device) && apus_device_real(m->device) == APUS_F32 && !t->transposed) {
+        apus_device_parallel(m->device, (d.rows + d.at_once - 1) / d.at_once, decode_rows, &d);
+        return APUS_OK;
+    }
+    float *whole = t->transposed ? malloc((size_t)d.rows * (size_t)d.columns * sizeof(float)) : NULL;
+    if (t->transposed && whole == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory while loading %s", w->spec.name);
-    }
-    for (int64_t r = 0; r < rows && st == APUS_OK; r += at_once) {
-        int64_t n = rows - r < at_once ? rows - r : at_once;
-        for (int64_t i = 0; i < n && st == APUS_OK; i++) {
-            st = apus_decode_row(t->dtype, (const char *)t->data + (size_t)(r + i) * row_bytes, columns, buffer + i * columns);
-            if (st != APUS_OK)
-                apus_fail(err, st, "%s: element type %s cannot be read", w->spec.name, apus_dtype_name(t->dtype));
-        }
-        if (st != APUS_OK)
-            break;
-        if (whole != NULL) {
-            for (int64_t i = 0; i < n; i++)
-                for (int64_t c = 0; c < columns; c++)
-                    whole[c * rows + r + i] = buffer[i * columns + c];
-        } else {
-            st = apus_model_store(m, w->device, (size_t)(r * columns), buffer, (size_t)(n * columns), err);
-        }
-    }
-    if (st == APUS_OK && whole != NULL)
-        st = apus_model_store(m, w->device, 0, whole, (size_t)(rows * columns), err);
-    free(buffer);
+    st = decode_aside(m, w, &d, whole, err);
     free(whole);
     return st;
 }
@@ -301,7 +324,7 @@ static apus_status load_weights(apus_model *m, const apus_model_options *o, apus
             w->dtype = t.dtype == apus_device_real(m->device) ? APUS_REAL : t.dtype;
             continue;
         }
-        st = load_real(m, w, &t, err);
+        st = apus_model_load(m, w, &t, err);
         if (st != APUS_OK)
             return st;
     }
@@ -316,9 +339,8 @@ static apus_status load_weights(apus_model *m, const apus_model_options *o, apus
         return APUS_OK;
     }
     apus_fail(err, APUS_E_INVALID, "%s: the weights do not fit the configuration: %zu missing%s%s%s, %zu of a wrong shape%s%s%s, %zu unused%s%s%s",
-              m->path, missing.count, missing.count ? " (" : "", missing.names, missing.count ? ")" : "", wrong.count,
-              wrong.count ? " (" : "", wrong.names, wrong.count ? ")" : "", unused.count, unused.count ? " (" : "", unused.names,
-              unused.count ? ")" : "");
+              m->path, missing.count, missing.count ? " (" : "", missing.names, missing.count ? ")" : "", wrong.count, wrong.count ? " (" : "",
+              wrong.names, wrong.count ? ")" : "", unused.count, unused.count ? " (" : "", unused.names, unused.count ? ")" : "");
     return apus_hint(err, APUS_E_INVALID, "the file may be damaged, or its configuration may describe another model");
 }
 
@@ -545,7 +567,8 @@ static apus_status open_from_file(apus_model *m, const apus_model_options *o, ap
         return APUS_OK;
     if (m->config == NULL || m->format.ops.count(m->format.file) == 0) {
         apus_fail(err, APUS_E_INVALID, "%s: there are no weights here with a configuration", m->path);
-        return apus_hint(err, APUS_E_INVALID, "a folder of tokenizer files serves `tokenize` and `render` only; a model needs config.json and weights");
+        return apus_hint(err, APUS_E_INVALID,
+                         "a folder of tokenizer files serves `tokenize` and `render` only; a model needs config.json and weights");
     }
     st = open_arch(m, NULL, err);
     if (st == APUS_OK)

@@ -39,23 +39,11 @@ static apus_status make_trainable(apus_model *m, size_t i, apus_error *err)
     w->trained = 1;
     if (w->owned)
         return APUS_OK;
-    const apus_weight stored = *w;
-    const int64_t columns = w->spec.dims[w->spec.ndim - 1], rows = (int64_t)apus_weight_elements(&w->spec) / columns;
-    const apus_dtype type = stored.dtype == APUS_REAL ? apus_device_real(m->device) : stored.dtype;
-    const size_t row_bytes = apus_dtype_row_bytes(type, columns);
-    apus_status st = apus_model_own(m, w, err);
-    if (st == APUS_OK && type == apus_device_real(m->device))
-        return apus_device_upload(m->device, w->device, stored.device, w->bytes, err);
-    float *row = malloc((size_t)columns * sizeof(float));
-    if (row == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "out of memory");
-    for (int64_t r = 0; r < rows && st == APUS_OK; r++) {
-        st = apus_decode_row(type, (const char *)stored.device + (size_t)r * row_bytes, columns, row);
-        if (st == APUS_OK)
-            st = apus_model_store(m, w->device, (size_t)(r * columns), row, (size_t)columns, err);
-    }
-    free(row);
-    return st;
+    apus_tensor_info stored = {.size = sizeof stored, .data = w->device, .bytes = w->bytes, .ndim = w->spec.ndim};
+    stored.dtype = w->dtype == APUS_REAL ? apus_device_real(m->device) : w->dtype;
+    for (int32_t k = 0; k < w->spec.ndim; k++)
+        stored.dims[k] = w->spec.dims[k];
+    return apus_model_load(m, w, &stored, err);
 }
 
 static apus_status bind_tuner(apus_model *m, apus_error *err)

@@ -700,6 +700,36 @@ static void check_memory(apus_device *d)
     }
 }
 
+/* Blocks cut out of one slab: each its own, zeroed, whatever was freed before. */
+static void check_neighbours(apus_device *d)
+{
+    enum { BLOCKS = 60, BYTES = 1500 * 1024 + 4 };
+    apus_error err;
+    unsigned char *block[BLOCKS], *host = malloc(BYTES);
+    assert_non_null(host);
+    for (int turn = 0; turn < 2; turn++) {
+        for (int i = 0; i < BLOCKS; i++) {
+            block[i] = apus_device_alloc(d, BYTES, &err);
+            assert_true(block[i] != NULL && (uintptr_t)block[i] % 64 == 0);
+            assert_int_equal(apus_device_download(d, host, block[i], BYTES, &err), APUS_OK);
+            for (size_t k = 0; k < BYTES; k++)
+                if (host[k] != 0)
+                    fail_msg("byte %zu of block %d is not zero", k, i);
+            memset(host, i + 1, BYTES);
+            assert_int_equal(apus_device_upload(d, block[i], host, BYTES, &err), APUS_OK);
+        }
+        for (int i = 0; i < BLOCKS; i++) {
+            assert_int_equal(apus_device_download(d, host, block[i], BYTES, &err), APUS_OK);
+            for (size_t k = 0; k < BYTES; k++)
+                if (host[k] != i + 1)
+                    fail_msg("byte %zu of block %d was overwritten", k, i);
+        }
+        for (int i = 0; i < BLOCKS; i++)
+            apus_device_free(d, block[i * 7 % BLOCKS], BYTES);
+    }
+    free(host);
+}
+
 /* A query's bits depend on its own row alone. */
 static void check_row_invariance(apus_device *d)
 {
@@ -786,6 +816,7 @@ static void every_kernel_agrees_with_the_reference(void **state)
         }
         check_row_invariance(d);
         check_memory(d);
+        check_neighbours(d);
         apus_device_close(d);
     }
     print_message("%zu kernels\n", checked);
@@ -804,6 +835,7 @@ static void the_reference_agrees_with_itself(void **state)
             check_kernel(ref, apus_kernel_at(i));
     check_row_invariance(ref);
     check_memory(ref);
+    check_neighbours(ref);
 }
 
 int main(void)
