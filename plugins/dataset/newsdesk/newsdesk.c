@@ -1,9 +1,9 @@
 /*
  * Dataset newsdesk: rows for a brief writer, made from a seed:
- *   task text         documents to pre-train on: a sheet of facts with its brief, or a copy drill (random words, said twice)
+ *   task text         documents to pre-train on: copy drills (random words, said twice), then sheets of facts with their briefs
  *   task brief        a sheet and its brief, as a conversation; a share of the briefs carries a flaw, as archives do
  *   task preference   a sheet, the right brief, and one with a flaw
- * The judge holds a brief against its facts: every number, name, period, direction, currency and unit in its own slot, no loaded word.
+ * Its judge holds a brief against the facts (judge.c).
  */
 #include "newsdesk.h"
 
@@ -21,6 +21,7 @@ typedef struct newsdesk {
     int task, unseen;
     int64_t rows;
     double flawed, drills;
+    pieces pieces;
 } newsdesk;
 
 static const apus_node_api *node; /* set at entry, the same for all */
@@ -38,6 +39,7 @@ static apus_status open_dataset(const apus_host *host, const apus_node *params, 
     d->unseen = node->as_bool(node->get(params, "unseen"), 0);
     d->flawed = node->as_float(node->get(params, "flawed"), 0.4);
     d->drills = node->as_float(node->get(params, "drills"), 0.5);
+    newsdesk_pieces(&d->pieces);
     *dataset = d;
     return APUS_OK;
 }
@@ -69,42 +71,25 @@ static int64_t below(uint64_t seed, int64_t i, uint32_t slot, uint64_t n)
     return (int64_t)apus_random_below(seed, apus_random_purpose("newsdesk.row"), slot, (uint64_t)i, n);
 }
 
-typedef struct word_list {
-    const char *words[512];
-    char text[8192];
-    size_t n, used;
-} word_list;
-
-static void collect(void *context, const char *word)
+/* "copy:" and 6 to 20 random pieces; on the next line the same pieces again. */
+static void drill(const pieces *p, uint64_t seed, int64_t i, char *text)
 {
-    word_list *l = context;
-    const size_t n = strlen(word) + 1;
-    if (l->n == 512 || l->used + n > sizeof l->text)
-        return;
-    memcpy(l->text + l->used, word, n);
-    l->words[l->n++] = l->text + l->used;
-    l->used += n;
-}
-
-/* "copy: a b 4 c\na b 4 c" */
-static void drill(uint64_t seed, int64_t i, char *text, size_t capacity)
-{
-    word_list *l = calloc(1, sizeof *l);
-    const int64_t n = 6 + below(seed, i, 3, 15);
-    char line[1024] = "";
-    size_t used = 0;
-    if (l != NULL)
-        newsdesk_words(collect, l);
-    for (int64_t k = 0; l != NULL && k < n && used + 64 < sizeof line; k++) {
-        const int digit = chance(seed, i, (uint32_t)(8 + 2 * k)) < 0.4;
-        const int64_t pick = below(seed, i, (uint32_t)(9 + 2 * k), digit ? 10 : l->n);
-        if (digit)
-            used += (size_t)snprintf(line + used, sizeof line - used, "%s%lld", k ? " " : "", (long long)pick);
-        else
-            used += (size_t)snprintf(line + used, sizeof line - used, "%s%s", k ? " " : "", l->words[pick]);
+    char line[MAX_TEXT / 2 - 8] = "";
+    size_t before = 0, used = 0;
+    int64_t left = 6 + below(seed, i, 3, 15);
+    for (uint32_t slot = 8; left > 0; slot++) {
+        const char *piece = p->text[below(seed, i, slot, (uint64_t)p->n)];
+        if (strchr(" .,:0123456789", piece[0]) == NULL)
+            continue; /* a word without its space would run into the piece before it */
+        const size_t n = strlen(piece);
+        memcpy(line + used, piece, n + 1);
+        if (newsdesk_begins_unseen(line + before + (line[before] == ' ')))
+            continue; /* by chance a name that is kept */
+        before = used;
+        used += n;
+        left--;
     }
-    snprintf(text, capacity, "copy: %s\n%s", line, line);
-    free(l);
+    snprintf(text, MAX_TEXT, "copy:%.*s\n%.*s", (int)used, line, (int)used, line);
 }
 
 static apus_node *facts_node(uint64_t seed, int64_t i, int unseen)
@@ -120,21 +105,23 @@ static apus_status make_row(void *dataset, int64_t i, uint64_t run_seed, apus_no
 {
     const newsdesk *d = dataset;
     const uint64_t seed = seed_of(d, run_seed);
-    char sheet[512], good[1024], bad[1024], text[2100];
+    char sheet[MAX_TEXT], good[MAX_TEXT], bad[MAX_TEXT], text[2 * MAX_TEXT];
     facts f;
     newsdesk_facts(seed, (uint64_t)i, d->unseen, &f);
-    newsdesk_sheet(&f, sheet, sizeof sheet);
-    const int pattern = (int)below(seed, i, 1, N_PATTERNS), flaw = 1 + (int)below(seed, i, 2, N_FLAWS - 1);
-    newsdesk_brief(&f, pattern, FLAW_NONE, seed, (uint64_t)i, good, sizeof good);
-    newsdesk_brief(&f, pattern, flaw, seed, (uint64_t)i, bad, sizeof bad);
+    const char *wording = newsdesk_wordings[below(seed, i, 1, N_WORDINGS)];
+    const int flaw = FLAW_NONE + 1 + (int)below(seed, i, 2, N_FLAWS - 1);
+    newsdesk_write(newsdesk_sheet, &f, NULL, sheet);
+    newsdesk_write(wording, &f, NULL, good);
+    newsdesk_spoil(&f, flaw, seed, (uint64_t)i);
+    newsdesk_write(wording, &f, flaw == FLAW_LOADED ? newsdesk_loaded_word(seed, (uint64_t)i) : NULL, bad);
     *row = node->make_map();
     if (*row == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
     (void)node->set(*row, "sheet", node->make_string(sheet, (size_t)-1));
     (void)node->set(*row, "facts", facts_node(seed, i, d->unseen));
     if (d->task == TASK_TEXT) {
-        if (chance(seed, i, 4) < d->drills)
-            drill(seed, i, text, sizeof text);
+        if ((double)i < d->drills * (double)d->rows)
+            drill(&d->pieces, seed, i, text);
         else
             snprintf(text, sizeof text, "%s\n%s", sheet, good);
         return node->set(*row, "text", node->make_string(text, (size_t)-1));
@@ -172,30 +159,15 @@ static apus_status example(void *dataset, const apus_node *row, apus_node **out,
     return node->set(*out, "rejected", answer(row, "rejected"));
 }
 
-/* A brief is faithful when it is, letter by letter, one of the wordings with every fact in its slot. */
 static apus_status judge(void *dataset, const apus_node *row, const char *text, apus_node **verdict, apus_error *err)
 {
     (void)dataset;
     const apus_node *n = node->get(row, "facts");
-    const uint64_t seed = (uint64_t)node->as_int(node->get(n, "seed"), 0), i = (uint64_t)node->as_int(node->get(n, "index"), 0);
-    char right[1024], name[160];
     facts f;
-    int faithful = 0;
-    newsdesk_facts(seed, i, node->as_bool(node->get(n, "unseen"), 0), &f);
-    for (int p = 0; p < N_PATTERNS && !faithful; p++) {
-        newsdesk_brief(&f, p, FLAW_NONE, seed, i, right, sizeof right);
-        faithful = strcmp(text, right) == 0;
-    }
-    /* "company: Alder Glass\n…": the name as it must stand in the brief */
-    const char *sheet = node->as_string(node->get(row, "sheet"), NULL);
-    const char *begin = sheet != NULL && strncmp(sheet, "company: ", 9) == 0 ? sheet + 9 : "";
-    snprintf(name, sizeof name, "%.*s", (int)strcspn(begin, "\n"), begin);
-    *verdict = node->make_map();
-    if (*verdict == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "out of memory");
-    (void)node->set(*verdict, "faithful", node->make_int(faithful));
-    (void)node->set(*verdict, "named", node->make_int(name[0] != '\0' && strstr(text, name) != NULL));
-    return node->set(*verdict, "loaded", node->make_int(newsdesk_has_loaded_word(text)));
+    newsdesk_facts((uint64_t)node->as_int(node->get(n, "seed"), 0), (uint64_t)node->as_int(node->get(n, "index"), 0),
+                   node->as_bool(node->get(n, "unseen"), 0), &f);
+    *verdict = newsdesk_judge(node, &f, text);
+    return *verdict != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "out of memory");
 }
 
 static apus_node *tokenizer(void *dataset)
@@ -210,27 +182,68 @@ static int claims(const apus_node *row)
     return 0; /* a generator: its rows come from no file */
 }
 
-static const apus_dataset_ops ops = {.size = sizeof ops, .claims = claims, .open = open_dataset, .close = close_dataset, .example = example, .count = count,
-                                     .row = make_row, .judge = judge, .tokenizer = tokenizer};
+static const apus_dataset_ops ops = {.size = sizeof ops,
+                                     .claims = claims,
+                                     .open = open_dataset,
+                                     .close = close_dataset,
+                                     .example = example,
+                                     .count = count,
+                                     .row = make_row,
+                                     .judge = judge,
+                                     .tokenizer = tokenizer};
 
 static const apus_param params[] = {
-    {.size = sizeof(apus_param), .name = "task", .type = APUS_PARAM_STRING, .fallback = "brief", .choices = tasks, .min = 1, .max = 0,
+    {.size = sizeof(apus_param),
+     .name = "task",
+     .type = APUS_PARAM_STRING,
+     .fallback = "brief",
+     .choices = tasks,
+     .min = 1,
+     .max = 0,
      .doc = "What the rows are for: text (pre-training), brief (fine-tuning, evaluation), preference."},
-    {.size = sizeof(apus_param), .name = "rows", .type = APUS_PARAM_INT, .fallback = "1000", .min = 1, .max = 1e9, .unit = "rows", .doc = "How many."},
-    {.size = sizeof(apus_param), .name = "unseen", .type = APUS_PARAM_BOOL, .fallback = "false", .min = 1, .max = 0,
+    {.size = sizeof(apus_param),
+     .name = "rows",
+     .type = APUS_PARAM_INT,
+     .fallback = "1000",
+     .min = 1,
+     .max = 1e9,
+     .unit = "rows",
+     .doc = "How many."},
+    {.size = sizeof(apus_param),
+     .name = "unseen",
+     .type = APUS_PARAM_BOOL,
+     .fallback = "false",
+     .min = 1,
+     .max = 0,
      .doc = "Companies whose names no other row has."},
-    {.size = sizeof(apus_param), .name = "flawed", .type = APUS_PARAM_FLOAT, .fallback = "0.4", .min = 0.0, .max = 1.0,
+    {.size = sizeof(apus_param),
+     .name = "flawed",
+     .type = APUS_PARAM_FLOAT,
+     .fallback = "0.4",
+     .min = 0.0,
+     .max = 1.0,
      .doc = "Share of task brief's briefs that carry a flaw."},
-    {.size = sizeof(apus_param), .name = "drills", .type = APUS_PARAM_FLOAT, .fallback = "0.5", .min = 0.0, .max = 1.0,
-     .doc = "Share of task text's documents that are copy drills: without them names are not learned."},
+    {.size = sizeof(apus_param),
+     .name = "drills",
+     .type = APUS_PARAM_FLOAT,
+     .fallback = "0.5",
+     .min = 0.0,
+     .max = 1.0,
+     .doc = "Share of task text's documents that are copy drills. They come first: with shuffle: false copying is learned before the texts' habits "
+            "hide it."},
 };
 
-static const apus_component components[] = {{.size = sizeof(apus_component), .kind = "dataset", .name = "newsdesk",
-                                             .doc = "Company facts and neutral briefs, made from a seed, with a judge.", .params = params,
-                                             .n_params = sizeof params / sizeof params[0], .ops = &ops}};
+static const apus_component components[] = {{.size = sizeof(apus_component),
+                                             .kind = "dataset",
+                                             .name = "newsdesk",
+                                             .doc = "Company facts and neutral briefs, made from a seed, with a judge.",
+                                             .params = params,
+                                             .n_params = sizeof params / sizeof params[0],
+                                             .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "newsdesk", .version = "1.0.0", .license = "Apache-2.0",
-                                   .doc = "A newsroom's briefs.", .components = components, .n_components = 1};
+static const apus_plugin plugin = {
+    APUS_PLUGIN_HEAD,         .name = "newsdesk", .version = "1.0.0", .license = "Apache-2.0", .doc = "A newsroom's briefs.",
+    .components = components, .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
 {
