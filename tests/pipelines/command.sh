@@ -30,10 +30,21 @@ done
 for file in configs/*.yaml; do
     missing=$(grep -oE '\.\./shared/[^}"# ]*[^}"# .,]' "$file" | sort -u | while read -r path; do [ -e "$path" ] || echo "$path"; done)
     if [ -n "$missing" ]; then
-        echo "skipped: $file needs" $missing
+        echo "skipped: $file:" $missing "is missing"
     else
         "$apus" check "$file" > "$folder/out" 2>&1 || wrong "$file: $(cat "$folder/out")"
     fi
+done
+
+# Every element type that --dtype promises, and what was written says it.
+for type in float32:F32 float16:F16 bfloat16:BF16; do
+    for format in safetensors gguf; do
+        out=$folder/${type%:*}.$format
+        "$apus" export tests/golden/models/llama-tied --format $format --dtype ${type%:*} --out "$out" > "$folder/out" 2>&1 ||
+            wrong "export --format $format --dtype ${type%:*}: $(cat "$folder/out")"
+        [ -d "$out" ] && out=$out/model.safetensors
+        "$apus" inspect "$out" | grep 'embd.weight\|embed_tokens.weight' | grep -qw "${type#*:}" || wrong "export --format $format --dtype ${type%:*} wrote another type"
+    done
 done
 
 # The README's pipeline, with files that are there.

@@ -803,7 +803,7 @@ static void every_kernel_agrees_with_the_reference(void **state)
         apus_device *d = apus_device_open(spec, &err);
         apus_nodes()->release(spec);
         if (d == NULL) {
-            print_message("backend %s is left out: %s\n", name, err.message);
+            print_message("skipped: every_kernel_agrees_with_the_reference: backend %s: %s\n", name, err.message);
             continue;
         }
         print_message("%s\n", apus_device_describe(d));
@@ -821,7 +821,7 @@ static void every_kernel_agrees_with_the_reference(void **state)
     }
     print_message("%zu kernels\n", checked);
     if (checked == 0) {
-        print_message("every_kernel_agrees_with_the_reference: no backend beside the reference is built\n");
+        print_message("skipped: every_kernel_agrees_with_the_reference: no backend beside the reference is built\n");
         skip();
     }
 }

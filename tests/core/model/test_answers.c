@@ -30,11 +30,11 @@ static int teardown(void **state)
     return 0;
 }
 
-static int missing(const char *path)
+static int missing(const char *test, const char *path)
 {
     if (apus_path_exists(path))
         return 0;
-    print_message("%s is missing: skipped\n", path);
+    print_message("skipped: %s: %s is missing\n", test, path);
     return 1;
 }
 
@@ -59,7 +59,7 @@ static const struct {
 static void story_scores(void **state)
 {
     (void)state;
-    if (missing(STORIES "stories260K.gguf"))
+    if (missing(__func__, STORIES "stories260K.gguf"))
         skip();
     for (size_t i = 0; i < 3; i++)
         for (size_t d = 0; d < 2; d++)
@@ -118,7 +118,7 @@ static const char *const story = ", there was a little girl named Lily. She love
 static void story_text(void **state)
 {
     (void)state;
-    if (missing(STORIES "stories260K.gguf"))
+    if (missing(__func__, STORIES "stories260K.gguf"))
         skip();
     for (size_t d = 0; d < 2; d++) {
         apus_error err = {0};
@@ -168,7 +168,7 @@ static void story_text(void **state)
 static void chat_answer(void **state)
 {
     (void)state;
-    if (missing(SMOLLM2))
+    if (missing(__func__, SMOLLM2))
         skip();
     for (int keep = 0; keep < 2; keep++) {
         apus_error err = {0};

@@ -177,7 +177,7 @@ static void test_models(void **state)
                 text = read = read_all(path, &length);
         }
         if (text == NULL) {
-            print_message("test_models: %s skipped: %s is not there\n", name, path);
+            print_message("skipped: test_models: %s: %s is missing\n", name, path);
             skipped++;
             api->release(config);
             continue;

@@ -306,11 +306,11 @@ static void llama_cpps_logits(void **state)
     char path[1024];
     apus_error err = {0};
     size_t length = 0;
-    shared_data(path, sizeof path, "models/stories260K/golden_logits_F32.bin");
+    shared_data(__func__, path, sizeof path, "models/stories260K/golden_logits_F32.bin");
     char *bytes = apus_file_read(path, 0, &length, &err);
     assert_non_null(bytes);
     const int32_t *head = (const int32_t *)(void *)bytes;
-    shared_data(path, sizeof path, "models/stories260K/stories260K.gguf");
+    shared_data(__func__, path, sizeof path, "models/stories260K/stories260K.gguf");
     void *file = open_file(&gguf, path);
     run r = prepare(&gguf, file, head[0], 1);
     assert_int_equal(head[1], r.vocab);

@@ -217,11 +217,11 @@ static inline void assert_refused(const apus_format_ops *ops, const char *path, 
 }
 
 /* Skips the test, by name, where the file is missing. */
-static inline const char *shared_data(char *buffer, size_t capacity, const char *name)
+static inline const char *shared_data(const char *test, char *buffer, size_t capacity, const char *name)
 {
     snprintf(buffer, capacity, "%s/%s", APUS_TEST_DATA, name);
     if (access(buffer, R_OK) != 0) {
-        print_message("skipped: %s is not there\n", name);
+        print_message("skipped: %s: %s is missing\n", test, buffer);
         skip();
     }
     return buffer;

@@ -195,7 +195,7 @@ static void carries_the_tokenizer(void **state)
     (void)state;
     char data[1024], path[1024];
     apus_error err = {0};
-    shared_data(data, sizeof data, "models/stories260K/stories260K.gguf");
+    shared_data(__func__, data, sizeof data, "models/stories260K/stories260K.gguf");
     void *file = open_file(&ops, data);
     source s = source_open(&ops, file);
     apus_node *templates = NODE->make_map();
@@ -222,7 +222,7 @@ static void opens_a_real_model_quickly(void **state)
 {
     (void)state;
     char path[1024];
-    shared_data(path, sizeof path, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf");
+    shared_data(__func__, path, sizeof path, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf");
     const double begin = seconds();
     void *file = open_file(&ops, path);
     const apus_model_card card = card_of(&ops, file);
@@ -249,7 +249,7 @@ static void gives_rows_in_hugging_faces_order(void **state)
     (void)state;
     char path[1024];
     apus_error err = {0};
-    shared_data(path, sizeof path, "models/stories260K/stories260K.gguf");
+    shared_data(__func__, path, sizeof path, "models/stories260K/stories260K.gguf");
     void *file = open_file(&ops, path);
     const apus_weight_spec w = {.size = sizeof w, .name = "k", .role = "attn_k.weight", .layer = 2, .ndim = 2, .dims = {32, 64}};
     apus_tensor_info t = {.size = sizeof t}, raw = {.size = sizeof raw};

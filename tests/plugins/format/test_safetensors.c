@@ -236,7 +236,7 @@ static void reads_gpt2s_own_files(void **state)
 {
     (void)state;
     char path[1024];
-    shared_data(path, sizeof path, "tokenizers/gpt2");
+    shared_data(__func__, path, sizeof path, "tokenizers/gpt2");
     void *file = open_file(&ops, path);
     const apus_model_card card = card_of(&ops, file);
     const apus_node *model = NODE->get(card.tokenizer, "model");
@@ -254,7 +254,7 @@ static void reads_a_tokenizer_alone(void **state)
 {
     (void)state;
     char path[1024];
-    shared_data(path, sizeof path, "tokenizers/qwen3/tokenizer.json");
+    shared_data(__func__, path, sizeof path, "tokenizers/qwen3/tokenizer.json");
     assert_true(ops.claims(path) > 0);
     void *file = open_file(&ops, path);
     assert_non_null(card_of(&ops, file).tokenizer);

@@ -76,7 +76,7 @@ static void equal_llama_cpps_vectors(void **state)
     for (size_t i = 0; i < 2; i++) {
         char path[1024], name[128];
         snprintf(name, sizeof name, "tokenizers/vectors/ggml-vocab-%s.gguf", names[i]);
-        shared_data(path, sizeof path, name);
+        shared_data(__func__, path, sizeof path, name);
         void *file = open_file(&gguf, path);
         void *tokenizer = open_tokenizer(card_of(&gguf, file).tokenizer);
         check_vectors(tokenizer, names[i]);
@@ -89,7 +89,7 @@ static void equal_them_from_gpt2s_own_files(void **state)
 {
     (void)state;
     char path[1024];
-    shared_data(path, sizeof path, "tokenizers/gpt2");
+    shared_data(__func__, path, sizeof path, "tokenizers/gpt2");
     void *file = open_file(&hf, path);
     void *tokenizer = open_tokenizer(card_of(&hf, file).tokenizer);
     check_vectors(tokenizer, "gpt-2");
@@ -104,7 +104,7 @@ static void special_tokens_follow_the_file(void **state)
     char path[1024];
     apus_error err = {0};
     apus_tokens tokens = {0};
-    shared_data(path, sizeof path, "models/stories260K/stories260K.gguf");
+    shared_data(__func__, path, sizeof path, "models/stories260K/stories260K.gguf");
     void *file = open_file(&gguf, path);
     void *tokenizer = open_tokenizer(card_of(&gguf, file).tokenizer);
     assert_int_equal(bpe.encode(tokenizer, "Once", 4, APUS_ENCODE_ADD_SPECIAL, &tokens, &err), APUS_OK);

@@ -201,14 +201,14 @@ static apus_node *gguf_source(const char *path, const apus_node *pipeline)
     return source;
 }
 
-static apus_node *real_source(const apus_node *golden)
+static apus_node *real_source(const char *test, const apus_node *golden)
 {
     const char *vocabulary = api->as_string(api->get(golden, "vocabulary"), NULL);
     const apus_node *pipeline = api->get(golden, "pipeline");
     char path[600];
     snprintf(path, sizeof path, "%s/%s", APUS_TEST_DATA, vocabulary);
     if (!apus_path_exists(path)) {
-        print_message("skipped: %s is missing\n", path);
+        print_message("skipped: %s: %s is missing\n", test, path);
         return NULL;
     }
     const char *dot = strrchr(vocabulary, '.');
@@ -221,7 +221,7 @@ static void real(void **state)
 {
     char path[300];
     snprintf(path, sizeof path, APUS_TEST_GOLDEN "/tokenizers/%s.json.gz", (const char *)*state);
-    apus_node *golden = read_node(path), *source = real_source(golden);
+    apus_node *golden = read_node(path), *source = real_source(*state, golden);
     if (source == NULL) {
         api->release(golden);
         skip();
@@ -244,7 +244,7 @@ static void vectors(void **state)
         char path[300];
         apus_error err = {0};
         snprintf(path, sizeof path, APUS_TEST_GOLDEN "/tokenizers/%s.json.gz", names[k][0]);
-        apus_node *golden = read_node(path), *source = real_source(golden);
+        apus_node *golden = read_node(path), *source = real_source(__func__, golden);
         if (source == NULL) {
             api->release(golden);
             continue;
