@@ -167,6 +167,7 @@ c 1 'expected a number from 1' run good.yaml stages.base.model.config.num_attent
 c 1 "no arch named 'mamba'" run good.yaml stages.base.model.arch=mamba
 c 1 "'mamba' is no decoder" run good.yaml stages.base.model.config.model_type=mamba
 c 1 "'w_q' matches no linear layer" run good.yaml 'stages.base.tuner={type: lora, target_modules: [w_q]}'
+c 5 'is the vocabulary head' run good.yaml 'stages.base.tuner={type: lora, target_modules: [lm_head]}'
 c 4 'over the limit' run good.yaml memory=1KiB
 c 7 'the gradient norm' run good.yaml stages.base.max_steps=5 stages.base.optimizer.learning_rate=10 'stages.base.optimizer.eps=0' stages.base.max_grad_norm=0 stages.base.model.config.initializer_range=1000
 mkdir full && f full/file <<< x; c 1 'was not written by apus' run good.yaml stages.out.path=full

@@ -79,20 +79,31 @@ static int matches(const char *module, const char *wanted)
     return n >= k && strcmp(module + n - k, wanted) == 0 && (n == k || module[n - k - 1] == '.');
 }
 
+/* The vocabulary head is no linear op: its logits are streamed, never a tensor that an adapter could add to. */
+static int adaptable(const apus_weight_spec *w)
+{
+    return w->what == APUS_WEIGHT_MATRIX && (w->flags & APUS_WEIGHT_HEAD) == 0;
+}
+
 static apus_status no_match(const lora *l, const char *wanted, const apus_weight_spec *weights, size_t n, apus_error *err)
 {
-    char seen[384] = "", module[256];
+    char seen[384] = "", module[256], where[256] = "";
     size_t used = 0;
+    N(l)->where(l->modules, where, sizeof where);
+    for (size_t i = 0; i < n; i++)
+        if ((weights[i].flags & APUS_WEIGHT_HEAD) != 0 && module_of(weights[i].name, module, sizeof module) && matches(module, wanted)) {
+            apus_fail(err, APUS_E_UNSUPPORTED, "%s%stuner lora: target module '%s' is the vocabulary head, which cannot be adapted", where,
+                      where[0] ? ": " : "", wanted);
+            return apus_hint(err, APUS_E_UNSUPPORTED, "leave it out of target_modules; tuner full trains it");
+        }
     for (size_t i = 0; i < n; i++) { /* leaf names of the first layer say what there is */
-        if (weights[i].what != APUS_WEIGHT_MATRIX || weights[i].layer > 0 || !module_of(weights[i].name, module, sizeof module))
+        if (!adaptable(&weights[i]) || weights[i].layer > 0 || !module_of(weights[i].name, module, sizeof module))
             continue;
         const char *leaf = strrchr(module, '.');
         leaf = leaf != NULL ? leaf + 1 : module;
         if (used + strlen(leaf) + 3 < sizeof seen)
             used += (size_t)snprintf(seen + used, sizeof seen - used, "%s%s", used ? ", " : "", leaf);
     }
-    char where[256] = "";
-    N(l)->where(l->modules, where, sizeof where);
     apus_fail(err, APUS_E_INVALID, "%s%stuner lora: target module '%s' matches no linear layer of the model", where, where[0] ? ": " : "",
               wanted);
     return apus_hint(err, APUS_E_INVALID, "this model has: %s", seen);
@@ -124,15 +135,13 @@ static apus_status bind_weights(void *tuner, const apus_weight_spec *weights, si
         const char *wanted = N(l)->as_string(N(l)->at(l->modules, k), NULL);
         int found = 0;
         for (size_t i = 0; i < n && !found; i++)
-            found = weights[i].what == APUS_WEIGHT_MATRIX && (weights[i].flags & APUS_WEIGHT_HEAD) == 0 &&
-                    module_of(weights[i].name, module, sizeof module) && matches(module, wanted);
+            found = adaptable(&weights[i]) && module_of(weights[i].name, module, sizeof module) && matches(module, wanted);
         if (!found)
             return no_match(l, wanted, weights, n, err);
     }
     apus_status st = APUS_OK;
     for (size_t i = 0; i < n && st == APUS_OK; i++) {
-        if (weights[i].what != APUS_WEIGHT_MATRIX || (weights[i].flags & APUS_WEIGHT_HEAD) != 0 ||
-            !module_of(weights[i].name, module, sizeof module))
+        if (!adaptable(&weights[i]) || !module_of(weights[i].name, module, sizeof module))
             continue;
         int wanted = l->all_linear;
         for (size_t k = 0; k < n_wanted && !wanted; k++)
