@@ -3,7 +3,7 @@
  * GB/s. Not built by default:
  *
  *   cc -O2 -D_GNU_SOURCE -Iabi -Icore tools/bench/kernels.c BUILD/libapus_core.a -o kernels -lyaml -ljansson -larchive \
- *      -lcrypto -lltdl -ldl -lm && ./kernels BUILD/plugins/apus_backend_cpu.so [threads] [part of a name]
+ *      -lcrypto -lltdl -ldl -lm && ./kernels BUILD/plugins/apus_backend_cpu.so [threads] [part of a name, or all] [dtype]
  */
 #include "module/module.h"
 
@@ -102,28 +102,39 @@ static void bench_linear(const char *name, int64_t m, int64_t n, int64_t k, apus
     bench(label, "linear_dw", dw, 2, &in[1], 1, NULL, 2.0 * (double)m * (double)n * (double)k, "GFLOP/s");
 }
 
+static const apus_kernel *kernel_of(const char *op)
+{
+    for (uint32_t k = 0; k < kernels->n_kernels; k++)
+        if (kernels->kernels[k].then == NULL && strcmp(kernels->kernels[k].op, op) == 0)
+            return &kernels->kernels[k];
+    return NULL;
+}
+
 /* As in a model: each call meets a weight that no cache holds. */
 static void bench_cold(int64_t m, int64_t n, int64_t k)
 {
     enum { WEIGHTS = 16 };
+    static const char *const ops[] = {"apus.linear/1", "apus.linear_dx/1", "apus.linear_dw/1"};
     if (only != NULL && strstr("cold", only) == NULL)
         return;
     apus_view x = real(m, k), y = real(m, n), w[WEIGHTS];
     for (int i = 0; i < WEIGHTS; i++)
         w[i] = real(n, k);
-    static const char *const ops[] = {"apus.linear/1", "apus.linear_dx/1"};
-    for (int op = 0; op < 2; op++) {
+    for (int op = 0; op < 3; op++) {
+        const apus_kernel *kernel = kernel_of(ops[op]);
         double best = 1e9;
+        void *scratch = NULL;
         for (int run = 0; run < 5; run++) {
-            const double t = now();
             for (int i = 0; i < WEIGHTS; i++) {
-                const apus_view in[2] = {op == 0 ? x : y, w[i]}, out = op == 0 ? y : x;
-                const apus_kernel_call c = {.in = in, .out = &out, .backend = cpu, .n_in = 2, .n_out = 1};
-                for (uint32_t j = 0; j < kernels->n_kernels; j++)
-                    if (strcmp(kernels->kernels[j].op, ops[op]) == 0 && kernels->kernels[j].then == NULL)
-                        (void)kernels->kernels[j].run(&c, NULL);
+                const double t = now();
+                const apus_view in[2] = {op == 0 ? x : y, op == 2 ? x : w[i]}, out = op == 0 ? y : op == 1 ? x : w[i];
+                apus_kernel_call c = {.in = in, .out = &out, .backend = cpu, .n_in = 2, .n_out = 1};
+                if (scratch == NULL)
+                    scratch = backend->alloc(cpu, kernel->scratch(&c) + 64);
+                c.scratch = scratch;
+                (void)kernel->run(&c, NULL);
+                best = fmin(best, now() - t);
             }
-            best = fmin(best, (now() - t) / WEIGHTS);
         }
         printf("cold %-16s %lldx%lldx%lld %9.3f ms %8.1f GFLOP/s\n", ops[op], (long long)m, (long long)n, (long long)k, best * 1e3,
                2.0 * (double)m * (double)n * (double)k / best * 1e-9);
@@ -137,12 +148,13 @@ int main(int argc, char **argv)
         fprintf(stderr, "kernels: %s\n", argc < 2 ? "give the plugin's file" : err.message);
         return 2;
     }
-    only = argc > 3 ? argv[3] : NULL;
+    only = argc > 3 && strcmp(argv[3], "all") != 0 ? argv[3] : NULL;
     backend = apus_component_find("backend", "cpu", &err)->ops;
     kernels = apus_component_find("kernels", "cpu", &err)->ops;
     const apus_node_api *node = apus_host_table()->node;
     apus_node *params = node->make_map();
     (void)node->set(params, "threads", node->make_int(argc > 2 ? atoi(argv[2]) : 0));
+    (void)node->set(params, "dtype", node->make_string(argc > 4 ? argv[4] : "float32", (size_t)-1));
     if (backend->open(apus_host_table(), params, &cpu, &err) != APUS_OK) {
         fprintf(stderr, "kernels: %s\n", err.message);
         return 1;
@@ -156,6 +168,7 @@ int main(int argc, char **argv)
     bench_cold(T, FFN, H);
     bench_cold(T, H, FFN);
     bench_cold(T, H, H);
+    bench_cold(T, KV, H);
     bench_linear("lora_a", T, 8, H, APUS_F32);
     bench_linear("lora_b", T, FFN, 8, APUS_F32);
     bench_linear("q8_0", T, FFN, H, APUS_Q8_0);

@@ -2,7 +2,7 @@
  * Backend "cpu": memory, threads and the choice of instruction set; and its kernels, in float32: OpenBLAS (OpenMP build) for
  * the gradients of products, own kernels for everything else.
  *
- * $APUS_CPU_ISA (portable, avx2) asks for less than the machine has, for tests.
+ * $APUS_CPU_ISA (portable, avx2, avx512) asks for less than the machine has, for tests.
  */
 #include "cpu.h"
 
@@ -37,24 +37,41 @@ static int usable_cores(void)
     return n > 0 ? n : 1;
 }
 
+/* What this machine has, best last. */
+static int usable_isas(const apus_cpu_isa *isas[3])
+{
+    int n = 0;
+    isas[n++] = &apus_cpu_portable;
+#if defined(__x86_64__)
+    unsigned a, b, c, d; /* leaf 1, ecx bit 29: F16C; leaf 7.1, eax bit 5: AVX512_BF16: clang's builtin does not know them */
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 29) != 0) {
+        isas[n++] = &apus_cpu_avx2;
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+            __builtin_cpu_supports("avx512vl") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 5) != 0) {
+            isas[n++] = &apus_cpu_avx512;
+        }
+    }
+#endif
+    return n;
+}
+
 static const apus_cpu_isa *choose_isa(apus_error *err)
 {
     const char *asked = getenv("APUS_CPU_ISA");
-    const apus_cpu_isa *best = &apus_cpu_portable;
-#if defined(__x86_64__)
-    unsigned a, b, c, d; /* leaf 1, ecx bit 29: F16C, which clang's builtin does not know */
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 29) != 0) {
-        best = &apus_cpu_avx2;
+    const apus_cpu_isa *isas[3];
+    const int n = usable_isas(isas);
+    char names[64] = "";
+    if (asked == NULL || asked[0] == '\0') {
+        return isas[n - 1];
     }
-#endif
-    if (asked == NULL || asked[0] == '\0' || strcmp(asked, best->name) == 0) {
-        return best;
+    for (int i = 0; i < n; i++) {
+        const size_t used = strlen(names);
+        if (strcmp(asked, isas[i]->name) == 0) {
+            return isas[i];
+        }
+        (void)snprintf(names + used, sizeof names - used, "%s%s", i > 0 ? ", " : "", isas[i]->name);
     }
-    if (strcmp(asked, "portable") == 0) {
-        return &apus_cpu_portable;
-    }
-    (void)apus_fail(err, APUS_E_UNSUPPORTED, "cpu: APUS_CPU_ISA is '%s'; this machine and build can do: portable%s%s", asked,
-                    best == &apus_cpu_portable ? "" : ", ", best == &apus_cpu_portable ? "" : best->name);
+    (void)apus_fail(err, APUS_E_UNSUPPORTED, "cpu: APUS_CPU_ISA is '%s'; this machine and build can do: %s", asked, names);
     return NULL;
 }
 
@@ -71,6 +88,8 @@ static apus_status cpu_open(const apus_host *host, const apus_node *params, void
     const int64_t asked = host->node->as_int(host->node->get(params, "threads"), 0);
     cpu->host = host;
     cpu->isa = isa;
+    const char *dtype = host->node->as_string(host->node->get(params, "dtype"), NULL);
+    cpu->bfloat16 = dtype != NULL && strcmp(dtype, "bfloat16") == 0;
     cpu->threads = asked > 0 ? (int)asked : usable_cores();
     openblas_set_num_threads(cpu->threads);
     if (openblas_get_parallel() != OPENBLAS_OPENMP && cpu->threads > 1) {
@@ -78,8 +97,8 @@ static apus_status cpu_open(const apus_host *host, const apus_node *params, void
     }
     const char *config = openblas_get_config();
     const char *version = strncmp(config, "OpenBLAS ", 9) == 0 ? config + 9 : config;
-    (void)snprintf(cpu->description, sizeof cpu->description, "cpu: %d thread%s, %s, openblas %.*s %s", cpu->threads, cpu->threads == 1 ? "" : "s",
-                   isa->name, (int)strcspn(version, " "), version, openblas_get_corename());
+    (void)snprintf(cpu->description, sizeof cpu->description, "cpu: %d thread%s, %s%s, openblas %.*s %s", cpu->threads, cpu->threads == 1 ? "" : "s",
+                   isa->name, cpu->bfloat16 ? ", products in bfloat16" : "", (int)strcspn(version, " "), version, openblas_get_corename());
     *backend = cpu;
     return APUS_OK;
 }
@@ -241,6 +260,8 @@ static const apus_kernels_ops kernels_ops = {
     .n_kernels = sizeof kernels / sizeof kernels[0],
 };
 
+static const char *const dtypes[] = {"float32", "bfloat16", NULL};
+
 static const apus_param params[] = {
     {.size = sizeof(apus_param),
      .name = "threads",
@@ -251,6 +272,14 @@ static const apus_param params[] = {
      .unit = "threads",
      .doc = "Threads that compute. 0: as many as the cores this process may use.",
      .aliases = "num_threads n_threads nthreads"},
+    {.size = sizeof(apus_param),
+     .name = "dtype",
+     .type = APUS_PARAM_STRING,
+     .fallback = "float32",
+     .choices = dtypes,
+     .doc = "What products of matrices are computed in. bfloat16: both operands are rounded to it, sums are float32; weights, "
+            "optimizer state, norms, softmax and losses stay float32 either way.",
+     .aliases = "torch_dtype compute_dtype precision"},
 };
 
 static const apus_component components[] = {

@@ -2,8 +2,8 @@
  * The cpu backend's inside: the instance, and the table of kernels that one instruction set provides.
  *
  * Every kernel is written once, in the headers that isa.h includes, over vectors of eight floats (lanes.h). That text is
- * compiled once per instruction set: portable.c at the compiler's baseline, avx2.c with AVX2, FMA and F16C. An instance
- * picks its table when it is opened; the plugin's kernels go through it.
+ * compiled once per instruction set: portable.c at the compiler's baseline, avx2.c with AVX2, FMA and F16C, avx512.c with
+ * AVX-512 and its products of bfloat16. An instance picks its table when it is opened; the plugin's kernels go through it.
  */
 #ifndef APUS_CPU_H
 #define APUS_CPU_H
@@ -79,12 +79,14 @@ typedef struct apus_cpu_isa {
 
 extern const apus_cpu_isa apus_cpu_portable;
 extern const apus_cpu_isa apus_cpu_avx2;
+extern const apus_cpu_isa apus_cpu_avx512;
 
 /* One instance per run. Read-only after open. */
 typedef struct apus_cpu {
     const apus_host *host;
     const apus_cpu_isa *isa;
     int threads;
+    int bfloat16; /* products round their operands to it */
     char description[160];
 } apus_cpu;
 

@@ -1,6 +1,5 @@
 /*
- * Weights as they are stored, read 32 at a time: the values, bit for bit, that apus/blocks.h gives. Decoding whole rows, and
- * the product of a lone row with encoded rows, which never leaves the registers.
+ * Weights as they are stored, read 32 at a time: the values, bit for bit, that apus/blocks.h gives.
  */
 #ifndef APUS_CPU_ENCODINGS_H
 #define APUS_CPU_ENCODINGS_H
@@ -229,30 +228,6 @@ LANES_INLINE void decode_by(apus_dtype t, const uint8_t *row, float *y, int64_t 
     }
 }
 
-/* A lone row x [k] by n rows of W, n divisible by 8: y as dots would have it. */
-LANES_INLINE void stream_by(apus_dtype t, const float *x, const uint8_t *w, size_t bytes, int64_t n, int64_t k, float *y, const epilogue *e,
-                            int64_t j0)
-{
-    for (int64_t j = 0; j < n; j += DOT_MAX, w += DOT_MAX * bytes) {
-        vf acc[DOT_MAX];
-        for (int r = 0; r < DOT_MAX; r++) {
-            acc[r] = v_all(0.0f);
-        }
-        for (int64_t i = 0; i < k; i += 32) {
-            for (int r = 0; r < DOT_MAX; r++) {
-                const uint8_t *row = w + (size_t)r * bytes;
-                vf v[4];
-                __builtin_prefetch(row + DOT_MAX * bytes + span(t, i));
-                piece(t, row, i, v);
-                for (int l = 0; l < 4; l++) {
-                    acc[r] = v_fma(v_load(x + i + LANES * l), v[l], acc[r]);
-                }
-            }
-        }
-        dot_store(1, DOT_MAX, acc, y + j, 0, e, 0, j0 + j);
-    }
-}
-
 /* One case per encoding, so that each gets code of its own. */
 #define EACH_ENCODING(X)                                                                                                                             \
     X(APUS_F16)                                                                                                                                      \
@@ -285,24 +260,6 @@ static void decode(apus_dtype t, const uint8_t *row, float *y, int64_t n)
         }
     }
     (void)apus_row_to_f32(t, row, y, n);
-}
-
-/* y[n] of a lone row by n rows of an encoded W. 0: not for this encoding or size (nothing is done). */
-static int stream(apus_dtype t, const float *x, const uint8_t *w, size_t bytes, int64_t n, int64_t k, float *y, const epilogue *e, int64_t j0)
-{
-    if (k % 32 == 0 && n % DOT_MAX == 0) {
-        switch (t) {
-#define X(type)                                                                                                                                      \
-    case type:                                                                                                                                       \
-        stream_by(type, x, w, bytes, n, k, y, e, j0);                                                                                                \
-        return 1;
-            EACH_ENCODING(X)
-#undef X
-        default:
-            break;
-        }
-    }
-    return 0;
 }
 
 /* Rows [first, first + n) of w [.., k] as pointers: into w, or into panel [n, k] where they are decoded. */

@@ -1,0 +1,8 @@
+/* The kernels with AVX-512 (F, BW, DQ, VL) and AVX512-BF16; empty where the compiler does not target x86-64. */
+#if defined(__AVX512F__) && defined(__AVX512BF16__)
+#define APUS_CPU_TABLE apus_cpu_avx512
+#define APUS_CPU_NAME  "avx512"
+#include "isa.h"
+#else
+typedef int apus_cpu_no_avx512;
+#endif

@@ -1,0 +1,376 @@
+/*
+ * Products of matrices, y [m, n] = a [m, k] b [k, n]: panels (panels.h), a tile that keeps its sums in registers, threads.
+ *
+ * Every element is summed along k in order, a unit at a time, in one float, whatever tile it falls into: its bits depend on
+ * neither how many other rows there are nor where it stands nor how many threads work. k is never cut: a group of b (at
+ * k = 1536 in bfloat16 147 KB) streams from the second cache at 8 bytes a cycle, a third of what that gives.
+ *
+ * A tile is HIGH rows by a group of columns: 8 x 48 in 512-bit registers are 24 sums, 3 vectors of b and one element of a;
+ * 11 loads for 24 products. 6 x 16 in 256-bit ones: 12 sums, 8 loads.
+ */
+#ifndef APUS_CPU_GEMM_H
+#define APUS_CPU_GEMM_H
+
+#include "panels.h"
+
+enum {
+    BAND_LEAST = 128,
+    BLOCK_BYTES = 4 << 20 /* of a packed at once: it streams from the third cache, an eighth of what b takes from the second */
+};
+
+/* Sums of mr rows of a panel of a (of that height) by nr vectors of a panel of b. */
+LANES_INLINE void tile_sums(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, vn *acc)
+{
+    for (int i = 0; i < mr * nr; i++) {
+        acc[i] = n_all(0.0f);
+    }
+    for (int64_t u = 0; u < n; u++, a += mr, b += width) {
+        vn bv[6];
+        for (int j = 0; j < nr; j++) {
+            bv[j] = n_hold(n_load(b + j * WIDE));
+        }
+        for (int i = 0; i < mr; i++) {
+            const vn av = n_hold(n_all(a[i]));
+            for (int j = 0; j < nr; j++) {
+                acc[i * nr + j] = n_product(t, av, bv[j], acc[i * nr + j]);
+            }
+        }
+    }
+}
+
+/* rows and columns: how many of the tile's exist. e's pointers and y point at the tile's first element. */
+LANES_INLINE void tile_store(int mr, int nr, const vn *acc, float *y, int64_t ld, const epilogue *e, int64_t rows, int64_t columns)
+{
+    for (int i = 0; i < mr; i++) {
+        if (i >= rows) {
+            break;
+        }
+        for (int j = 0; j < nr; j++) {
+            const int64_t c = (int64_t)j * WIDE, left = columns - c;
+            vn s = acc[i * nr + j];
+            if (left <= 0) {
+                break;
+            }
+            if (e->bias != NULL) {
+                s += n_load_part(e->bias + c, left);
+            }
+            if (e->add != NULL) {
+                s += n_load_part(e->add + i * e->ld_add + c, left);
+            }
+            n_store_part(y + i * ld + c, s, left);
+        }
+    }
+}
+
+LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
+                       int64_t rows, int64_t columns)
+{
+    vn acc[24];
+    tile_sums(t, mr, nr, a, b, width, n, acc);
+    tile_store(mr, nr, acc, y, ld, e, rows, columns);
+}
+
+/* Memory that will be read next, fetched a little with each tile: the weights that follow lie in no cache. */
+typedef struct ahead {
+    const char *p;
+    int64_t rows, bytes, ld; /* of each row; ld in bytes */
+    int64_t at;
+} ahead;
+
+LANES_INLINE void fetch(ahead *f, int64_t lines)
+{
+    for (; lines > 0 && f->rows > 0; lines--) {
+        __builtin_prefetch(f->p + f->at, 0, 2);
+        f->at += 64;
+        if (f->at >= f->bytes) {
+            f->at = 0;
+            f->p += f->ld;
+            f->rows--;
+        }
+    }
+}
+
+/* All rows of a (panels of height mr) by one group of b, nr vectors at a time. */
+LANES_INLINE void tiles_by(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
+                           int64_t rows, int64_t columns, ahead *next)
+{
+    const int64_t lines = ((next->bytes + 63) / 64 * next->rows) / ((rows + mr - 1) / mr) + 1;
+    for (int64_t i = 0; i < rows; i += mr, a += mr * n) {
+        fetch(next, lines);
+        for (int64_t j = 0; j < width; j += (int64_t)nr * WIDE) {
+            const epilogue here = {e->bias != NULL ? e->bias + j : NULL, e->add != NULL ? e->add + i * e->ld_add + j : NULL, e->ld_add};
+            tile(t, mr, nr, a, b + j, width, n, y + i * ld + j, ld, &here, rows - i, columns - j);
+        }
+    }
+}
+
+/* Heights of panels of a: a few rows need not be filled up to a whole tile. */
+LANES_INLINE int panel_height(int64_t rows)
+{
+    return rows == 1 ? 1 : rows == 2 ? 2 : rows <= 4 && HIGH > 4 ? 4 : HIGH;
+}
+
+LANES_INLINE void tiles_high(kind t, int mr, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
+                             int64_t rows, int64_t columns, ahead *next)
+{
+#if defined(__AVX512BF16__)
+    if (width == GROUP) {
+        tiles_by(t, mr, 3, a, b, GROUP, n, y, ld, e, rows, columns, next);
+    } else if (width == 2 * STRIP) {
+        tiles_by(t, mr, 2, a, b, 2 * STRIP, n, y, ld, e, rows, columns, next);
+    } else {
+        tiles_by(t, mr, 1, a, b, STRIP, n, y, ld, e, rows, columns, next);
+    }
+#else
+    if (width == GROUP && mr <= 2 && HIGH > 2) {
+        tiles_by(t, mr, 6, a, b, GROUP, n, y, ld, e, rows, columns, next);
+    } else {
+        tiles_by(t, mr, 2, a, b, width, n, y, ld, e, rows, columns, next);
+    }
+#endif
+}
+
+LANES_INLINE void tiles_of(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e, int64_t rows,
+                           int64_t columns, ahead *next)
+{
+    switch (height) {
+    case 1:
+        tiles_high(t, 1, a, b, width, n, y, ld, e, rows, columns, next);
+        return;
+    case 2:
+        tiles_high(t, 2, a, b, width, n, y, ld, e, rows, columns, next);
+        return;
+#if defined(__AVX2__) || defined(__aarch64__)
+    case 4:
+        tiles_high(t, 4, a, b, width, n, y, ld, e, rows, columns, next);
+        return;
+    default:
+        tiles_high(t, HIGH, a, b, width, n, y, ld, e, rows, columns, next);
+        return;
+#else
+    default:
+        return;
+#endif
+    }
+}
+
+/* rows of packed a, in panels of this height, by one group of packed b of n units: y and e's pointers at the first element. */
+static void tiles(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e, int64_t rows,
+                  int64_t columns, ahead *next)
+{
+    if (t == BFLOAT16) {
+        tiles_of(SUMMED, height, a, b, width, n, y, ld, e, rows, columns, next);
+    } else {
+        tiles_of(PLAIN, height, a, b, width, n, y, ld, e, rows, columns, next);
+    }
+}
+
+/* ---------------------------------------------------------------- factors */
+
+/* A matrix seen as a factor: `along`: its rows run along the sum, else across it. */
+typedef struct factor {
+    const void *p;
+    int64_t ld;         /* elements of a row */
+    int along;
+    apus_dtype dtype;   /* other than APUS_F32: only of the right factor, along */
+} factor;
+
+LANES_INLINE void pack(kind t, int64_t width, const factor *f, int64_t first, int64_t count, int64_t k, float *panels)
+{
+    const float *p = (const float *)f->p;
+    if (f->along) {
+        pack_along(t, width, p + first * f->ld, f->ld, count, k, panels);
+    } else {
+        pack_across(t, width, p + first, f->ld, count, k, panels);
+    }
+}
+
+/* An encoded right factor: rows are decoded a piece at a time. */
+LANES_INLINE void pack_encoded(kind t, int64_t width, const factor *f, int64_t first, int64_t count, int64_t k, float *panel)
+{
+    enum { PIECE = 256 };
+    float rows[STRIP * PIECE];
+    const size_t bytes = apus_row_bytes(f->dtype, f->ld);
+    for (int64_t c = 0; c < width; c += STRIP) {
+        const int64_t n = apus_cpu_min(STRIP, count - c);
+        for (int64_t x = 0; x < k; x += PIECE) {
+            const int64_t left = apus_cpu_min(PIECE, k - x);
+            for (int64_t i = 0; i < n; i++) {
+                decode(f->dtype, (const uint8_t *)f->p + (size_t)(first + c + i) * bytes + apus_row_bytes(f->dtype, x), rows + i * PIECE, left);
+            }
+            pack_rows(t, width, rows, PIECE, n, STRIP, left, panel + units(t, x) * width + c);
+        }
+    }
+}
+
+/* Rows [first, first + count) of the left factor into panels of this height. */
+static void pack_left(kind t, const factor *f, int64_t first, int64_t count, int64_t height, int64_t k, float *panels)
+{
+    switch (height) {
+    case 1:
+        t == BFLOAT16 ? pack(BFLOAT16, 1, f, first, count, k, panels) : pack(PLAIN, 1, f, first, count, k, panels);
+        return;
+    case 2:
+        t == BFLOAT16 ? pack(BFLOAT16, 2, f, first, count, k, panels) : pack(PLAIN, 2, f, first, count, k, panels);
+        return;
+#if defined(__AVX2__) || defined(__aarch64__)
+    case 4:
+        t == BFLOAT16 ? pack(BFLOAT16, 4, f, first, count, k, panels) : pack(PLAIN, 4, f, first, count, k, panels);
+        return;
+    default:
+        t == BFLOAT16 ? pack(BFLOAT16, HIGH, f, first, count, k, panels) : pack(PLAIN, HIGH, f, first, count, k, panels);
+        return;
+#else
+    default:
+        return;
+#endif
+    }
+}
+
+/* Columns [first, first + count) of the right factor, a group at most, into one panel. */
+static void pack_right(kind t, const factor *f, int64_t first, int64_t count, int64_t k, float *panel)
+{
+    const int64_t width = count > 2 * STRIP ? GROUP : count > STRIP ? 2 * STRIP : STRIP;
+    if (f->dtype != APUS_F32) {
+        t == BFLOAT16 ? pack_encoded(BFLOAT16, width, f, first, count, k, panel) : pack_encoded(PLAIN, width, f, first, count, k, panel);
+    } else if (t == BFLOAT16) {
+        pack(BFLOAT16, width, f, first, count, k, panel);
+    } else {
+        pack(PLAIN, width, f, first, count, k, panel);
+    }
+}
+
+/* What pack_right will read. */
+static ahead ahead_of(const factor *f, int64_t first, int64_t count, int64_t k)
+{
+    const int64_t row = (int64_t)apus_row_bytes(f->dtype, f->ld);
+    if (count <= 0) {
+        return (ahead){.rows = 0};
+    }
+    return f->along ? (ahead){(const char *)f->p + first * row, count, row, row, 0}
+                    : (ahead){(const char *)f->p + first * (int64_t)sizeof(float), k, count * (int64_t)sizeof(float), row, 0};
+}
+
+/* ---------------------------------------------------------------- products */
+
+typedef struct product {
+    kind t;
+    int64_t m, n, k;
+    factor a, b;
+    float *y;
+    int64_t ld;
+    epilogue e;
+} product;
+
+static kind kind_of(const apus_kernel_call *c)
+{
+    return apus_cpu_of(c)->bfloat16 ? BFLOAT16 : PLAIN;
+}
+
+/* How the threads share a product: the rows are cut into `bands`, and each band's threads take groups of b in turn. Every
+ * thread packs for itself what it reads: cores may share no cache, and none waits for another. Bands keep rows where the ops
+ * before and after have them; b is packed anew for each, which a band of BAND_LEAST rows makes cheap. */
+typedef struct split {
+    int64_t bands, band_rows, block_rows, blocks; /* a block: rows packed at once */
+} split;
+
+static split split_of(kind t, int64_t m, int64_t k, int threads)
+{
+    split s = {.bands = threads};
+    while (s.bands > 1 && (threads % s.bands != 0 || m / s.bands < BAND_LEAST)) {
+        s.bands--;
+    }
+    const int64_t fit = BLOCK_BYTES / ((units(t, k) + 1) * (int64_t)sizeof(float)) / HIGH * HIGH;
+    s.band_rows = s.bands == 1 ? m : ((m + s.bands - 1) / s.bands + HIGH - 1) / HIGH * HIGH;
+    s.block_rows = apus_cpu_min(s.band_rows, fit > HIGH ? fit : HIGH);
+    s.blocks = s.band_rows > 0 ? (s.band_rows + s.block_rows - 1) / s.block_rows : 0;
+    return s;
+}
+
+static size_t left_bytes(kind t, const split *s, int64_t k)
+{
+    return apus_cpu_lines((size_t)((s->block_rows + HIGH - 1) / HIGH * HIGH * units(t, k)) * sizeof(float));
+}
+
+static size_t right_bytes(kind t, int64_t n, int64_t k)
+{
+    return apus_cpu_lines((size_t)(apus_cpu_min(GROUP, (n + STRIP - 1) / STRIP * STRIP) * units(t, k)) * sizeof(float));
+}
+
+static size_t multiply_bytes(kind t, int64_t m, int64_t n, int64_t k, int threads)
+{
+    const split s = split_of(t, m, k, threads);
+    return (size_t)threads * (left_bytes(t, &s, k) + right_bytes(t, n, k)) + (size_t)(s.bands * s.blocks) * 64;
+}
+
+/* What is taken in turn: groups of b, the last ones cut into parts of the rows so that no thread waits long for another. Who
+ * computes an element does not change it. */
+typedef struct items {
+    int64_t whole, parts, part_rows, n;
+} items;
+
+static items items_of(int64_t rows, int64_t groups, int64_t threads)
+{
+    const int64_t tail = threads == 1 ? 0 : apus_cpu_min(groups, 2 * threads), most = (rows + 4 * HIGH - 1) / (4 * HIGH);
+    items w = {.whole = groups - tail, .parts = apus_cpu_min(most, tail < 2 * threads ? 8 : 4)};
+    w.part_rows = ((rows + w.parts - 1) / w.parts + HIGH - 1) / HIGH * HIGH;
+    w.parts = (rows + w.part_rows - 1) / w.part_rows;
+    w.n = w.whole + tail * w.parts;
+    return w;
+}
+
+/* Rows [first, first + rows), by groups that `taken` counts. a, b: the thread's own panels. */
+static void multiply_block(const product *p, int64_t first, int64_t rows, int64_t threads, int64_t *taken, float *a, float *b)
+{
+    const int64_t n = units(p->t, p->k), groups = (p->n + GROUP - 1) / GROUP, height = panel_height(rows);
+    const items work = items_of(rows, groups, threads);
+    int64_t packed = -1;
+    for (int left = 0;; left = 1) {
+        const int64_t item = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
+        if (item >= work.n) {
+            return;
+        }
+        const int whole = item < work.whole;
+        const int64_t j = GROUP * (whole ? item : work.whole + (item - work.whole) / work.parts);
+        const int64_t i = whole ? 0 : (item - work.whole) % work.parts * work.part_rows;
+        const int64_t columns = apus_cpu_min(GROUP, p->n - j), y = first + i;
+        const epilogue e = {p->e.bias != NULL ? p->e.bias + j : NULL, p->e.add != NULL ? p->e.add + y * p->e.ld_add + j : NULL, p->e.ld_add};
+        if (!left) {
+            pack_left(p->t, &p->a, first, rows, height, p->k, a);
+        }
+        if (packed != j) {
+            pack_right(p->t, &p->b, j, columns, p->k, b);
+            packed = j;
+        }
+        /* The next group of this thread, where all are equally fast. */
+        const int64_t after = whole ? j + threads * GROUP : p->n;
+        ahead next = ahead_of(&p->b, after, apus_cpu_min(GROUP, p->n - after), p->k);
+        tiles(p->t, height, a + i * n, b, columns > 2 * STRIP ? GROUP : columns > STRIP ? 2 * STRIP : STRIP, n, p->y + y * p->ld + j, p->ld, &e,
+              whole ? rows : apus_cpu_min(work.part_rows, rows - i), columns, &next);
+    }
+}
+
+/* scratch: multiply_bytes. */
+static void multiply(const product *p, int threads, char *scratch)
+{
+    const split s = split_of(p->t, p->m, p->k, threads);
+    const size_t left = left_bytes(p->t, &s, p->k), right = right_bytes(p->t, p->n, p->k);
+    char *counters = scratch + (size_t)threads * (left + right);
+    memset(counters, 0, (size_t)(s.bands * s.blocks) * 64);
+#pragma omp parallel num_threads(threads) if (p->m * p->n * p->k > 32768)
+    {
+        const int64_t me = omp_get_thread_num();
+        float *a = (float *)(void *)(scratch + (size_t)me * (left + right)), *b = (float *)(void *)((char *)a + left);
+        for (int64_t i = 0; i < s.bands * s.blocks; i++) { /* its own band, then what is left of others */
+            const int64_t band = (me + i / s.blocks) % s.bands, block = i % s.blocks;
+            const int64_t first = band * s.band_rows + block * s.block_rows;
+            const int64_t end = apus_cpu_min(p->m, apus_cpu_min((band + 1) * s.band_rows, first + s.block_rows));
+            int64_t *taken = (int64_t *)(void *)(counters + (band * s.blocks + block) * 64);
+            if (first < end) {
+                multiply_block(p, first, end - first, threads / s.bands, taken, a, b);
+            }
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,288 @@
+/*
+ * Panels: both factors of a product, laid out as the tiles of gemm.h read them; vectors as wide as the instruction set has.
+ *
+ * A panel holds `width` rows (of the left factor) or columns (of the right one), one unit after the other along the sum:
+ * unit u of column c lies at [u * width + c]. A unit is four bytes, by kind:
+ *
+ *   PLAIN    one float
+ *   ROUNDED  one float, rounded to bfloat16: products in bfloat16 where the instruction set has none
+ *   PAIRS    elements 2u and 2u+1 of the sum as bfloat16, for vdpbf16ps
+ */
+#ifndef APUS_CPU_PANELS_H
+#define APUS_CPU_PANELS_H
+
+#include "encodings.h"
+
+typedef int kind;
+
+#if defined(__AVX512BF16__)
+enum { WIDE = 16, HIGH = 8 };
+typedef float vn __attribute__((vector_size(64)));
+typedef float vn_at __attribute__((vector_size(64), aligned(4), may_alias));
+#else
+typedef vf vn;
+typedef vf_at vn_at;
+#if defined(__AVX2__) || defined(__aarch64__)
+enum { WIDE = LANES, HIGH = 6 };
+#else
+enum { WIDE = LANES, HIGH = 2 };
+#endif
+#endif
+
+/* BFLOAT16: the kind that stands for it here; SUMMED: how its units are multiplied. */
+enum { PLAIN, ROUNDED, PAIRS, BFLOAT16 = WIDE == 16 ? PAIRS : ROUNDED, SUMMED = WIDE == 16 ? PAIRS : PLAIN };
+
+/* Columns of a group: what a tile of 512-bit registers spans, and a whole number of 256-bit ones. */
+enum { GROUP = 48, STRIP = 16 };
+
+LANES_INLINE vn n_load(const float *p)
+{
+    return *(const vn_at *)p;
+}
+
+LANES_INLINE void n_store(float *p, vn x)
+{
+    *(vn_at *)p = x;
+}
+
+LANES_INLINE vn n_all(float x)
+{
+#if defined(__AVX512BF16__)
+    return (vn)_mm512_set1_ps(x);
+#else
+    return v_all(x);
+#endif
+}
+
+/* In a register, as v_hold does. */
+LANES_INLINE vn n_hold(vn x)
+{
+#if defined(__AVX512BF16__)
+    __asm__("" : "+v"(x));
+#elif defined(__AVX2__)
+    __asm__("" : "+x"(x));
+#endif
+    return x;
+}
+
+/* The first n elements (all where n is WIDE or more), zeros after them. */
+LANES_INLINE vn n_load_part(const float *p, int64_t n)
+{
+#if defined(__AVX512BF16__)
+    return (vn)_mm512_maskz_loadu_ps(n >= WIDE ? 0xffff : (__mmask16)((1u << (n > 0 ? n : 0)) - 1), p);
+#else
+    return n >= WIDE ? v_load(p) : v_load_part(p, n);
+#endif
+}
+
+LANES_INLINE void n_store_part(float *p, vn x, int64_t n)
+{
+#if defined(__AVX512BF16__)
+    _mm512_mask_storeu_ps(p, n >= WIDE ? 0xffff : (__mmask16)((1u << (n > 0 ? n : 0)) - 1), (__m512)x);
+#else
+    if (n >= WIDE) {
+        v_store(p, x);
+    } else {
+        v_store_part(p, x, n);
+    }
+#endif
+}
+
+/* The nearest bfloat16, ties to even; NaN stays NaN. */
+LANES_INLINE vf v_round(vf x)
+{
+    const vi bits = (vi)x, even = (bits >> 16) & v_alli(1);
+    const vf y = (vf)((bits + v_alli(0x7fff) + even) & v_alli((int32_t)0xffff0000u));
+    return v_select(x != x, x, y);
+}
+
+/* c + a b, or over pairs c + a0 b0 + a1 b1. */
+LANES_INLINE vn n_product(kind t, vn a, vn b, vn c)
+{
+#if defined(__AVX512BF16__)
+    if (t == PAIRS) {
+        return (vn)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+    }
+    return (vn)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+    (void)t;
+    return v_fma(a, b, c);
+#endif
+}
+
+static int64_t units(kind t, int64_t k)
+{
+    return t == PAIRS ? (k + 1) / 2 : k;
+}
+
+#if defined(__AVX512BF16__)
+
+/* r[i][j] becomes r[j][i]. */
+LANES_INLINE void n_transpose(vn r[WIDE])
+{
+    __m512 s[16], t[16];
+    for (int i = 0; i < 16; i += 2) {
+        s[i] = _mm512_unpacklo_ps((__m512)r[i], (__m512)r[i + 1]);
+        s[i + 1] = _mm512_unpackhi_ps((__m512)r[i], (__m512)r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) { /* t[i + c]: column c of each quarter, of rows i … i+3 */
+        for (int c = 0; c < 2; c++) {
+            const __m512d low = _mm512_castps_pd(s[i + c]), high = _mm512_castps_pd(s[i + c + 2]);
+            t[i + 2 * c] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            t[i + 2 * c + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        }
+    }
+    for (int c = 0; c < 4; c++) {
+        const __m512 a = _mm512_shuffle_f32x4(t[c], t[4 + c], 0x88), b = _mm512_shuffle_f32x4(t[8 + c], t[12 + c], 0x88);
+        const __m512 d = _mm512_shuffle_f32x4(t[c], t[4 + c], 0xdd), e = _mm512_shuffle_f32x4(t[8 + c], t[12 + c], 0xdd);
+        r[c] = (vn)_mm512_shuffle_f32x4(a, b, 0x88);
+        r[c + 4] = (vn)_mm512_shuffle_f32x4(d, e, 0x88);
+        r[c + 8] = (vn)_mm512_shuffle_f32x4(a, b, 0xdd);
+        r[c + 12] = (vn)_mm512_shuffle_f32x4(d, e, 0xdd);
+    }
+}
+
+/* Sixteen units from left elements that lie one after the other along the sum. */
+LANES_INLINE vn along(kind t, const float *p, int64_t left)
+{
+    if (t != PAIRS) {
+        return n_load_part(p, left);
+    }
+    if (left >= 32) {
+        return (vn)_mm512_cvtne2ps_pbh((__m512)n_load(p + 16), (__m512)n_load(p));
+    }
+    return (vn)_mm512_cvtne2ps_pbh((__m512)n_load_part(p + (left > 16 ? 16 : 0), left - 16), (__m512)n_load_part(p, left));
+}
+
+/* The units of two rows along the columns, one of the sum after the other. */
+LANES_INLINE vn across(kind t, vn first, vn second)
+{
+    if (t != PAIRS) {
+        return first;
+    }
+    static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return (vn)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+}
+
+#else
+
+LANES_INLINE void n_transpose(vn r[WIDE])
+{
+    vf s[8], t[8];
+    for (int i = 0; i < 8; i += 2) {
+        s[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        s[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        for (int c = 0; c < 2; c++) {
+            t[i + 2 * c] = __builtin_shufflevector(s[i + c], s[i + c + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            t[i + 2 * c + 1] = __builtin_shufflevector(s[i + c], s[i + c + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    }
+    for (int c = 0; c < 4; c++) {
+        r[c] = __builtin_shufflevector(t[c], t[c + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        r[c + 4] = __builtin_shufflevector(t[c], t[c + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+
+LANES_INLINE vn along(kind t, const float *p, int64_t left)
+{
+    const vf x = n_load_part(p, left);
+    return t == ROUNDED ? v_round(x) : x;
+}
+
+LANES_INLINE vn across(kind t, vn first, vn second)
+{
+    (void)second;
+    return t == ROUNDED ? v_round(first) : first;
+}
+
+#endif
+
+/* The step in which columns are packed: vectors, or panels that do not divide one. */
+LANES_INLINE int64_t pack_step(int64_t width)
+{
+    return WIDE % width == 0 || width % WIDE == 0 ? WIDE : width;
+}
+
+/* Columns at, at + 1, … of one unit into panels of this width, of which the first begins at column 0. */
+LANES_INLINE void put_unit(float *panels, int64_t width, int64_t columns, int64_t n_units, int64_t unit, int64_t at, vn v)
+{
+    if (width % WIDE == 0) { /* the panel of a group: there is one */
+        n_store(panels + unit * width + at, v);
+        return;
+    }
+#if defined(__AVX512BF16__)
+    if (width == 8) {
+        float *low = panels + (at / 8 * n_units + unit) * 8;
+        _mm256_storeu_ps(low, _mm512_castps512_ps256((__m512)v));
+        if (at + 8 < columns) {
+            _mm256_storeu_ps(low + n_units * 8, _mm512_extractf32x8_ps((__m512)v, 1));
+        }
+        return;
+    }
+#endif
+    const int64_t step = WIDE % width == 0 ? WIDE : width;
+    for (int64_t c = 0; c < step && at + c < columns; c += width) {
+        memcpy(panels + ((at + c) / width * n_units + unit) * width, (const float *)&v + c, (size_t)width * sizeof(float));
+    }
+}
+
+/* Units u … u + WIDE of WIDE columns from c on. whole: all of them exist (known when compiled). */
+LANES_INLINE void pack_square(kind t, int whole, int64_t width, const float *p, int64_t ld, int64_t columns, int64_t k, int64_t n, int64_t c, int64_t u,
+                              float *panels)
+{
+    const int64_t per = t == PAIRS ? 2 : 1, step = pack_step(width), left = whole ? WIDE * per : k - u * per;
+    vn r[WIDE];
+    for (int64_t i = 0; i < WIDE; i++) {
+        r[i] = whole || (c + i < columns && i < step) ? along(t, p + (c + i) * ld + u * per, left) : n_all(0.0f);
+    }
+    n_transpose(r);
+    for (int64_t i = 0; i < WIDE && (whole || u + i < n); i++) {
+        put_unit(panels, width, whole ? INT64_MAX : columns, n, u + i, c, r[i]);
+    }
+}
+
+/* Panels of a factor whose rows run along the sum: p has `columns` rows (columns of the panel) of k elements, ld apart.
+ * all: columns to write, those that do not exist as zeros. */
+LANES_INLINE void pack_rows(kind t, int64_t width, const float *p, int64_t ld, int64_t columns, int64_t all, int64_t k, float *panels)
+{
+    const int64_t n = units(t, k), per = t == PAIRS ? 2 : 1, step = pack_step(width);
+    for (int64_t c = 0; c < all; c += step) {
+        int64_t u = 0;
+        for (; step == WIDE && c + WIDE <= columns && (u + WIDE) * per <= k; u += WIDE) {
+            pack_square(t, 1, width, p, ld, columns, k, n, c, u, panels);
+        }
+        for (; u < n; u += WIDE) {
+            pack_square(t, 0, width, p, ld, columns, k, n, c, u, panels);
+        }
+    }
+}
+
+LANES_INLINE void pack_along(kind t, int64_t width, const float *p, int64_t ld, int64_t columns, int64_t k, float *panels)
+{
+    pack_rows(t, width, p, ld, columns, width % WIDE == 0 ? width : columns, k, panels);
+}
+
+/* The same for one whose rows run along the columns: p has k rows of `columns` elements, ld apart. */
+LANES_INLINE void pack_across(kind t, int64_t width, const float *p, int64_t ld, int64_t columns, int64_t k, float *panels)
+{
+    const int64_t n = units(t, k), step = pack_step(width), all = width % WIDE == 0 ? width : columns;
+    for (int64_t u = 0; u < n; u++) {
+        const float *first = p + (t == PAIRS ? 2 * u : u) * ld;
+        const int pair = t == PAIRS && 2 * u + 1 < k;
+        int64_t c = 0;
+        for (; step == WIDE && c + WIDE <= columns; c += WIDE) {
+            const vn second = pair ? n_load(first + ld + c) : n_all(0.0f);
+            put_unit(panels, width, INT64_MAX, n, u, c, across(t, n_load(first + c), second));
+        }
+        for (; c < all; c += step) {
+            const int64_t left = apus_cpu_min(columns - c, step);
+            const vn second = pair ? n_load_part(first + ld + c, left) : n_all(0.0f);
+            put_unit(panels, width, columns, n, u, c, across(t, n_load_part(first + c, left), second));
+        }
+    }
+}
+
+#endif
