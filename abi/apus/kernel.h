@@ -29,7 +29,7 @@ typedef struct apus_backend_ops {
     void (*parallel)(void *backend, int64_t n, void (*fn)(void *context, int64_t i), void *context);
     /* Wait for all that was queued. */
     apus_status (*finish)(void *backend, apus_error *err);
-    /* What was chosen, for plan and lock: "cpu: 2 threads, avx2, openblas 0.3.21". owner: backend. */
+    /* What was chosen, for plan and lock: "cpu: 2 threads, avx2". owner: backend. */
     const char *(*describe)(void *backend);
 } apus_backend_ops;
 

@@ -1,12 +1,10 @@
 /*
- * Backend "cpu": memory, threads and the choice of instruction set; and its kernels, in float32: OpenBLAS (OpenMP build) for
- * the gradients of products, own kernels for everything else.
+ * Backend "cpu": memory, threads and the choice of instruction set; and the table of its kernels.
  *
  * $APUS_CPU_ISA (portable, avx2, avx512) asks for less than the machine has, for tests.
  */
 #include "cpu.h"
 
-#include <cblas.h>
 #include <omp.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -91,14 +89,8 @@ static apus_status cpu_open(const apus_host *host, const apus_node *params, void
     const char *dtype = host->node->as_string(host->node->get(params, "dtype"), NULL);
     cpu->bfloat16 = dtype != NULL && strcmp(dtype, "bfloat16") == 0;
     cpu->threads = asked > 0 ? (int)asked : usable_cores();
-    openblas_set_num_threads(cpu->threads);
-    if (openblas_get_parallel() != OPENBLAS_OPENMP && cpu->threads > 1) {
-        host->log(APUS_LOG_WARN, "cpu", "OpenBLAS is not its OpenMP build: its threads and ours will fight (install libopenblas0-openmp)");
-    }
-    const char *config = openblas_get_config();
-    const char *version = strncmp(config, "OpenBLAS ", 9) == 0 ? config + 9 : config;
-    (void)snprintf(cpu->description, sizeof cpu->description, "cpu: %d thread%s, %s%s, openblas %.*s %s", cpu->threads, cpu->threads == 1 ? "" : "s",
-                   isa->name, cpu->bfloat16 ? ", products in bfloat16" : "", (int)strcspn(version, " "), version, openblas_get_corename());
+    (void)snprintf(cpu->description, sizeof cpu->description, "cpu: %d thread%s, %s%s", cpu->threads, cpu->threads == 1 ? "" : "s", isa->name,
+                   cpu->bfloat16 ? ", products in bfloat16" : "");
     *backend = cpu;
     return APUS_OK;
 }
@@ -286,7 +278,7 @@ static const apus_component components[] = {
     {.size = sizeof(apus_component),
      .kind = "backend",
      .name = "cpu",
-     .doc = "The processor: float32, OpenMP threads, vector instructions chosen at run time, OpenBLAS.",
+     .doc = "The processor: float32, OpenMP threads, vector instructions chosen at run time, products in float32 or bfloat16.",
      .params = params,
      .n_params = sizeof params / sizeof params[0],
      .ops = &backend_ops},
@@ -297,7 +289,7 @@ static const apus_plugin plugin = {APUS_PLUGIN_HEAD,
                                    .name = "cpu",
                                    .version = "1.0.0",
                                    .license = "Apache-2.0",
-                                   .doc = "The processor as a backend: float32, OpenBLAS, vector instructions.",
+                                   .doc = "The processor as a backend: float32 and bfloat16, vector instructions.",
                                    .components = components,
                                    .n_components = sizeof components / sizeof components[0]};
 

@@ -262,19 +262,4 @@ static void decode(apus_dtype t, const uint8_t *row, float *y, int64_t n)
     (void)apus_row_to_f32(t, row, y, n);
 }
 
-/* Rows [first, first + n) of w [.., k] as pointers: into w, or into panel [n, k] where they are decoded. */
-static void weight_rows(const apus_view *w, int64_t first, int64_t n, int64_t k, float *panel, const float **rows)
-{
-    const size_t bytes = apus_row_bytes(w->dtype, k);
-    for (int64_t j = 0; j < n; j++) {
-        const uint8_t *p = (const uint8_t *)w->data + (size_t)(first + j) * bytes;
-        if (w->dtype == APUS_F32) {
-            rows[j] = (const float *)(const void *)p;
-        } else {
-            decode(w->dtype, p, panel + j * k, k);
-            rows[j] = panel + j * k;
-        }
-    }
-}
-
 #endif

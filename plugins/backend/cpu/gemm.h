@@ -15,6 +15,7 @@
 
 enum {
     BAND_LEAST = 128,
+    COUNTER = 64, /* bytes: a line of its own */
     BLOCK_BYTES = 4 << 20 /* of a packed at once: it streams from the third cache, an eighth of what b takes from the second */
 };
 
@@ -25,14 +26,26 @@ LANES_INLINE void tile_sums(kind t, int mr, int nr, const float *a, const float 
         acc[i] = n_all(0.0f);
     }
     for (int64_t u = 0; u < n; u++, a += mr, b += width) {
-        vn bv[6];
-        for (int j = 0; j < nr; j++) {
-            bv[j] = n_hold(n_load(b + j * WIDE));
-        }
-        for (int i = 0; i < mr; i++) {
-            const vn av = n_hold(n_all(a[i]));
+        vn hold[6];
+        if (mr < nr) { /* what there is less of stays in registers, the other streams */
+            for (int i = 0; i < mr; i++) {
+                hold[i] = n_hold(n_all(a[i]));
+            }
             for (int j = 0; j < nr; j++) {
-                acc[i * nr + j] = n_product(t, av, bv[j], acc[i * nr + j]);
+                const vn bv = n_hold(n_load(b + j * WIDE));
+                for (int i = 0; i < mr; i++) {
+                    acc[i * nr + j] = n_product(t, hold[i], bv, acc[i * nr + j]);
+                }
+            }
+        } else {
+            for (int j = 0; j < nr; j++) {
+                hold[j] = n_hold(n_load(b + j * WIDE));
+            }
+            for (int i = 0; i < mr; i++) {
+                const vn av = n_hold(n_all(a[i]));
+                for (int j = 0; j < nr; j++) {
+                    acc[i * nr + j] = n_product(t, av, hold[j], acc[i * nr + j]);
+                }
             }
         }
     }
@@ -227,10 +240,16 @@ static void pack_left(kind t, const factor *f, int64_t first, int64_t count, int
     }
 }
 
+/* Of so many columns of b. */
+LANES_INLINE int64_t panel_width(int64_t columns)
+{
+    return columns > 2 * STRIP ? GROUP : columns > STRIP ? 2 * STRIP : STRIP;
+}
+
 /* Columns [first, first + count) of the right factor, a group at most, into one panel. */
 static void pack_right(kind t, const factor *f, int64_t first, int64_t count, int64_t k, float *panel)
 {
-    const int64_t width = count > 2 * STRIP ? GROUP : count > STRIP ? 2 * STRIP : STRIP;
+    const int64_t width = panel_width(count);
     if (f->dtype != APUS_F32) {
         t == BFLOAT16 ? pack_encoded(BFLOAT16, width, f, first, count, k, panel) : pack_encoded(PLAIN, width, f, first, count, k, panel);
     } else if (t == BFLOAT16) {
@@ -274,22 +293,28 @@ typedef struct split {
     int64_t bands, band_rows, block_rows, blocks; /* a block: rows packed at once */
 } split;
 
-static split split_of(kind t, int64_t m, int64_t k, int threads)
+/* most: rows of a block at most. */
+static split split_of(int64_t m, int64_t most, int threads)
 {
     split s = {.bands = threads};
     while (s.bands > 1 && (threads % s.bands != 0 || m / s.bands < BAND_LEAST)) {
         s.bands--;
     }
-    const int64_t fit = BLOCK_BYTES / ((units(t, k) + 1) * (int64_t)sizeof(float)) / HIGH * HIGH;
     s.band_rows = s.bands == 1 ? m : ((m + s.bands - 1) / s.bands + HIGH - 1) / HIGH * HIGH;
-    s.block_rows = apus_cpu_min(s.band_rows, fit > HIGH ? fit : HIGH);
+    s.block_rows = apus_cpu_min(s.band_rows, most);
     s.blocks = s.band_rows > 0 ? (s.band_rows + s.block_rows - 1) / s.block_rows : 0;
     return s;
 }
 
-static size_t left_bytes(kind t, const split *s, int64_t k)
+static split product_split(kind t, int64_t m, int64_t k, int threads)
 {
-    return apus_cpu_lines((size_t)((s->block_rows + HIGH - 1) / HIGH * HIGH * units(t, k)) * sizeof(float));
+    const int64_t fit = BLOCK_BYTES / ((units(t, k) + 1) * (int64_t)sizeof(float)) / HIGH * HIGH;
+    return split_of(m, fit > HIGH ? fit : HIGH, threads);
+}
+
+static size_t left_bytes(kind t, int64_t rows, int64_t k)
+{
+    return apus_cpu_lines((size_t)((rows + HIGH - 1) / HIGH * HIGH * units(t, k)) * sizeof(float));
 }
 
 static size_t right_bytes(kind t, int64_t n, int64_t k)
@@ -299,8 +324,8 @@ static size_t right_bytes(kind t, int64_t n, int64_t k)
 
 static size_t multiply_bytes(kind t, int64_t m, int64_t n, int64_t k, int threads)
 {
-    const split s = split_of(t, m, k, threads);
-    return (size_t)threads * (left_bytes(t, &s, k) + right_bytes(t, n, k)) + (size_t)(s.bands * s.blocks) * 64;
+    const split s = product_split(t, m, k, threads);
+    return (size_t)threads * (left_bytes(t, s.block_rows, k) + right_bytes(t, n, k)) + (size_t)(s.bands * s.blocks) * COUNTER;
 }
 
 /* What is taken in turn: groups of b, the last ones cut into parts of the rows so that no thread waits long for another. Who
@@ -345,29 +370,36 @@ static void multiply_block(const product *p, int64_t first, int64_t rows, int64_
         /* The next group of this thread, where all are equally fast. */
         const int64_t after = whole ? j + threads * GROUP : p->n;
         ahead next = ahead_of(&p->b, after, apus_cpu_min(GROUP, p->n - after), p->k);
-        tiles(p->t, height, a + i * n, b, columns > 2 * STRIP ? GROUP : columns > STRIP ? 2 * STRIP : STRIP, n, p->y + y * p->ld + j, p->ld, &e,
+        tiles(p->t, height, a + i * n, b, panel_width(columns), n, p->y + y * p->ld + j, p->ld, &e,
               whole ? rows : apus_cpu_min(work.part_rows, rows - i), columns, &next);
     }
+}
+
+/* The i-th block that thread `me` looks at: of its own band, then what is left of the others. Gives its counter's number. */
+static int64_t block_at(const split *s, int64_t m, int64_t me, int64_t i, int64_t *first, int64_t *rows)
+{
+    const int64_t band = (me + i / s->blocks) % s->bands, block = i % s->blocks;
+    *first = band * s->band_rows + block * s->block_rows;
+    *rows = apus_cpu_min(m, apus_cpu_min((band + 1) * s->band_rows, *first + s->block_rows)) - *first;
+    return band * s->blocks + block;
 }
 
 /* scratch: multiply_bytes. */
 static void multiply(const product *p, int threads, char *scratch)
 {
-    const split s = split_of(p->t, p->m, p->k, threads);
-    const size_t left = left_bytes(p->t, &s, p->k), right = right_bytes(p->t, p->n, p->k);
+    const split s = product_split(p->t, p->m, p->k, threads);
+    const size_t left = left_bytes(p->t, s.block_rows, p->k), right = right_bytes(p->t, p->n, p->k);
     char *counters = scratch + (size_t)threads * (left + right);
-    memset(counters, 0, (size_t)(s.bands * s.blocks) * 64);
+    memset(counters, 0, (size_t)(s.bands * s.blocks) * COUNTER);
 #pragma omp parallel num_threads(threads) if (p->m * p->n * p->k > 32768)
     {
         const int64_t me = omp_get_thread_num();
         float *a = (float *)(void *)(scratch + (size_t)me * (left + right)), *b = (float *)(void *)((char *)a + left);
-        for (int64_t i = 0; i < s.bands * s.blocks; i++) { /* its own band, then what is left of others */
-            const int64_t band = (me + i / s.blocks) % s.bands, block = i % s.blocks;
-            const int64_t first = band * s.band_rows + block * s.block_rows;
-            const int64_t end = apus_cpu_min(p->m, apus_cpu_min((band + 1) * s.band_rows, first + s.block_rows));
-            int64_t *taken = (int64_t *)(void *)(counters + (band * s.blocks + block) * 64);
-            if (first < end) {
-                multiply_block(p, first, end - first, threads / s.bands, taken, a, b);
+        for (int64_t i = 0; i < s.bands * s.blocks; i++) {
+            int64_t first, rows;
+            int64_t *taken = (int64_t *)(void *)(counters + block_at(&s, p->m, me, i, &first, &rows) * COUNTER);
+            if (rows > 0) {
+                multiply_block(p, first, rows, threads / s.bands, taken, a, b);
             }
         }
     }

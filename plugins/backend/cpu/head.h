@@ -15,11 +15,9 @@
 #include "matrix.h"
 
 enum {
-    HEAD_TILE = 512,   /* vocabulary rows per tile, forward */
-    HEAD_ROWS = 64,    /* rows of x per tile, forward */
-    HEAD_CHUNK = 1024, /* rows of x per pass over W */
-    GRAD_TILE = 1024,  /* vocabulary rows per tile, backward */
-    GRAD_CHUNK = 512   /* rows of x per tile, backward */
+    HEAD_TILE = 8 * GROUP, /* vocabulary rows per tile */
+    HEAD_ROWS = 256,       /* rows of x per block: their panels and a tile of logits stay in the second cache */
+    HEAD_GRAD = 512        /* the same for dW, whose sum runs over them */
 };
 
 typedef struct head_part {
@@ -43,32 +41,50 @@ LANES_INLINE vf logit(vf z, float scale, float cap, vf *slope)
     return z;
 }
 
-static size_t head_thread_bytes(const apus_view *w)
+typedef struct head {
+    kind t;
+    const float *x;
+    const apus_view *w;
+    const int32_t *targets;
+    int64_t rows, k, vocabulary, tiles;
+    float scale, cap;
+} head;
+
+static head head_of(const apus_kernel_call *c, uint32_t x)
 {
-    const size_t panel = w->dtype == APUS_F32 ? 0 : (size_t)HEAD_TILE * (size_t)apus_cpu_width(w) * sizeof(float);
-    return (size_t)HEAD_ROWS * HEAD_TILE * sizeof(float) + apus_cpu_lines(panel);
+    const apus_view *w = &c->in[x + 1];
+    return (head){.t = kind_of(c),
+                  .x = (const float *)c->in[x].data,
+                  .w = w,
+                  .targets = (const int32_t *)c->in[x + 2].data,
+                  .rows = apus_cpu_rows(&c->in[x]),
+                  .k = apus_cpu_width(w),
+                  .vocabulary = apus_cpu_rows(w),
+                  .tiles = (apus_cpu_rows(w) + HEAD_TILE - 1) / HEAD_TILE,
+                  .scale = (float)c->attrs[0],
+                  .cap = (float)c->attrs[1]};
 }
 
-static int64_t head_tiles(const apus_view *w)
+static size_t parts_bytes(const head *h)
 {
-    return (apus_cpu_rows(w) + HEAD_TILE - 1) / HEAD_TILE;
+    return apus_cpu_lines((size_t)(h->rows * h->tiles) * sizeof(head_part));
 }
 
-static size_t parts_bytes(int64_t rows, int64_t tiles)
+static size_t chosen_bytes(const head *h)
 {
-    return apus_cpu_lines((size_t)(rows * tiles) * sizeof(head_part));
+    return apus_cpu_lines((size_t)h->rows * sizeof(float));
 }
 
-static size_t scratch_token_logprob(const apus_kernel_call *c)
+/* Logits of `rows` packed rows for n words of the vocabulary from v on, into z [rows, HEAD_TILE]. b: room for a panel. */
+static void head_logits(const head *h, const factor *w, int64_t v, int64_t n, const float *a, int64_t rows, float *b, float *z)
 {
-    const apus_view *w = &c->in[1];
-    const int64_t rows = apus_cpu_rows(&c->in[0]), chunk = apus_cpu_min(HEAD_CHUNK, rows), few = apus_cpu_min(GRAD_CHUNK, rows);
-    const size_t forward =
-        (size_t)threads_of(c) * head_thread_bytes(w) + parts_bytes(chunk, head_tiles(w)) + apus_cpu_lines((size_t)chunk * sizeof(float));
-    const size_t panel = w->dtype == APUS_F32 ? 0 : (size_t)HEAD_TILE * (size_t)apus_cpu_width(w) * sizeof(float);
-    const size_t slopes = apus_cpu_lines((size_t)few * HEAD_TILE * sizeof(float)) + parts_bytes(few, head_tiles(w)) +
-                          2 * apus_cpu_lines((size_t)few * sizeof(float)) + panel;
-    return forward > slopes ? forward : slopes;
+    const epilogue none = {NULL, NULL, 0};
+    for (int64_t j = 0; j < n; j += GROUP) {
+        const int64_t columns = apus_cpu_min(GROUP, n - j), after = v + j + GROUP;
+        ahead next = ahead_of(w, after, apus_cpu_min(GROUP, h->vocabulary - after), h->k);
+        pack_right(h->t, w, v + j, columns, h->k, b);
+        tiles(h->t, panel_height(rows), a, b, panel_width(columns), units(h->t, h->k), z + j, HEAD_TILE, &none, rows, columns, &next);
+    }
 }
 
 /* One row of logits in place: what token_logprob joins. */
@@ -119,75 +135,140 @@ static double head_join(const head_part *p, int64_t tiles)
     return most + log(sum);
 }
 
-static apus_status token_logprob(const apus_kernel_call *c)
+/* ---------------------------------------------------------------- forward */
+
+static split head_split(const head *h, int threads)
 {
-    const apus_view *w = &c->in[1];
-    const float *x = (const float *)c->in[0].data;
-    const int32_t *targets = (const int32_t *)c->in[2].data;
+    return split_of(h->rows, HEAD_ROWS, threads);
+}
+
+static size_t logits_bytes(const head *h, int64_t rows)
+{
+    return left_bytes(h->t, rows, h->k) + right_bytes(h->t, GROUP, h->k) + (size_t)rows * HEAD_TILE * sizeof(float);
+}
+
+static void head_finish(const apus_kernel_call *c, int64_t r, float chosen, double all)
+{
     float *logp = (float *)c->out[0].data, *lse = (float *)c->out[1].data;
-    const int64_t rows = apus_cpu_rows(&c->in[0]), k = apus_cpu_width(w), vocabulary = apus_cpu_rows(w), tiles = head_tiles(w);
-    const float scale = (float)c->attrs[0], cap = (float)c->attrs[1];
-    const int threads = threads_of(c);
-    const size_t thread_bytes = head_thread_bytes(w);
-    head_part *parts = (head_part *)(void *)((char *)c->scratch + (size_t)threads * thread_bytes);
-    for (int64_t first = 0; first < rows; first += HEAD_CHUNK) {
-        const int64_t chunk = apus_cpu_min(HEAD_CHUNK, rows - first);
-        float *chosen = (float *)(void *)((char *)parts + parts_bytes(chunk, tiles));
-#pragma omp parallel for num_threads(threads) schedule(static) if (chunk * vocabulary * k > 32768)
-        for (int64_t tile = 0; tile < tiles; tile++) {
-            float *z = (float *)(void *)((char *)c->scratch + (size_t)omp_get_thread_num() * thread_bytes);
-            const int64_t v = tile * HEAD_TILE, columns = apus_cpu_min(HEAD_TILE, vocabulary - v);
-            const float *b[HEAD_TILE];
-            weight_rows(w, v, columns, k, z + HEAD_ROWS * HEAD_TILE, b);
-            for (int64_t i = 0; i < chunk; i += HEAD_ROWS) {
-                const int64_t n = apus_cpu_min(HEAD_ROWS, chunk - i);
-                for (int64_t j = 0; j < columns; j += PANEL) {
-                    dots(x + (first + i) * k, k, n, b + j, apus_cpu_min(PANEL, columns - j), k, z + j, HEAD_TILE, NULL, 0, 0);
-                }
-                for (int64_t r = 0; r < n; r++) {
-                    const int64_t target = targets[first + i + r] - v;
-                    parts[(i + r) * tiles + tile] = head_reduce(z + r * HEAD_TILE, columns, scale, cap);
-                    if (target >= 0 && target < columns) {
-                        chosen[i + r] = z[r * HEAD_TILE + target];
-                    }
-                }
+    if (lse != NULL) {
+        lse[r] = (float)all;
+    }
+    if (logp != NULL) {
+        logp[r] = (float)((double)chosen - all);
+    }
+}
+
+/* Rows [first, first + rows), by tiles that `taken` counts; own: the thread's memory. */
+static void head_block(const head *h, int64_t first, int64_t rows, int64_t *taken, char *own, head_part *parts, float *chosen)
+{
+    const factor x = {h->x, h->k, 1, APUS_F32}, w = {h->w->data, h->k, 1, h->w->dtype};
+    float *a = (float *)(void *)own, *b = (float *)(void *)(own + left_bytes(h->t, rows, h->k));
+    float *z = (float *)(void *)((char *)b + right_bytes(h->t, GROUP, h->k));
+    for (int left = 0;; left = 1) {
+        const int64_t tile = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
+        const int64_t v = tile * HEAD_TILE, columns = apus_cpu_min(HEAD_TILE, h->vocabulary - v);
+        if (tile >= h->tiles) {
+            return;
+        }
+        if (!left) {
+            pack_left(h->t, &x, first, rows, panel_height(rows), h->k, a);
+        }
+        head_logits(h, &w, v, columns, a, rows, b, z);
+        for (int64_t r = 0; r < rows; r++) {
+            const int64_t target = h->targets[first + r] - v;
+            parts[(first + r) * h->tiles + tile] = head_reduce(z + r * HEAD_TILE, columns, h->scale, h->cap);
+            if (target >= 0 && target < columns) {
+                chosen[first + r] = z[r * HEAD_TILE + target];
             }
         }
-        for (int64_t r = 0; r < chunk; r++) {
-            const double all = head_join(parts + r * tiles, tiles);
-            if (lse != NULL) {
-                lse[first + r] = (float)all;
+    }
+}
+
+static apus_status token_logprob(const apus_kernel_call *c)
+{
+    const head h = head_of(c, 0);
+    const int threads = threads_of(c);
+    const split s = head_split(&h, threads);
+    const size_t own = logits_bytes(&h, s.block_rows);
+    head_part *parts = (head_part *)c->scratch;
+    float *chosen = (float *)(void *)((char *)parts + parts_bytes(&h));
+    char *counters = (char *)chosen + chosen_bytes(&h), *memory = counters + s.bands * s.blocks * COUNTER;
+    memset(counters, 0, (size_t)(s.bands * s.blocks) * COUNTER);
+#pragma omp parallel num_threads(threads) if (h.rows * h.vocabulary * h.k > 32768)
+    {
+        const int64_t me = omp_get_thread_num();
+        for (int64_t i = 0; i < s.bands * s.blocks; i++) {
+            int64_t first, rows;
+            int64_t *taken = (int64_t *)(void *)(counters + block_at(&s, h.rows, me, i, &first, &rows) * COUNTER);
+            if (rows > 0) {
+                head_block(&h, first, rows, taken, memory + (size_t)me * own, parts, chosen);
             }
-            if (logp != NULL) {
-                logp[first + r] = (float)((double)chosen[r] - all);
-            }
+        }
+#pragma omp barrier
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < h.rows; r++) {
+            head_finish(c, r, chosen[r], head_join(parts + r * h.tiles, h.tiles));
         }
     }
     return APUS_OK;
 }
 
-/* Rows of W [first, first + n) of a chunk's tile as float32 rows: where they are, or decoded into panel. */
-static const float *head_tile(const apus_view *w, int64_t first, int64_t n, int64_t k, float *panel, int threads)
+/* ---------------------------------------------------------------- slopes */
+
+/* Rows that one thread takes at once. */
+static int64_t slopes_rows(const head *h, int threads)
 {
-    if (w->dtype == APUS_F32) {
-        return (const float *)w->data + first * k;
-    }
-    decode_rows(w, first, n, k, panel, threads);
-    return panel;
+    const int64_t each = ((h->rows + threads - 1) / threads + HIGH - 1) / HIGH * HIGH;
+    return apus_cpu_min(HEAD_ROWS, each > 0 ? each : HIGH);
 }
 
-/* z [rows, n] = x [rows, k] · tile [n, k]; inside a parallel region, all of its threads. */
-static void head_logits(const float *x, int64_t rows, const float *tile, int64_t n, int64_t k, float *z)
+static size_t tile_bytes(const head *h)
 {
-    const int64_t blocks = (n + PANEL - 1) / PANEL;
-#pragma omp for schedule(static)
-    for (int64_t block = 0; block < blocks; block++) {
-        const int64_t j = block * PANEL, columns = apus_cpu_min(PANEL, n - j);
-        const float *b[PANEL];
-        for (int64_t i = 0; i < columns; i++) {
-            b[i] = tile + (j + i) * k;
-        }
-        dots(x, k, rows, b, columns, k, z + j, n, NULL, 0, 0);
+    return h->w->dtype == APUS_F32 ? 0 : apus_cpu_lines((size_t)HEAD_TILE * (size_t)h->k * sizeof(float));
+}
+
+/* Panels of x and of weights, a panel of W either way, logits, the largest ones, a tile of W decoded. */
+static size_t slopes_bytes(const head *h, int64_t rows)
+{
+    const size_t down = right_bytes(h->t, h->k, HEAD_TILE), along = right_bytes(h->t, GROUP, h->k);
+    return left_bytes(h->t, rows, h->k) + left_bytes(h->t, rows, HEAD_TILE) + (along > down ? along : down) +
+           (size_t)rows * HEAD_TILE * sizeof(float) + apus_cpu_lines((size_t)rows * sizeof(float)) + tile_bytes(h);
+}
+
+static size_t scratch_token_logprob(const apus_kernel_call *c)
+{
+    const head h = head_of(c, 0);
+    const int threads = threads_of(c);
+    const split s = head_split(&h, threads);
+    const size_t logits = (size_t)threads * logits_bytes(&h, s.block_rows) + (size_t)(s.bands * s.blocks) * COUNTER;
+    const size_t slopes = (size_t)threads * slopes_bytes(&h, slopes_rows(&h, threads));
+    return parts_bytes(&h) + chosen_bytes(&h) + (logits > slopes ? logits : slopes);
+}
+
+/* Rows of W [v, v + n) as float32: where they are, or decoded into tile. */
+static factor head_rows(const head *h, int64_t v, int64_t n, float *tile)
+{
+    const size_t bytes = apus_row_bytes(h->w->dtype, h->k);
+    const uint8_t *p = (const uint8_t *)h->w->data + (size_t)v * bytes;
+    if (h->w->dtype == APUS_F32) {
+        return (factor){p, h->k, 1, APUS_F32};
+    }
+    for (int64_t i = 0; i < n; i++) {
+        decode(h->w->dtype, p + (size_t)i * bytes, tile + i * h->k, h->k);
+    }
+    return (factor){tile, h->k, 1, APUS_F32};
+}
+
+/* y [rows, k] (+)= packed [rows, n] · f [n, k]: f's rows run across. */
+static void head_product(const head *h, const float *packed, int64_t height, int64_t rows, int64_t n, const factor *f, int add, float *b, float *y)
+{
+    const factor across = {f->p, f->ld, 0, APUS_F32};
+    for (int64_t j = 0; j < h->k; j += GROUP) {
+        const int64_t columns = apus_cpu_min(GROUP, h->k - j);
+        const epilogue e = {NULL, add ? y + j : NULL, h->k};
+        ahead next = {.rows = 0};
+        pack_right(h->t, &across, j, columns, n, b);
+        tiles(h->t, height, packed, b, panel_width(columns), units(h->t, n), y + j, h->k, &e, rows, columns, &next);
     }
 }
 
@@ -201,71 +282,80 @@ LANES_INLINE void head_weights(float *z, int64_t n, float most, float scale, flo
     }
 }
 
+/* One tile of logits z [rows, HEAD_TILE]: what it adds to each row, its weights relative to the largest logit so far, and the
+ * row's sum e of earlier tiles made relative to that too. */
+static void head_weigh(const head *h, int64_t first, int64_t rows, int64_t tile, float *z, float *most, head_part *parts, float *chosen, float *e)
+{
+    const int64_t v = tile * HEAD_TILE, columns = apus_cpu_min(HEAD_TILE, h->vocabulary - v);
+    float row[HEAD_TILE + LANES];
+    for (int64_t r = 0; r < rows; r++) {
+        const int64_t target = h->targets[first + r] - v;
+        memcpy(row, z + r * HEAD_TILE, (size_t)columns * sizeof *row);
+        const head_part part = parts[(first + r) * h->tiles + tile] = head_reduce(row, columns, h->scale, h->cap);
+        if (target >= 0 && target < columns) {
+            chosen[first + r] = row[target];
+        }
+        const float before = tile > 0 ? most[r] : -INFINITY, now = before > part.most ? before : part.most;
+        most[r] = now;
+        head_weights(z + r * HEAD_TILE, columns, now, h->scale, h->cap);
+        if (tile > 0 && now != before) {
+            const vf fade = v_exp_fast(v_all(before - now));
+            for (int64_t j = 0; j < h->k; j += LANES) {
+                put(e + r * h->k + j, get(e + r * h->k + j, h->k - j) * fade, h->k - j);
+            }
+        }
+    }
+}
+
+/* Rows [first, first + rows) of everything; own: the thread's memory. */
+static void slopes_block(const apus_kernel_call *c, const head *h, int64_t first, int64_t rows, char *own, head_part *parts, float *chosen)
+{
+    const factor x = {h->x, h->k, 1, APUS_F32};
+    const size_t down = right_bytes(h->t, h->k, HEAD_TILE), along = right_bytes(h->t, GROUP, h->k);
+    float *a = (float *)(void *)own, *b = (float *)(void *)(own + left_bytes(h->t, rows, h->k));
+    float *weights = (float *)(void *)((char *)b + (along > down ? along : down));
+    float *z = (float *)(void *)((char *)weights + left_bytes(h->t, rows, HEAD_TILE)), *most = z + rows * HEAD_TILE;
+    float *tile_rows = (float *)(void *)((char *)most + apus_cpu_lines((size_t)rows * sizeof(float)));
+    float *e = (float *)c->out[2].data + first * h->k;
+    const int64_t height = panel_height(rows);
+    pack_left(h->t, &x, first, rows, height, h->k, a);
+    for (int64_t tile = 0; tile < h->tiles; tile++) {
+        const int64_t v = tile * HEAD_TILE, columns = apus_cpu_min(HEAD_TILE, h->vocabulary - v);
+        const factor w = head_rows(h, v, columns, tile_rows), logits = {z, HEAD_TILE, 1, APUS_F32};
+        head here = *h;
+        here.vocabulary = columns;
+        head_logits(&here, &w, 0, columns, a, rows, b, z);
+        head_weigh(h, first, rows, tile, z, most, parts, chosen, e);
+        pack_left(h->t, &logits, 0, rows, height, columns, weights);
+        head_product(h, weights, height, rows, columns, &w, tile > 0, b, e);
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        const double all = head_join(parts + (first + r) * h->tiles, h->tiles);
+        const float logit_of = chosen[first + r], p = (float)exp((double)most[r] - all);
+        const float s = h->cap > 0.0f ? h->scale * (1.0f - logit_of / h->cap * (logit_of / h->cap)) : h->scale;
+        const factor target = head_rows(h, h->targets[first + r], 1, tile_rows);
+        const float *b_row = (const float *)target.p;
+        for (int64_t j = 0; j < h->k; j += LANES) {
+            float *er = e + r * h->k + j;
+            put(er, v_fma(get(b_row + j, h->k - j), v_all(s), -(get(er, h->k - j) * v_all(p))), h->k - j);
+        }
+        head_finish(c, first + r, logit_of, all);
+    }
+}
+
 /* The forward pass with slopes: out[2] [N, k] = d logp / dx. */
 static apus_status token_logprob_slopes(const apus_kernel_call *c)
 {
-    const apus_view *w = &c->in[1];
-    const float *x = (const float *)c->in[0].data;
-    const int32_t *targets = (const int32_t *)c->in[2].data;
-    float *logp = (float *)c->out[0].data, *lse = (float *)c->out[1].data, *out = (float *)c->out[2].data;
-    const int64_t rows = apus_cpu_rows(&c->in[0]), k = apus_cpu_width(w), vocabulary = apus_cpu_rows(w), tiles = head_tiles(w);
-    const float scale = (float)c->attrs[0], cap = (float)c->attrs[1];
-    const int threads = blas_threads(c);
-    const int64_t most_rows = apus_cpu_min(GRAD_CHUNK, rows);
-    float *z = (float *)c->scratch;
-    head_part *parts = (head_part *)(void *)((char *)c->scratch + apus_cpu_lines((size_t)most_rows * HEAD_TILE * sizeof(float)));
-    float *most = (float *)(void *)((char *)parts + parts_bytes(most_rows, tiles));
-    float *chosen = (float *)(void *)((char *)most + apus_cpu_lines((size_t)most_rows * sizeof(float)));
-    float *panel = (float *)(void *)((char *)chosen + apus_cpu_lines((size_t)most_rows * sizeof(float)));
-    for (int64_t first = 0; first < rows; first += GRAD_CHUNK) {
-        const int64_t chunk = apus_cpu_min(GRAD_CHUNK, rows - first);
-        float *e = out + first * k;
-        for (int64_t tile = 0; tile < tiles; tile++) {
-            const int64_t v = tile * HEAD_TILE, columns = apus_cpu_min(HEAD_TILE, vocabulary - v);
-            const float *wt = head_tile(w, v, columns, k, panel, threads);
-#pragma omp parallel num_threads(threads)
-            {
-                float row[HEAD_TILE + LANES];
-                head_logits(x + first * k, chunk, wt, columns, k, z);
-#pragma omp for schedule(static)
-                for (int64_t r = 0; r < chunk; r++) {
-                    const int64_t target = targets[first + r] - v;
-                    memcpy(row, z + r * columns, (size_t)columns * sizeof *row);
-                    const head_part part = parts[r * tiles + tile] = head_reduce(row, columns, scale, cap);
-                    if (target >= 0 && target < columns) {
-                        chosen[r] = row[target];
-                    }
-                    const float before = tile > 0 ? most[r] : -INFINITY, now = before > part.most ? before : part.most;
-                    most[r] = now;
-                    head_weights(z + r * columns, columns, now, scale, cap);
-                    if (tile > 0 && now != before) {
-                        const vf fade = v_exp_fast(v_all(before - now));
-                        for (int64_t j = 0; j < k; j += LANES) {
-                            put(e + r * k + j, get(e + r * k + j, k - j) * fade, k - j);
-                        }
-                    }
-                }
-            }
-            sgemm(0, chunk, k, columns, z, columns, wt, tile > 0 ? 1.0f : 0.0f, e);
-        }
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t r = 0; r < chunk; r++) {
-            const double all = head_join(parts + r * tiles, tiles);
-            const int32_t target = targets[first + r];
-            const float p = (float)exp((double)most[r] - all), s = cap > 0.0f ? scale * (1.0f - chosen[r] / cap * (chosen[r] / cap)) : scale;
-            float *er = e + r * k, *wr = panel + (int64_t)omp_get_thread_num() * k;
-            const float *b;
-            weight_rows(w, target, 1, k, wr, &b);
-            for (int64_t j = 0; j < k; j += LANES) {
-                put(er + j, v_fma(get(b + j, k - j), v_all(s), -(get(er + j, k - j) * v_all(p))), k - j);
-            }
-            if (lse != NULL) {
-                lse[first + r] = (float)all;
-            }
-            if (logp != NULL) {
-                logp[first + r] = (float)((double)chosen[r] - all);
-            }
-        }
+    const head h = head_of(c, 0);
+    const int threads = threads_of(c);
+    const int64_t block = slopes_rows(&h, threads);
+    const size_t own = slopes_bytes(&h, block);
+    head_part *parts = (head_part *)c->scratch;
+    float *chosen = (float *)(void *)((char *)parts + parts_bytes(&h));
+    char *memory = (char *)chosen + chosen_bytes(&h);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t first = 0; first < h.rows; first += block) {
+        slopes_block(c, &h, first, apus_cpu_min(block, h.rows - first), memory + (size_t)omp_get_thread_num() * own, parts, chosen);
     }
     return APUS_OK;
 }
@@ -278,12 +368,7 @@ static apus_status run_token_logprob(const apus_kernel_call *c, apus_error *err)
     return c->n_out > 2 && c->out[2].data != NULL ? token_logprob_slopes(c) : token_logprob(c);
 }
 
-static size_t scratch_token_logprob_dw(const apus_kernel_call *c)
-{
-    const apus_view *w = &c->in[2];
-    const size_t panel = w->dtype == APUS_F32 ? 0 : (size_t)GRAD_TILE * (size_t)apus_cpu_width(w) * sizeof(float);
-    return apus_cpu_lines((size_t)apus_cpu_min(GRAD_CHUNK, apus_cpu_rows(&c->in[1])) * GRAD_TILE * sizeof(float)) + apus_cpu_lines(panel);
-}
+/* ---------------------------------------------------------------- gradient of W */
 
 /* Logits z of row r over `columns` of the vocabulary -> d * (onehot - softmax) * slope, in place. */
 LANES_INLINE void head_slopes(float *z, int64_t columns, float d, float lse, int64_t target, float scale, float cap)
@@ -300,37 +385,89 @@ LANES_INLINE void head_slopes(float *z, int64_t columns, float d, float lse, int
     }
 }
 
+/* A chunk's panels of x: as left factor of the logits, then as right factor of dW. */
+static size_t chunk_bytes(const head *h)
+{
+    const size_t groups = (size_t)((h->k + GROUP - 1) / GROUP), rows = (size_t)apus_cpu_min(HEAD_GRAD, h->rows);
+    return left_bytes(h->t, (int64_t)rows, h->k) + groups * right_bytes(h->t, h->k, (int64_t)rows);
+}
+
+static int64_t chunks_of(const head *h)
+{
+    return (h->rows + HEAD_GRAD - 1) / HEAD_GRAD;
+}
+
+/* A panel of W, logits, their slopes as a left factor. */
+static size_t dw_bytes(const head *h)
+{
+    const int64_t rows = apus_cpu_min(HEAD_GRAD, h->rows);
+    return right_bytes(h->t, GROUP, h->k) + (size_t)rows * HEAD_TILE * sizeof(float) + left_bytes(h->t, HEAD_TILE, rows);
+}
+
+static size_t scratch_token_logprob_dw(const apus_kernel_call *c)
+{
+    const head h = head_of(c, 1);
+    return (size_t)chunks_of(&h) * chunk_bytes(&h) + (size_t)threads_of(c) * dw_bytes(&h);
+}
+
+static void dw_pack(const head *h, int64_t first, int64_t rows, char *panels)
+{
+    const factor along = {h->x, h->k, 1, APUS_F32}, across = {h->x + first * h->k, h->k, 0, APUS_F32};
+    pack_left(h->t, &along, first, rows, panel_height(rows), h->k, (float *)(void *)panels);
+    const size_t right = right_bytes(h->t, h->k, apus_cpu_min(HEAD_GRAD, h->rows));
+    panels += left_bytes(h->t, apus_cpu_min(HEAD_GRAD, h->rows), h->k);
+    for (int64_t j = 0; j < h->k; j += GROUP, panels += right) {
+        pack_right(h->t, &across, j, apus_cpu_min(GROUP, h->k - j), rows, (float *)(void *)panels);
+    }
+}
+
+/* dW of one tile of the vocabulary: over all chunks of rows, packed at `panels`. */
+static void dw_tile(const apus_kernel_call *c, const head *h, int64_t tile, const char *panels, char *own)
+{
+    const float *d = (const float *)c->in[0].data, *lse = (const float *)c->in[4].data;
+    const int64_t v = tile * HEAD_TILE, columns = apus_cpu_min(HEAD_TILE, h->vocabulary - v), most = apus_cpu_min(HEAD_GRAD, h->rows);
+    const factor w = {h->w->data, h->k, 1, h->w->dtype};
+    const size_t right = right_bytes(h->t, h->k, most);
+    float *b = (float *)(void *)own, *z = (float *)(void *)(own + right_bytes(h->t, GROUP, h->k)), *slopes = z + most * HEAD_TILE;
+    float *dw = (float *)c->out[0].data + v * h->k;
+    for (int64_t first = 0; first < h->rows; first += HEAD_GRAD, panels += chunk_bytes(h)) {
+        const int64_t rows = apus_cpu_min(HEAD_GRAD, h->rows - first), height = panel_height(columns);
+        const factor left = {z, HEAD_TILE, 0, APUS_F32};
+        head_logits(h, &w, v, columns, (const float *)(const void *)panels, rows, b, z);
+        for (int64_t r = 0; r < rows; r++) {
+            head_slopes(z + r * HEAD_TILE, columns, d[first + r], lse[first + r], h->targets[first + r] - v, h->scale, h->cap);
+        }
+        pack_left(h->t, &left, 0, columns, height, rows, slopes);
+        const char *x = panels + left_bytes(h->t, most, h->k);
+        for (int64_t j = 0; j < h->k; j += GROUP, x += right) {
+            const int64_t n = apus_cpu_min(GROUP, h->k - j);
+            const epilogue e = {NULL, first > 0 || (c->accumulate & 1u) != 0 ? dw + j : NULL, h->k};
+            ahead next = {.rows = 0};
+            tiles(h->t, height, slopes, (const float *)(const void *)x, panel_width(n), units(h->t, rows), dw + j, h->k, &e, columns, n, &next);
+        }
+    }
+}
+
 static apus_status run_token_logprob_dw(const apus_kernel_call *c, apus_error *err)
 {
-    const float *d = (const float *)c->in[0].data, *x = (const float *)c->in[1].data, *lse = (const float *)c->in[4].data;
-    const apus_view *w = &c->in[2];
-    const int32_t *targets = (const int32_t *)c->in[3].data;
-    float *dw = (float *)c->out[0].data;
-    const int64_t rows = apus_cpu_rows(&c->in[1]), k = apus_cpu_width(w), vocabulary = apus_cpu_rows(w);
-    const float scale = (float)c->attrs[0], cap = (float)c->attrs[1];
-    const int threads = blas_threads(c);
-    if (check_targets(&c->in[3], vocabulary, err) != APUS_OK) {
+    const head h = head_of(c, 1);
+    const int threads = threads_of(c);
+    char *own = (char *)c->scratch + (size_t)chunks_of(&h) * chunk_bytes(&h);
+    if (check_targets(&c->in[3], h.vocabulary, err) != APUS_OK) {
         return APUS_E_INVALID;
     }
-    if ((c->accumulate & 1u) == 0 && rows == 0) {
-        memset(dw, 0, (size_t)(vocabulary * k) * sizeof *dw);
+    if ((c->accumulate & 1u) == 0 && h.rows == 0) {
+        memset(c->out[0].data, 0, (size_t)(h.vocabulary * h.k) * sizeof(float));
     }
-    float *z = (float *)c->scratch, *panel = z + apus_cpu_min(GRAD_CHUNK, rows) * GRAD_TILE;
-    for (int64_t first = 0; first < rows; first += GRAD_CHUNK) {
-        const int64_t chunk = apus_cpu_min(GRAD_CHUNK, rows - first);
-        const float *xc = x + first * k;
-        for (int64_t v = 0; v < vocabulary; v += GRAD_TILE) {
-            const int64_t columns = apus_cpu_min(GRAD_TILE, vocabulary - v);
-            const float *tile = head_tile(w, v, columns, k, panel, threads);
 #pragma omp parallel num_threads(threads)
-            {
-                head_logits(xc, chunk, tile, columns, k, z);
+    {
 #pragma omp for schedule(static)
-                for (int64_t r = 0; r < chunk; r++) {
-                    head_slopes(z + r * columns, columns, d[first + r], lse[first + r], targets[first + r] - v, scale, cap);
-                }
-            }
-            sgemm(1, columns, k, chunk, z, columns, xc, first > 0 || (c->accumulate & 1u) != 0 ? 1.0f : 0.0f, dw + v * k);
+        for (int64_t i = 0; i < chunks_of(&h); i++) {
+            dw_pack(&h, i * HEAD_GRAD, apus_cpu_min(HEAD_GRAD, h.rows - i * HEAD_GRAD), (char *)c->scratch + (size_t)i * chunk_bytes(&h));
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t tile = 0; tile < h.tiles; tile++) {
+            dw_tile(c, &h, tile, (const char *)c->scratch, own + (size_t)omp_get_thread_num() * dw_bytes(&h));
         }
     }
     return APUS_OK;

@@ -1,17 +1,12 @@
 /*
- * linear and its gradients.
- *
- * linear sums every element in the order of dots, for any number of rows and any encoding of W (an encoded W gives the bits
- * of the same W in float32): generation may cut and batch prompts as it likes. The gradients are OpenBLAS's sgemm.
+ * linear and its gradients, by gemm.h. An encoded W gives the bits of the same W in float32.
  */
 #ifndef APUS_CPU_MATRIX_H
 #define APUS_CPU_MATRIX_H
 
 #include "gemm.h"
 
-#include <cblas.h>
-
-enum { PANEL = 48, DX_PANEL = 256 /* decoded rows of W at once */ };
+enum { DX_PANEL = 256 /* decoded rows of W at once */ };
 
 static size_t scratch_linear(const apus_kernel_call *c)
 {
@@ -48,22 +43,6 @@ static apus_status run_linear_add(const apus_kernel_call *c, apus_error *err)
         return apus_fail(err, APUS_E_INTERNAL, "linear + add: the shapes differ");
     }
     return linear(c, c->n_in > 3 ? (const float *)c->in[2].data : NULL, (const float *)c->in[c->n_in - 1].data);
-}
-
-/* y [m, n] = (beta) y + a b: a [m, k] or, transposed, [k, m]; b [k, n]. */
-static void sgemm(int transposed, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, float beta, float *y)
-{
-    if (m == 0 || n == 0) {
-        return;
-    }
-    if (k == 0) {
-        if (beta == 0.0f) {
-            memset(y, 0, (size_t)(m * n) * sizeof *y);
-        }
-        return;
-    }
-    cblas_sgemm(CblasRowMajor, transposed ? CblasTrans : CblasNoTrans, CblasNoTrans, (int)m, (int)n, (int)k, 1.0f, a, (int)lda, b, (int)n, beta, y,
-                (int)n);
 }
 
 /* Decode rows [first, first + n) of w into panel on all threads. */

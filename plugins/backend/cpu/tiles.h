@@ -28,16 +28,6 @@ static int threads_of(const apus_kernel_call *call)
     return apus_cpu_of(call)->threads;
 }
 
-/* OpenBLAS's OpenMP build takes the calling thread's setting. */
-static int blas_threads(const apus_kernel_call *call)
-{
-    const int threads = threads_of(call);
-    if (omp_get_max_threads() != threads) {
-        omp_set_num_threads(threads);
-    }
-    return threads;
-}
-
 /* The sums over lanes of acc [mr, nr] into c, through the epilogue (NULL: none). nr is 1 or divisible by 4. */
 LANES_INLINE void dot_store(int mr, int nr, const vf *acc, float *c, int64_t ldc, const epilogue *e, int64_t i0, int64_t j0)
 {

@@ -37,7 +37,11 @@ typedef struct call {
     int in_place; /* out[0] is in[0] */
 } call;
 
-static void *bench_cpu[2], *bench_one[2], *bench_ref; /* per instruction set: three threads, and one */
+enum { ISAS = 3 };
+
+static const char *const bench_names[ISAS] = {"portable", "avx2", "avx512"}; /* those this machine has come first */
+static void *bench_cpu[ISAS], *bench_one[ISAS], *bench_ref;                  /* per instruction set: three threads, and one */
+static void *brief_cpu[ISAS], *brief_one[ISAS];                              /* the same with products in bfloat16 */
 static int bench_isas;
 static uint64_t bench_seed = 1;
 
@@ -72,13 +76,14 @@ static inline const apus_kernel *bench_kernel(const char *backend, const char *o
     return NULL;
 }
 
-static inline void *bench_instance(const char *backend, const char *isa, int threads)
+static inline void *bench_instance(const char *backend, const char *isa, int threads, const char *dtype)
 {
     const apus_node_api *node = apus_host_table()->node;
     apus_node *params = node->make_map();
     void *instance = NULL;
     apus_error err = {0};
     assert_int_equal(node->set(params, "threads", node->make_int(threads)), APUS_OK);
+    assert_int_equal(node->set(params, "dtype", node->make_string(dtype, (size_t)-1)), APUS_OK);
     assert_int_equal(setenv("APUS_CPU_ISA", isa, 1), 0);
     const apus_status st = bench_backend(backend)->open(apus_host_table(), params, &instance, &err);
     assert_int_equal(unsetenv("APUS_CPU_ISA"), 0);
@@ -89,19 +94,21 @@ static inline void *bench_instance(const char *backend, const char *isa, int thr
 static inline int bench_open(void)
 {
     static const char *const files[] = {APUS_TEST_PLUGINS "/apus_backend_cpu.so", APUS_TEST_PLUGINS "/apus_backend_ref.so"};
-    static const char *const isas[] = {"portable", "avx2"};
     apus_error err = {0};
     for (int i = 0; i < 2; i++)
         if (apus_module_load_file(files[i], &err) != APUS_OK)
             fail_msg("%s", err.message);
-    bench_ref = bench_instance("ref", "", 1);
-    for (int i = 0; i < 2; i++) {
-        bench_cpu[bench_isas] = bench_instance("cpu", isas[i], 3);
-        if (bench_cpu[bench_isas] == NULL) {
-            print_message("skipped: %s, which this machine has not\n", isas[i]);
-            continue;
+    bench_ref = bench_instance("ref", "", 1, "float32");
+    for (int i = 0; i < ISAS; i++) {
+        bench_cpu[i] = bench_instance("cpu", bench_names[i], 3, "float32");
+        if (bench_cpu[i] == NULL) {
+            print_message("skipped: %s, which this machine has not\n", bench_names[i]);
+            break;
         }
-        bench_one[bench_isas++] = bench_instance("cpu", isas[i], 1);
+        bench_one[i] = bench_instance("cpu", bench_names[i], 1, "float32");
+        brief_cpu[i] = bench_instance("cpu", bench_names[i], 3, "bfloat16");
+        brief_one[i] = bench_instance("cpu", bench_names[i], 1, "bfloat16");
+        bench_isas++;
     }
     return bench_ref == NULL || bench_isas == 0;
 }
@@ -112,6 +119,8 @@ static inline int bench_close(void **state)
     for (int i = 0; i < bench_isas; i++) {
         bench_backend("cpu")->close(bench_cpu[i]);
         bench_backend("cpu")->close(bench_one[i]);
+        bench_backend("cpu")->close(brief_cpu[i]);
+        bench_backend("cpu")->close(brief_one[i]);
     }
     bench_backend("ref")->close(bench_ref);
     return 0;
@@ -336,7 +345,7 @@ static inline float *run_cpu(const call *c, void *instance, int k)
 
 /* cpu against ref, fresh and accumulating, on every instruction set; and twice for equal bits. An element may be off by
  * tolerance times (its size + the output's root mean square + what was there). */
-static inline void compare(const call *c, double tolerance)
+static inline void compare_on(const call *c, double tolerance, void *const *many, void *const *one)
 {
     double *start[3] = {0};
     for (uint32_t k = 0; k < c->n_out; k++) {
@@ -365,7 +374,7 @@ static inline void compare(const call *c, double tolerance)
             want[0][i] += c->in[c->n_in - 1].real[i];
         for (int run = 0; run < 3 * bench_isas; run++) {
             float *got[3] = {0}, *again[3] = {0};
-            void *instance = run % 3 == 1 ? bench_one[run / 3] : bench_cpu[run / 3];
+            void *instance = run % 3 == 1 ? one[run / 3] : many[run / 3];
             if (bench_run(c, "cpu", c->then, instance, 4, bits, start, (void **)got, &err) != APUS_OK)
                 fail_msg("%s: %s", c->op, err.message);
             assert_int_equal(bench_run(c, "cpu", c->then, instance, 4, bits, start, (void **)again, &err), APUS_OK);
@@ -395,6 +404,41 @@ static inline void compare(const call *c, double tolerance)
     }
     for (uint32_t k = 0; k < c->n_out; k++)
         free(start[k]);
+}
+
+static inline void compare(const call *c, double tolerance)
+{
+    compare_on(c, tolerance, bench_cpu, bench_one);
+}
+
+/* With products in bfloat16, against ref with these inputs (bits) rounded to it; their values stay as they were. */
+static inline void compare_brief(const call *c, uint32_t rounded, double tolerance)
+{
+    double *kept[8] = {0};
+    for (uint32_t k = 0; k < c->n_in; k++) {
+        const size_t n = (size_t)operand_count(&c->in[k]);
+        if ((rounded >> k & 1) == 0)
+            continue;
+        kept[k] = malloc(n * sizeof(double) + 1);
+        memcpy(kept[k], c->in[k].real, n * sizeof(double));
+        for (size_t i = 0; i < n; i++)
+            c->in[k].real[i] = (double)apus_bf16_to_f32(apus_f32_to_bf16((float)kept[k][i]));
+    }
+    compare_on(c, tolerance, brief_cpu, brief_one);
+    float *want[ISAS], *got;
+    for (int isa = 0; isa < bench_isas; isa++)
+        want[isa] = run_cpu(c, brief_cpu[isa], 0);
+    for (uint32_t k = 0; k < c->n_in; k++)
+        if (kept[k] != NULL)
+            memcpy(c->in[k].real, kept[k], (size_t)operand_count(&c->in[k]) * sizeof(double));
+    for (int isa = 0; isa < bench_isas; isa++) { /* it rounds them itself, and in the same way */
+        got = run_cpu(c, brief_cpu[isa], 0);
+        assert_memory_equal(got, want[isa], (size_t)operand_count(&c->out[0]) * 4);
+        free(got);
+        free(want[isa]);
+    }
+    for (uint32_t k = 0; k < c->n_in; k++)
+        free(kept[k]);
 }
 
 /* The call fails with a message that has `text` in it. */
