@@ -306,10 +306,11 @@ static split split_of(int64_t m, int64_t most, int threads)
     return s;
 }
 
-static split product_split(kind t, int64_t m, int64_t k, int threads)
+/* Rows of a block at most. */
+static int64_t block_most(kind t, int64_t k)
 {
     const int64_t fit = BLOCK_BYTES / ((units(t, k) + 1) * (int64_t)sizeof(float)) / HIGH * HIGH;
-    return split_of(m, fit > HIGH ? fit : HIGH, threads);
+    return fit > HIGH ? fit : HIGH;
 }
 
 static size_t left_bytes(kind t, int64_t rows, int64_t k)
@@ -322,10 +323,17 @@ static size_t right_bytes(kind t, int64_t n, int64_t k)
     return apus_cpu_lines((size_t)(apus_cpu_min(GROUP, (n + STRIP - 1) / STRIP * STRIP) * units(t, k)) * sizeof(float));
 }
 
+/* Counters of any split of m rows or fewer. */
+static size_t counters_bytes(int64_t m, int64_t most, int threads)
+{
+    return (size_t)(threads * ((m + most - 1) / most)) * COUNTER;
+}
+
+/* Enough for any m and k up to these: fewer rows may be cut into fewer bands of more rows each, a shorter sum into longer blocks. */
 static size_t multiply_bytes(kind t, int64_t m, int64_t n, int64_t k, int threads)
 {
-    const split s = product_split(t, m, k, threads);
-    return (size_t)threads * (left_bytes(t, s.block_rows, k) + right_bytes(t, n, k)) + (size_t)(s.bands * s.blocks) * COUNTER;
+    const size_t all = left_bytes(t, m, k), least = left_bytes(t, HIGH, k), most = least > BLOCK_BYTES ? least : BLOCK_BYTES;
+    return (size_t)threads * ((all < most ? all : most) + right_bytes(t, n, k)) + counters_bytes(m, block_most(t, k), threads);
 }
 
 /* What is taken in turn: groups of b, the last ones cut into parts of the rows so that no thread waits long for another. Who
@@ -387,7 +395,7 @@ static int64_t block_at(const split *s, int64_t m, int64_t me, int64_t i, int64_
 /* scratch: multiply_bytes. */
 static void multiply(const product *p, int threads, char *scratch)
 {
-    const split s = product_split(p->t, p->m, p->k, threads);
+    const split s = split_of(p->m, block_most(p->t, p->k), threads);
     const size_t left = left_bytes(p->t, s.block_rows, p->k), right = right_bytes(p->t, p->n, p->k);
     char *counters = scratch + (size_t)threads * (left + right);
     memset(counters, 0, (size_t)(s.bands * s.blocks) * COUNTER);

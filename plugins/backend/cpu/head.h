@@ -137,11 +137,6 @@ static double head_join(const head_part *p, int64_t tiles)
 
 /* ---------------------------------------------------------------- forward */
 
-static split head_split(const head *h, int threads)
-{
-    return split_of(h->rows, HEAD_ROWS, threads);
-}
-
 static size_t logits_bytes(const head *h, int64_t rows)
 {
     return left_bytes(h->t, rows, h->k) + right_bytes(h->t, GROUP, h->k) + (size_t)rows * HEAD_TILE * sizeof(float);
@@ -188,7 +183,7 @@ static apus_status token_logprob(const apus_kernel_call *c)
 {
     const head h = head_of(c, 0);
     const int threads = threads_of(c);
-    const split s = head_split(&h, threads);
+    const split s = split_of(h.rows, HEAD_ROWS, threads);
     const size_t own = logits_bytes(&h, s.block_rows);
     head_part *parts = (head_part *)c->scratch;
     float *chosen = (float *)(void *)((char *)parts + parts_bytes(&h));
@@ -239,8 +234,7 @@ static size_t scratch_token_logprob(const apus_kernel_call *c)
 {
     const head h = head_of(c, 0);
     const int threads = threads_of(c);
-    const split s = head_split(&h, threads);
-    const size_t logits = (size_t)threads * logits_bytes(&h, s.block_rows) + (size_t)(s.bands * s.blocks) * COUNTER;
+    const size_t logits = (size_t)threads * logits_bytes(&h, apus_cpu_min(h.rows, HEAD_ROWS)) + counters_bytes(h.rows, HEAD_ROWS, threads);
     const size_t slopes = (size_t)threads * slopes_bytes(&h, slopes_rows(&h, threads));
     return parts_bytes(&h) + chosen_bytes(&h) + (logits > slopes ? logits : slopes);
 }
