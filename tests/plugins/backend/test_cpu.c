@@ -292,9 +292,9 @@ static const apus_dtype encodings[] = {APUS_F32,  APUS_F16,    APUS_BF16, APUS_Q
 static void test_linear(void **state)
 {
     (void)state;
-    static const int64_t shapes[][3] = {{1, 1, 1},   {1, 7, 5},    {2, 9, 64},    {3, 50, 33},    {4, 3, 8},
-                                        {5, 64, 72}, {7, 97, 100}, {70, 61, 128}, {130, 200, 40}, {0, 5, 8},  {48, 16, 31}, {9, 49, 1},
-                                        {16, 48, 32}, {17, 95, 66}, {8, 33, 257}, {400, 113, 63}, {1030, 9, 17}, {3, 1100, 2}};
+    static const int64_t shapes[][3] = {{1, 1, 1},    {1, 7, 5},     {2, 9, 64},     {3, 50, 33},    {4, 3, 8},     {5, 64, 72},
+                                        {7, 97, 100}, {70, 61, 128}, {130, 200, 40}, {0, 5, 8},      {48, 16, 31},  {9, 49, 1},
+                                        {16, 48, 32}, {17, 95, 66},  {8, 33, 257},   {400, 113, 63}, {1030, 9, 17}, {3, 1100, 2}};
     for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
         const int64_t m = shapes[s][0], n = shapes[s][1], k = shapes[s][2];
         for (int bias = 0; bias < 2; bias++) {
@@ -793,6 +793,32 @@ static void test_head(void **state)
     call_free(&g);
 }
 
+/* Scratch is asked for at capacity: fewer rows, which are cut otherwise, must not need more. */
+static void test_scratch(void **state)
+{
+    (void)state;
+    static const char *const ops[] = {"linear", "linear_dx", "token_logprob"};
+    for (int isa = 0; isa < bench_isas; isa++) {
+        for (int o = 0; o < 3; o++) {
+            const int64_t k = 576, n = 1536;
+            const double attrs[2] = {1, 0};
+            const apus_kernel *kernel = bench_kernel("cpu", ops[o], NULL);
+            size_t before = 0;
+            assert_non_null(kernel);
+            for (int64_t m = 1; m < 1100; m++) {
+                const apus_view in[3] = {{NULL, APUS_F32, 2, {m, o == 1 ? n : k}}, {NULL, APUS_F32, 2, {n, k}}, {NULL, APUS_I32, 1, {m}}};
+                const apus_view out[3] = {
+                    {NULL, APUS_F32, o == 2 ? 1 : 2, {m, o == 1 ? k : n}}, {NULL, APUS_F32, 1, {m}}, {NULL, APUS_F32, 2, {m, k}}};
+                const apus_kernel_call c = {
+                    .in = in, .out = out, .attrs = attrs, .backend = bench_cpu[isa], .n_in = o == 2 ? 3 : 2, .n_out = o == 2 ? 3 : 1};
+                const size_t bytes = kernel->scratch(&c);
+                assert_true(bytes >= before);
+                before = bytes;
+            }
+        }
+    }
+}
+
 /* ---------------------------------------------------------------- the device */
 
 static void test_device(void **state)
@@ -827,7 +853,7 @@ int main(void)
         cmocka_unit_test(test_elementwise), cmocka_unit_test(test_ranges), cmocka_unit_test(test_accuracy),  cmocka_unit_test(test_index),
         cmocka_unit_test(test_bad_index),   cmocka_unit_test(test_linear), cmocka_unit_test(test_encoded),   cmocka_unit_test(test_linear_rows),
         cmocka_unit_test(test_norms),       cmocka_unit_test(test_rope),   cmocka_unit_test(test_attention), cmocka_unit_test(test_cached),
-        cmocka_unit_test(test_head),        cmocka_unit_test(test_nan),    cmocka_unit_test(test_device),
+        cmocka_unit_test(test_head),        cmocka_unit_test(test_nan),    cmocka_unit_test(test_scratch),   cmocka_unit_test(test_device),
     };
     return cmocka_run_group_tests(tests, setup, bench_close);
 }
