@@ -27,6 +27,15 @@ typedef struct apus_row {
 
 typedef struct apus_dataset apus_dataset;
 
+/* What all rows of a dataset keep within, and their sums. */
+typedef struct apus_dataset_bounds {
+    uint64_t rows, tokens, trained;
+    uint32_t longest, segments, answers; /* of one row */
+    int32_t largest_id, reserved;
+} apus_dataset_bounds;
+
+void apus_dataset_bounds_add(apus_dataset_bounds *b, const apus_row *r);
+
 /* The parameters every dataset mapping takes beside its type's own: path, type, max_length, overlong, train_on, shuffle, columns,
  * system, split, samples… The single table that validation, schema and help use. */
 const apus_param *apus_dataset_params(uint32_t *n);
@@ -37,6 +46,7 @@ typedef struct apus_dataset_options {
     int apart;                       /* 1: a pair's prompt stands before each answer: nothing may be shared (length_dependent) */
     const char *cache_dir;           /* NULL: no cache on disk */
     uint64_t seed;
+    int threads;                     /* that tokenise; 0: as many as the cores this process may use. They change nothing else */
     void (*say)(void *context, const char *line); /* counted lines: recognised type, drops, cuts; may be NULL */
     void *context;
 } apus_dataset_options;
@@ -44,13 +54,13 @@ typedef struct apus_dataset_options {
 /* Validate without reading rows (the file must exist): for `check`. spec: a path, a mapping or a list of them. */
 apus_status apus_dataset_check(const apus_node *spec, apus_error *err);
 
-/* Read, recognise, render, tokenise, cut; everything dropped or cut is counted. A dataset left with no row is an error. */
+/* Read, recognise, render, tokenise, cut; everything dropped or cut is counted. A dataset left with no row is an error. With a
+ * cache the rows stay in its file, mapped, and memory does not grow with their number. */
 apus_dataset *apus_dataset_open(const apus_node *spec, const apus_dataset_options *options, apus_error *err);
 void apus_dataset_close(apus_dataset *d);
 size_t apus_dataset_rows(const apus_dataset *d);
 apus_row apus_dataset_row(const apus_dataset *d, size_t i); /* [any] */
-uint32_t apus_dataset_longest(const apus_dataset *d);       /* tokens of the longest row */
-uint64_t apus_dataset_tokens(const apus_dataset *d);
+const apus_dataset_bounds *apus_dataset_limits(const apus_dataset *d);
 /* {rows, tokens, trained_tokens, type, dropped: {reason: {count, rows: [first 20]}}, cut: {…}, files: [{path, sha256}], key}. */
 const apus_node *apus_dataset_report(const apus_dataset *d);
 /* Split off: the last part of `d` (fraction < 1, or rows >= 1) chosen by seed; both keep d alive. For eval_split. */
@@ -64,8 +74,8 @@ int apus_dataset_shuffles(const apus_dataset *d);           /* the spec's `shuff
 typedef struct apus_examples apus_examples;
 apus_examples *apus_examples_open(const apus_node *spec, uint64_t seed, apus_error *err);
 void apus_examples_close(apus_examples *e);
-int64_t apus_examples_count(const apus_examples *e);
-apus_status apus_examples_get(const apus_examples *e, int64_t i, apus_node **row, apus_node **example, apus_error *err); /* owner: caller */
+apus_status apus_examples_count(apus_examples *e, int64_t *count, apus_error *err);
+apus_status apus_examples_get(apus_examples *e, int64_t i, apus_node **row, apus_node **example, apus_error *err); /* owner: caller */
 apus_status apus_examples_judge(const apus_examples *e, const apus_node *row, const char *answer, apus_node **verdict, apus_error *err);
 apus_node *apus_examples_tokenizer(const apus_examples *e); /* owner: caller; NULL: none */
 

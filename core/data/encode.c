@@ -15,88 +15,9 @@ const char *const apus_loss_reasons[APUS_N_LOSSES] = {"the prompt fills max_leng
 
 void apus_losses_add(apus_losses *l, int reason, uint64_t row)
 {
-    if (l->count[reason] < 20)
+    if (l->count[reason] < APUS_LOSSES_LISTED)
         l->first[reason][l->count[reason]] = row;
     l->count[reason]++;
-}
-
-/* ---------------------------------------------------------------- the store */
-
-static int grow(void **p, size_t *capacity, size_t need, size_t size)
-{
-    if (need <= *capacity)
-        return 1;
-    size_t n = *capacity ? *capacity * 2 : 64;
-    while (n < need)
-        n *= 2;
-    void *grown = realloc(*p, n * size);
-    if (grown == NULL)
-        return 0;
-    *p = grown;
-    *capacity = n;
-    return 1;
-}
-
-void apus_row_store_free(apus_row_store *s)
-{
-    free(s->rows);
-    free(s->ids);
-    free(s->trained);
-    free(s->segments);
-    memset(s, 0, sizeof *s);
-}
-
-apus_status apus_row_store_add(apus_row_store *s, const apus_row *r)
-{
-    if (!grow((void **)&s->rows, &s->cap_rows, s->n_rows + 1, sizeof *s->rows) ||
-        !grow((void **)&s->ids, &s->cap_ids, s->n_tokens + r->n_tokens, sizeof *s->ids) ||
-        !grow((void **)&s->trained, &s->cap_trained, s->n_tokens + r->n_tokens, sizeof *s->trained) ||
-        !grow((void **)&s->segments, &s->cap_segments, s->n_segments + r->n_segments, sizeof *s->segments))
-        return APUS_E_MEMORY;
-    apus_row_record *rec = &s->rows[s->n_rows++];
-    memset(rec, 0, sizeof *rec);
-    rec->source = r->source;
-    rec->tokens = s->n_tokens;
-    rec->segments = s->n_segments;
-    rec->n_tokens = r->n_tokens;
-    rec->n_segments = r->n_segments;
-    rec->n_answers = r->n_answers;
-    for (uint32_t i = 0; i < r->n_tokens; i++)
-        rec->n_trained += r->trained[i] != 0;
-    if (r->reference_logps != NULL) {
-        rec->has_reference = 1;
-        memcpy(rec->reference, r->reference_logps, r->n_answers * sizeof(double));
-    }
-    memcpy(s->ids + s->n_tokens, r->ids, r->n_tokens * sizeof *r->ids);
-    memcpy(s->trained + s->n_tokens, r->trained, r->n_tokens);
-    memcpy(s->segments + s->n_segments, r->segments, r->n_segments * sizeof *r->segments);
-    s->n_tokens += r->n_tokens;
-    s->n_segments += r->n_segments;
-    return APUS_OK;
-}
-
-apus_row apus_row_store_get(const apus_row_store *s, size_t i)
-{
-    const apus_row_record *rec = &s->rows[i];
-    return (apus_row){.source = rec->source,
-                      .n_tokens = rec->n_tokens,
-                      .n_segments = rec->n_segments,
-                      .n_answers = rec->n_answers,
-                      .n_trained = rec->n_trained,
-                      .ids = s->ids + rec->tokens,
-                      .trained = s->trained + rec->tokens,
-                      .segments = s->segments + rec->segments,
-                      .reference_logps = rec->has_reference ? rec->reference : NULL};
-}
-
-apus_status apus_row_store_append(apus_row_store *s, const apus_row_store *more)
-{
-    apus_status st = APUS_OK;
-    for (size_t i = 0; i < more->n_rows && st == APUS_OK; i++) {
-        const apus_row r = apus_row_store_get(more, i);
-        st = apus_row_store_add(s, &r);
-    }
-    return st;
 }
 
 /* ---------------------------------------------------------------- policies */
@@ -127,15 +48,16 @@ static apus_status add_single(const int32_t *ids, const uint8_t *trained, size_t
     memcpy(mask, trained, n);
     mask[0] = 0; /* nothing predicts the first token */
     const apus_row_segment segment = {.begin = 0, .count = (uint32_t)n, .parent = -1, .answer = 0};
-    const apus_row row = {.source = source, .n_tokens = (uint32_t)n, .n_segments = 1, .n_answers = 1, .ids = ids, .trained = mask, .segments = &segment};
+    const apus_row row = {
+        .source = source, .n_tokens = (uint32_t)n, .n_segments = 1, .n_answers = 1, .ids = ids, .trained = mask, .segments = &segment};
     const apus_status st = apus_row_store_add(out, &row);
     free(mask);
     return st;
 }
 
 /* A single sequence with its mask, cut by the policy. */
-static apus_status add_sequence(const apus_encoder *e, const int32_t *ids, const uint8_t *trained, size_t n, uint64_t source,
-                                apus_row_store *out, apus_losses *losses, apus_error *err)
+static apus_status add_sequence(const apus_encoder *e, const int32_t *ids, const uint8_t *trained, size_t n, uint64_t source, apus_row_store *out,
+                                apus_losses *losses, apus_error *err)
 {
     const size_t most = (size_t)e->max_length;
     if (n <= most)
@@ -176,13 +98,13 @@ static void free_tokens(apus_tokens *t)
     memset(t, 0, sizeof *t);
 }
 
-static apus_status encode_conversation(const apus_encoder *e, const apus_node *example, uint64_t source, apus_row_store *out,
-                                       apus_losses *losses, apus_error *err)
+static apus_status encode_conversation(const apus_encoder *e, const apus_node *example, uint64_t source, apus_row_store *out, apus_losses *losses,
+                                       apus_error *err)
 {
     apus_tokens ids = {0};
     uint8_t *trained = NULL;
-    apus_status st = apus_text_conversation(e->text, NODE->get(example, "messages"), NODE->get(example, "tools"), e->variables, 0,
-                                            e->train_last, 0, &ids, &trained, err);
+    apus_status st = apus_text_conversation(e->text, NODE->get(example, "messages"), NODE->get(example, "tools"), e->variables, 0, e->train_last, 0,
+                                            &ids, &trained, err);
     if (st == APUS_OK)
         st = add_sequence(e, ids.ids, trained, ids.n, source, out, losses, err);
     free_tokens(&ids);
@@ -194,14 +116,14 @@ static apus_status encode_conversation(const apus_encoder *e, const apus_node *e
 static apus_status encode_text(const apus_encoder *e, const char *a, const char *b, int end, apus_tokens *out, apus_error *err)
 {
     const size_t n = strlen(a), m = b != NULL ? strlen(b) : 0;
-    char *joined = malloc(n + m + 1);
-    if (joined == NULL)
+    char *joined = m > 0 ? malloc(n + m + 1) : NULL;
+    if (m > 0 && joined == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
-    memcpy(joined, a, n);
-    if (b != NULL)
-        memcpy(joined + n, b, m);
-    joined[n + m] = '\0';
-    apus_status st = apus_text_encode(e->text, joined, n + m, APUS_ENCODE_ADD_SPECIAL, out, err);
+    if (m > 0) {
+        memcpy(joined, a, n);
+        memcpy(joined + n, b, m + 1);
+    }
+    apus_status st = apus_text_encode(e->text, m > 0 ? joined : a, n + m, APUS_ENCODE_ADD_SPECIAL, out, err);
     free(joined);
     const int32_t eos = apus_text_eos(e->text);
     if (st == APUS_OK && end && eos >= 0 && (out->n == 0 || out->ids[out->n - 1] != eos)) {
@@ -312,14 +234,19 @@ static apus_status add_pair(const apus_encoder *e, const apus_tokens *whole, siz
     memcpy(ids + first, whole[1].ids + skip + prompt - again, second * sizeof *ids);
     memset(trained + prompt, 1, answer[0]);
     memset(trained + first + again, 1, answer[1]);
-    const apus_row_segment shared[3] = {{0, (uint32_t)prompt, -1, -1},
-                                        {(uint32_t)prompt, (uint32_t)answer[0], 0, 0},
-                                        {(uint32_t)first, (uint32_t)answer[1], 0, 1}};
+    const apus_row_segment shared[3] = {
+        {0, (uint32_t)prompt, -1, -1}, {(uint32_t)prompt, (uint32_t)answer[0], 0, 0}, {(uint32_t)first, (uint32_t)answer[1], 0, 1}};
     const apus_row_segment apart[2] = {{0, (uint32_t)first, -1, 0}, {(uint32_t)first, (uint32_t)second, -1, 1}};
     const apus_node *chosen = NODE->get(example, "chosen_logps"), *rejected = NODE->get(example, "rejected_logps");
     const double reference[2] = {NODE->as_float(chosen, 0.0), NODE->as_float(rejected, 0.0)};
-    const apus_row row = {.source = source, .n_tokens = (uint32_t)n, .n_segments = e->apart ? 2 : 3, .n_answers = 2, .ids = ids, .trained = trained,
-                          .segments = e->apart ? apart : shared, .reference_logps = chosen != NULL && rejected != NULL ? reference : NULL};
+    const apus_row row = {.source = source,
+                          .n_tokens = (uint32_t)n,
+                          .n_segments = e->apart ? 2 : 3,
+                          .n_answers = 2,
+                          .ids = ids,
+                          .trained = trained,
+                          .segments = e->apart ? apart : shared,
+                          .reference_logps = chosen != NULL && rejected != NULL ? reference : NULL};
     const apus_status st = apus_row_store_add(out, &row);
     free(ids);
     free(trained);
@@ -375,10 +302,10 @@ static apus_status encode_ready(const apus_encoder *e, const apus_node *example,
     return st;
 }
 
-static apus_status encode_document(const apus_encoder *e, const apus_node *example, uint64_t source, apus_row_store *out, apus_error *err)
+static apus_status encode_document(const apus_encoder *e, const apus_node *example, uint64_t source, apus_row_store *out, apus_row_store *documents,
+                                   apus_losses *losses, apus_error *err)
 {
-    size_t length;
-    const char *text = NODE->as_string(NODE->get(example, "text"), &length);
+    const char *text = NODE->as_string(NODE->get(example, "text"), NULL);
     apus_tokens ids = {0};
     apus_status st = encode_text(e, text, NULL, 1, &ids, err);
     uint8_t *trained = st == APUS_OK ? malloc(ids.n + 1) : NULL;
@@ -387,23 +314,24 @@ static apus_status encode_document(const apus_encoder *e, const apus_node *examp
     if (st == APUS_OK) {
         memset(trained, 1, ids.n);
         const apus_row_segment segment = {.begin = 0, .count = (uint32_t)ids.n, .parent = -1, .answer = 0};
-        const apus_row row = {.source = source, .n_tokens = (uint32_t)ids.n, .n_segments = 1, .n_answers = 1, .ids = ids.ids, .trained = trained,
-                              .segments = &segment};
-        st = apus_row_store_add(out, &row);
+        const apus_row row = {
+            .source = source, .n_tokens = (uint32_t)ids.n, .n_segments = 1, .n_answers = 1, .ids = ids.ids, .trained = trained, .segments = &segment};
+        st =
+            policy_is(e, "split", "split") ? apus_row_store_add(documents, &row) : add_sequence(e, ids.ids, trained, ids.n, source, out, losses, err);
     }
     free_tokens(&ids);
     free(trained);
     return st;
 }
 
-apus_status apus_encode_example(const apus_encoder *e, const apus_node *example, uint64_t source, apus_row_store *out, apus_losses *losses,
-                                int *document, apus_error *err)
+apus_status apus_encode_example(const apus_encoder *e, const apus_node *example, uint64_t source, apus_row_store *out, apus_row_store *documents,
+                                apus_losses *losses, apus_error *err)
 {
     const int pair = NODE->get(example, "chosen") != NULL;
-    *document = 0;
     if (pair != (e->pairs != 0)) {
-        apus_fail(err, APUS_E_INVALID, pair ? "row %llu is a preference pair, but this loss trains on single answers"
-                                            : "row %llu is not a preference pair, which this loss needs",
+        apus_fail(err, APUS_E_INVALID,
+                  pair ? "row %llu is a preference pair, but this loss trains on single answers"
+                       : "row %llu is not a preference pair, which this loss needs",
                   (unsigned long long)source);
         return apus_hint(err, APUS_E_INVALID, pair ? "use a loss for preference pairs" : "give rows with chosen and rejected answers");
     }
@@ -415,10 +343,8 @@ apus_status apus_encode_example(const apus_encoder *e, const apus_node *example,
     }
     if (pair)
         return encode_pair(e, example, source, out, losses, err);
-    if (NODE->get(example, "text") != NULL) {
-        *document = 1;
-        return encode_document(e, example, source, out, err);
-    }
+    if (NODE->get(example, "text") != NULL)
+        return encode_document(e, example, source, out, documents, losses, err);
     const apus_node *messages = NODE->get(example, "messages");
     if (NODE->kind(messages) == APUS_NODE_LIST && apus_text_has_template(e->text))
         return encode_conversation(e, example, source, out, losses, err);
@@ -427,45 +353,53 @@ apus_status apus_encode_example(const apus_encoder *e, const apus_node *example,
 
 /* ---------------------------------------------------------------- documents */
 
-apus_status apus_pack_documents(const apus_encoder *e, const apus_row_store *documents, apus_row_store *out, apus_losses *losses, apus_error *err)
+apus_status apus_packer_open(apus_packer *p, int64_t max_length, apus_error *err)
 {
-    const size_t most = (size_t)e->max_length;
+    const size_t most = (size_t)max_length;
+    *p = (apus_packer){.ids = malloc(most * sizeof *p->ids), .trained = malloc(most), .segments = malloc(most * sizeof *p->segments), .most = most};
+    return p->ids != NULL && p->trained != NULL && p->segments != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "out of memory");
+}
+
+void apus_packer_close(apus_packer *p)
+{
+    free(p->ids);
+    free(p->trained);
+    free(p->segments);
+}
+
+static apus_status give_row(apus_packer *p, apus_row_sink *out, apus_error *err)
+{
+    const apus_row row = {.source = p->source,
+                          .n_tokens = p->n_tokens,
+                          .n_segments = p->n_segments,
+                          .n_answers = 1,
+                          .ids = p->ids,
+                          .trained = p->trained,
+                          .segments = p->segments};
+    p->n_tokens = p->n_segments = 0;
+    return apus_row_sink_add(out, &row, err);
+}
+
+apus_status apus_packer_add(apus_packer *p, const apus_row *document, apus_row_sink *out, apus_error *err)
+{
     apus_status st = APUS_OK;
-    if (!policy_is(e, "split", "split")) {
-        for (size_t i = 0; i < documents->n_rows && st == APUS_OK; i++) {
-            const apus_row r = apus_row_store_get(documents, i);
-            st = add_sequence(e, r.ids, r.trained, r.n_tokens, r.source, out, losses, err);
-        }
-        return st;
+    for (uint32_t at = 0; at < document->n_tokens && st == APUS_OK;) {
+        const size_t room = p->most - p->n_tokens, left = document->n_tokens - at, n = left < room ? left : room;
+        if (p->n_tokens == 0)
+            p->source = document->source;
+        memcpy(p->ids + p->n_tokens, document->ids + at, n * sizeof *p->ids);
+        memset(p->trained + p->n_tokens, 1, n);
+        p->trained[p->n_tokens] = 0; /* a document's first token here has no predecessor */
+        p->segments[p->n_segments++] = (apus_row_segment){.begin = p->n_tokens, .count = (uint32_t)n, .parent = -1, .answer = 0};
+        p->n_tokens += (uint32_t)n;
+        at += (uint32_t)n;
+        if (p->n_tokens == p->most)
+            st = give_row(p, out, err);
     }
-    int32_t *ids = malloc(most * sizeof *ids);
-    uint8_t *trained = malloc(most);
-    apus_row_segment *segments = malloc(most * sizeof *segments);
-    if (ids == NULL || trained == NULL || segments == NULL)
-        st = apus_fail(err, APUS_E_MEMORY, "out of memory");
-    apus_row row = {.n_answers = 1, .ids = ids, .trained = trained, .segments = segments};
-    for (size_t i = 0; i < documents->n_rows && st == APUS_OK; i++) {
-        const apus_row d = apus_row_store_get(documents, i);
-        for (uint32_t at = 0; at < d.n_tokens && st == APUS_OK;) {
-            const size_t room = most - row.n_tokens, left = d.n_tokens - at, n = left < room ? left : room;
-            if (row.n_tokens == 0)
-                row.source = d.source;
-            memcpy(ids + row.n_tokens, d.ids + at, n * sizeof *ids);
-            memset(trained + row.n_tokens, 1, n);
-            trained[row.n_tokens] = 0; /* a document's first token here has no predecessor */
-            segments[row.n_segments++] = (apus_row_segment){.begin = row.n_tokens, .count = (uint32_t)n, .parent = -1, .answer = 0};
-            row.n_tokens += (uint32_t)n;
-            at += (uint32_t)n;
-            if (row.n_tokens == most) {
-                st = apus_row_store_add(out, &row);
-                row.n_tokens = row.n_segments = 0;
-            }
-        }
-    }
-    if (st == APUS_OK && row.n_tokens > 1)
-        st = apus_row_store_add(out, &row);
-    free(ids);
-    free(trained);
-    free(segments);
-    return st == APUS_E_MEMORY ? apus_fail(err, st, "out of memory") : st;
+    return st;
+}
+
+apus_status apus_packer_end(apus_packer *p, apus_row_sink *out, apus_error *err)
+{
+    return p->n_tokens > 1 ? give_row(p, out, err) : APUS_OK;
 }

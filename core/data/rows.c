@@ -9,192 +9,286 @@
 #include "module/module.h"
 #include "value/node.h"
 
-#define NODE apus_nodes()
-#define MEMBER_LIMIT ((size_t)4 << 30)
+#define NODE       apus_nodes()
+#define WINDOW_MAX ((size_t)4 << 30)
 
-static int full(const apus_node *list, size_t limit)
+typedef int (*next_row)(apus_rows *r, apus_node **row, apus_error *err);
+
+struct apus_rows {
+    apus_source *source;
+    char *path, shown[1536]; /* of the open member, as messages name it */
+    next_row next;           /* by its kind; NULL: none is open */
+    size_t members, line;    /* line: of what stands at `at` */
+    /* The part of the member that is in memory: bytes[at, end) are not read yet. */
+    char *bytes;
+    size_t at, end, capacity;
+    int ended; /* the member has no more */
+    /* .json: all of it, and which row comes next. */
+    apus_node *root;
+    const apus_node *list;
+    size_t item;
+    /* .csv, .tsv */
+    char separator, *field;
+    size_t n, field_capacity;
+    apus_node *header;
+};
+
+/* ---------------------------------------------------------------- the window */
+
+/* More of the member behind what is there; 0: an error. */
+static int fill(apus_rows *r, apus_error *err)
 {
-    return limit > 0 && NODE->length(list) >= limit;
+    memmove(r->bytes, r->bytes + r->at, r->end - r->at);
+    r->end -= r->at;
+    r->at = 0;
+    if (r->end == r->capacity) {
+        char *grown = r->capacity * 2 <= WINDOW_MAX ? realloc(r->bytes, r->capacity * 2 + 1) : NULL;
+        if (grown == NULL) {
+            (void)apus_fail(err, APUS_E_MEMORY, "%s:%zu: a row or file larger than memory or 4 GiB", r->shown, r->line);
+            return 0;
+        }
+        r->bytes = grown;
+        r->capacity *= 2;
+    }
+    const int64_t n = apus_source_read(r->source, r->bytes + r->end, r->capacity - r->end, err);
+    if (n < 0)
+        return 0;
+    r->ended = n == 0;
+    r->end += (size_t)n;
+    r->bytes[r->end] = '\0';
+    return 1;
+}
+
+static int fill_all(apus_rows *r, apus_error *err)
+{
+    while (!r->ended)
+        if (!fill(r, err))
+            return 0;
+    return 1;
 }
 
 /* ---------------------------------------------------------------- JSON */
 
-static apus_status add_row(apus_node *list, apus_node *row, const char *name, size_t line, apus_error *err)
+static int give(const apus_rows *r, apus_node *parsed, size_t line, apus_node **row, apus_error *err)
 {
-    if (NODE->kind(row) == APUS_NODE_MAP)
-        return NODE->append(list, row);
-    NODE->release(row);
-    apus_fail(err, APUS_E_INVALID, "%s:%zu: a row must be an object {…}", name, line);
-    return apus_hint(err, APUS_E_INVALID, "one JSON object for each row");
+    if (NODE->kind(parsed) == APUS_NODE_MAP) {
+        *row = parsed;
+        return 1;
+    }
+    NODE->release(parsed);
+    const apus_status st = apus_fail(err, APUS_E_INVALID, "%s:%zu: a row must be an object {…}", r->shown, line);
+    (void)apus_hint(err, st, "one JSON object for each row");
+    return -1;
 }
 
-static apus_status parse_lines(const char *name, const char *bytes, size_t length, size_t limit, apus_node *list, apus_error *err)
+/* The next line into bytes[at, *length); 1, 0 at the end, -1 error. */
+static int next_line(apus_rows *r, size_t *length, apus_error *err)
 {
-    size_t line = 1;
-    for (size_t at = 0; at < length && !full(list, limit); line++) {
-        const char *end = memchr(bytes + at, '\n', length - at);
-        const size_t n = end != NULL ? (size_t)(end - bytes) - at : length - at;
-        size_t first = 0;
-        while (first < n && strchr(" \t\r", bytes[at + first]) != NULL)
-            first++;
-        if (first < n) {
-            char where[1024];
-            apus_error inner = {0};
-            apus_node *row = NODE->parse_json(bytes + at, n, "", &inner);
-            if (row == NULL) {
-                snprintf(where, sizeof where, "%s:%zu", name, line);
-                const char *message = inner.message[0] == ':' ? inner.message + 1 : inner.message;
-                return apus_fail(err, APUS_E_INVALID, "%s: not a JSON object: %s", where, message);
-            }
-            apus_node_place(row, name, (int)line, 1);
-            apus_status st = add_row(list, row, name, line, err);
-            if (st != APUS_OK)
-                return st;
+    size_t seen = 0;
+    for (;;) {
+        const char *end = r->end - r->at > seen ? memchr(r->bytes + r->at + seen, '\n', r->end - r->at - seen) : NULL;
+        seen = r->end - r->at;
+        if (end != NULL || r->ended) {
+            *length = end != NULL ? (size_t)(end - r->bytes) - r->at : seen;
+            return end != NULL || seen > 0;
         }
-        at += n + 1;
-    }
-    return APUS_OK;
-}
-
-static apus_status parse_list(const char *name, const char *bytes, size_t length, size_t limit, apus_node *list, apus_error *err)
-{
-    apus_node *root = NODE->parse_json(bytes, length, name, err);
-    if (root == NULL) { /* JSON Lines under the name .json is common */
-        apus_error lines = {0};
-        const size_t before = NODE->length(list);
-        if (parse_lines(name, bytes, length, limit, list, &lines) == APUS_OK && NODE->length(list) > before)
-            return APUS_OK;
-        return APUS_E_INVALID;
-    }
-    const apus_node *rows = NODE->kind(root) == APUS_NODE_LIST ? root : NODE->get(root, "data");
-    apus_status st = APUS_OK;
-    if (NODE->kind(rows) != APUS_NODE_LIST) {
-        st = apus_fail(err, APUS_E_INVALID, "%s:1: expected a list of objects", name);
-        apus_hint(err, st, "[{…}, {…}], or {\"data\": [{…}]}");
-    }
-    for (size_t i = 0; i < NODE->length(rows) && st == APUS_OK && !full(list, limit); i++)
-        st = add_row(list, NODE->copy(NODE->at(rows, i)), name, i + 1, err);
-    NODE->release(root);
-    return st;
-}
-
-/* ---------------------------------------------------------------- CSV (RFC 4180) */
-
-typedef struct csv {
-    const char *bytes, *name;
-    size_t length, at, line;
-    char separator;
-    char *field;
-    size_t n, capacity;
-} csv;
-
-static int push(csv *c, char ch)
-{
-    if (c->n + 1 >= c->capacity) {
-        c->capacity = c->capacity ? c->capacity * 2 : 256;
-        char *grown = realloc(c->field, c->capacity);
-        if (grown == NULL)
-            return 0;
-        c->field = grown;
-    }
-    c->field[c->n++] = ch;
-    c->field[c->n] = '\0';
-    return 1;
-}
-
-/* Next field into c->field. Returns what ended it: separator, '\n', 0 at the end of the file, -1 error. */
-static int next_field(csv *c, apus_error *err)
-{
-    c->n = 0;
-    if (!push(c, ' '))
-        return -1;
-    c->n = 0;
-    c->field[0] = '\0';
-    const size_t opened = c->line;
-    int quoted = c->at < c->length && c->bytes[c->at] == '"';
-    c->at += (size_t)quoted;
-    while (c->at < c->length) {
-        const char ch = c->bytes[c->at++];
-        if (quoted && ch == '"') {
-            if (c->at < c->length && c->bytes[c->at] == '"') {
-                c->at++;
-                if (!push(c, '"'))
-                    return -1;
-                continue;
-            }
-            quoted = 0;
-            if (c->at < c->length && c->bytes[c->at] != c->separator && c->bytes[c->at] != '\n' && c->bytes[c->at] != '\r') {
-                (void)apus_fail(err, APUS_E_INVALID, "%s:%zu: text after a closing quote", c->name, c->line);
-                return -1;
-            }
-            continue;
-        }
-        if (!quoted && ch == c->separator)
-            return ch;
-        if (!quoted && ch == '\r' && c->at < c->length && c->bytes[c->at] == '\n')
-            continue;
-        if (ch == '\n') {
-            c->line++;
-            if (!quoted)
-                return '\n';
-        }
-        if (!push(c, ch))
+        if (!fill(r, err))
             return -1;
     }
-    if (quoted) {
-        (void)apus_fail(err, APUS_E_INVALID, "%s:%zu: a quoted field that is never closed", c->name, opened);
-        return -1;
+}
+
+static int next_jsonl(apus_rows *r, apus_node **row, apus_error *err)
+{
+    size_t n;
+    for (int more; (more = next_line(r, &n, err)) != 0;) {
+        if (more < 0)
+            return -1;
+        const char *text = r->bytes + r->at;
+        const size_t line = r->line++, blank = strspn(text, " \t\r");
+        r->at += n < r->end - r->at ? n + 1 : n;
+        if (blank >= n)
+            continue;
+        apus_error inner = {0};
+        apus_node *parsed = NODE->parse_json(text, n, "", &inner);
+        if (parsed == NULL) {
+            const char *message = inner.message[0] == ':' ? inner.message + 1 : inner.message;
+            (void)apus_fail(err, APUS_E_INVALID, "%s:%zu: not a JSON object: %s", r->shown, line, message);
+            return -1;
+        }
+        apus_node_place(parsed, r->shown, (int)line, 1);
+        return give(r, parsed, line, row, err);
     }
     return 0;
 }
 
-static apus_status parse_csv(const char *name, const char *bytes, size_t length, char separator, size_t limit, apus_node *list, apus_error *err)
+static int next_item(apus_rows *r, apus_node **row, apus_error *err)
 {
-    csv c = {.bytes = bytes, .name = name, .length = length, .line = 1, .separator = separator};
-    if (length >= 3 && memcmp(bytes, "\xEF\xBB\xBF", 3) == 0)
-        c.at = 3;
-    apus_node *header = NODE->make_list();
-    apus_status st = APUS_OK;
-    int end;
-    do {
-        end = next_field(&c, err);
-        if (end >= 0)
-            (void)NODE->append(header, NODE->make_string(c.field, c.n));
-    } while (end > 0 && end != '\n');
-    if (end < 0)
-        st = APUS_E_INVALID;
-    while (st == APUS_OK && c.at < c.length && !full(list, limit)) {
-        const size_t line = c.line;
-        apus_node *row = NODE->make_map();
-        size_t k = 0;
-        do {
-            end = next_field(&c, err);
-            const char *column = NODE->as_string(NODE->at(header, k), NULL);
-            if (end < 0) {
-                st = APUS_E_INVALID;
-            } else if (column == NULL && !(k == 1 && c.n == 0)) {
-                st = apus_fail(err, APUS_E_INVALID, "%s:%zu: more fields than the header has columns (%zu)", name, line, NODE->length(header));
-            } else if (column != NULL) {
-                (void)NODE->set(row, column, NODE->make_string(c.field, c.n));
-                k++;
-            }
-        } while (st == APUS_OK && end > 0 && end != '\n');
-        const int blank = k == 1 && NODE->length(header) > 1;
-        if (st == APUS_OK && k < NODE->length(header) && !blank)
-            st = apus_fail(err, APUS_E_INVALID, "%s:%zu: %zu fields, but the header has %zu columns", name, line, k, NODE->length(header));
-        if (st != APUS_OK || blank) {
-            NODE->release(row);
-        } else {
-            apus_node_place(row, name, (int)line, 1);
-            st = NODE->append(list, row);
-        }
-    }
-    NODE->release(header);
-    free(c.field);
-    return st;
+    if (r->item == NODE->length(r->list))
+        return 0;
+    const size_t i = r->item++;
+    return give(r, NODE->copy(NODE->at(r->list, i)), i + 1, row, err);
 }
 
-/* ---------------------------------------------------------------- files */
+/* A list is one value: it is read whole. JSON Lines under the name .json are common, and tried when it is none. */
+static int open_json(apus_rows *r, apus_error *err)
+{
+    if (!fill_all(r, err))
+        return 0;
+    r->root = NODE->parse_json(r->bytes, r->end, r->shown, err);
+    if (r->root == NULL) {
+        apus_error first = {0};
+        apus_node *row = NULL;
+        if (next_jsonl(r, &row, &first) < 1)
+            return 0;
+        NODE->release(row);
+        r->at = 0;
+        r->line = 1;
+        r->next = next_jsonl;
+        return 1;
+    }
+    r->list = NODE->kind(r->root) == APUS_NODE_LIST ? r->root : NODE->get(r->root, "data");
+    if (NODE->kind(r->list) != APUS_NODE_LIST) {
+        const apus_status st = apus_fail(err, APUS_E_INVALID, "%s:1: expected a list of objects", r->shown);
+        (void)apus_hint(err, st, "[{…}, {…}], or {\"data\": [{…}]}");
+        return 0;
+    }
+    r->at = r->end;
+    return 1;
+}
+
+/* ---------------------------------------------------------------- CSV (RFC 4180) */
+
+/* The next byte, not taken; -1 at the end, -2 error. */
+static int peek(apus_rows *r, apus_error *err)
+{
+    while (r->at == r->end && !r->ended)
+        if (!fill(r, err))
+            return -2;
+    return r->at < r->end ? (unsigned char)r->bytes[r->at] : -1;
+}
+
+static int push(apus_rows *r, char ch)
+{
+    if (r->n + 1 >= r->field_capacity) {
+        char *grown = realloc(r->field, r->field_capacity ? r->field_capacity * 2 : 256);
+        if (grown == NULL)
+            return 0;
+        r->field_capacity = r->field_capacity ? r->field_capacity * 2 : 256;
+        r->field = grown;
+    }
+    r->field[r->n++] = ch;
+    r->field[r->n] = '\0';
+    return 1;
+}
+
+static int csv_fault(const apus_rows *r, size_t line, const char *what, apus_error *err)
+{
+    (void)apus_fail(err, APUS_E_INVALID, "%s:%zu: %s", r->shown, line, what);
+    return -1;
+}
+
+/* Next field into r->field. Returns what ended it: separator, '\n', 0 at the end of the file, -1 error. */
+static int next_field(apus_rows *r, apus_error *err)
+{
+    const size_t opened = r->line;
+    int ch = peek(r, err), quoted = ch == '"';
+    r->n = 0;
+    r->at += (size_t)quoted;
+    if (!push(r, ' '))
+        return csv_fault(r, opened, "out of memory", err);
+    r->n = 0;
+    r->field[0] = '\0';
+    while ((ch = peek(r, err)) >= 0) {
+        r->at++;
+        if (quoted && ch == '"') {
+            ch = peek(r, err);
+            if (ch == '"') {
+                r->at++;
+            } else {
+                quoted = 0;
+                if (ch >= 0 && ch != r->separator && ch != '\n' && ch != '\r')
+                    return csv_fault(r, r->line, "text after a closing quote", err);
+                continue;
+            }
+        } else if (!quoted && ch == r->separator) {
+            return ch;
+        } else if (!quoted && ch == '\r' && peek(r, err) == '\n') {
+            continue;
+        } else if (ch == '\n') {
+            r->line++;
+            if (!quoted)
+                return '\n';
+        }
+        if (!push(r, (char)ch))
+            return csv_fault(r, opened, "out of memory", err);
+    }
+    return ch == -2 ? -1 : quoted ? csv_fault(r, opened, "a quoted field that is never closed", err) : 0;
+}
+
+static int open_csv(apus_rows *r, apus_error *err)
+{
+    int end;
+    if (peek(r, err) == 0xEF && (r->end - r->at >= 3 || fill(r, err)) && r->end - r->at >= 3 && memcmp(r->bytes + r->at, "\xEF\xBB\xBF", 3) == 0)
+        r->at += 3;
+    r->header = NODE->make_list();
+    do {
+        end = next_field(r, err);
+        if (end >= 0)
+            (void)NODE->append(r->header, NODE->make_string(r->field, r->n));
+    } while (end > 0 && end != '\n');
+    return end >= 0;
+}
+
+static int next_csv(apus_rows *r, apus_node **row, apus_error *err)
+{
+    for (int more; (more = peek(r, err)) >= 0;) {
+        const size_t line = r->line, columns = NODE->length(r->header);
+        apus_node *map = NODE->make_map();
+        size_t k = 0;
+        int end;
+        do {
+            end = next_field(r, err);
+            const char *column = NODE->as_string(NODE->at(r->header, k), NULL);
+            if (end >= 0 && column == NULL && !(k == 1 && r->n == 0)) {
+                (void)apus_fail(err, APUS_E_INVALID, "%s:%zu: more fields than the header has columns (%zu)", r->shown, line, columns);
+                end = -1;
+            } else if (end >= 0 && column != NULL) {
+                (void)NODE->set(map, column, NODE->make_string(r->field, r->n));
+                k++;
+            }
+        } while (end > 0 && end != '\n');
+        const int blank = k == 1 && columns > 1 && r->n == 0;
+        if (end >= 0 && k < columns && !blank) {
+            (void)apus_fail(err, APUS_E_INVALID, "%s:%zu: %zu fields, but the header has %zu columns", r->shown, line, k, columns);
+            end = -1;
+        }
+        if (end >= 0 && !blank) {
+            apus_node_place(map, r->shown, (int)line, 1);
+            *row = map;
+            return 1;
+        }
+        NODE->release(map);
+        if (end < 0)
+            return -1;
+    }
+    return peek(r, err) == -2 ? -1 : 0;
+}
+
+/* ---------------------------------------------------------------- text */
+
+static int next_text(apus_rows *r, apus_node **row, apus_error *err)
+{
+    if (r->line == 0 || !fill_all(r, err))
+        return r->line == 0 ? 0 : -1;
+    r->line = 0; /* one row: the whole file */
+    *row = NODE->make_map();
+    (void)NODE->set(*row, "text", NODE->make_string(r->bytes, r->end));
+    apus_node_place(*row, r->shown, 1, 1);
+    r->at = r->end;
+    return 1;
+}
+
+/* ---------------------------------------------------------------- members */
 
 static int has_extension(const char *name, const char *extension)
 {
@@ -202,79 +296,98 @@ static int has_extension(const char *name, const char *extension)
     return n >= k && strcasecmp(name + n - k, extension) == 0;
 }
 
-apus_status apus_rows_parse(const char *name, const char *bytes, size_t length, size_t limit, apus_node *list, apus_error *err)
+static void close_member(apus_rows *r)
 {
-    if (has_extension(name, ".jsonl") || has_extension(name, ".ndjson"))
-        return parse_lines(name, bytes, length, limit, list, err);
-    if (has_extension(name, ".json"))
-        return parse_list(name, bytes, length, limit, list, err);
-    if (has_extension(name, ".csv") || has_extension(name, ".tsv"))
-        return parse_csv(name, bytes, length, has_extension(name, ".csv") ? ',' : '\t', limit, list, err);
-    if (has_extension(name, ".txt") || has_extension(name, ".md")) {
-        apus_node *row = NODE->make_map();
-        (void)NODE->set(row, "text", NODE->make_string(bytes, length));
-        apus_node_place(row, name, 1, 1);
-        return NODE->append(list, row);
-    }
-    apus_fail(err, APUS_E_UNSUPPORTED, "%s: rows cannot be read from a file of this kind", name);
-    return apus_hint(err, APUS_E_UNSUPPORTED, ".jsonl, .json, .csv, .tsv, .txt or .md, plain, compressed (.gz .xz .zst .bz2) or in an archive");
+    NODE->release(r->root);
+    NODE->release(r->header);
+    r->root = r->header = NULL;
+    r->list = NULL;
+    r->next = NULL;
 }
 
-static apus_status read_member(apus_source *s, char **bytes, size_t *length, apus_error *err)
+/* 1 when the member is ready, -1 error. */
+static int open_member(apus_rows *r, const char *name, apus_error *err)
 {
-    size_t capacity = 1u << 20;
-    *length = 0;
-    *bytes = malloc(capacity + 1);
-    while (*bytes != NULL) {
-        const int64_t n = apus_source_read(s, *bytes + *length, capacity - *length, err);
-        if (n < 0)
-            return APUS_E_INVALID;
-        if (n == 0)
-            break;
-        *length += (size_t)n;
-        if (*length == capacity) {
-            capacity *= 2;
-            char *grown = capacity <= MEMBER_LIMIT ? realloc(*bytes, capacity + 1) : NULL;
-            if (grown == NULL)
-                return apus_fail(err, APUS_E_MEMORY, "a data file is larger than memory or 4 GiB");
-            *bytes = grown;
+    const char *base = strrchr(r->path, '/');
+    base = base != NULL ? base + 1 : r->path;
+    /* A plain or compressed file is named by its path, a member of an archive behind it. */
+    if (strncmp(base, name, strlen(name)) == 0)
+        snprintf(r->shown, sizeof r->shown, "%.*s%s", (int)(base - r->path), r->path, name);
+    else
+        snprintf(r->shown, sizeof r->shown, "%s:%s", r->path, name);
+    r->at = r->end = r->item = 0;
+    r->ended = 0;
+    r->line = 1;
+    r->members++;
+    if (has_extension(name, ".jsonl") || has_extension(name, ".ndjson")) {
+        r->next = next_jsonl;
+    } else if (has_extension(name, ".json")) {
+        r->next = next_item;
+        return open_json(r, err) ? 1 : -1;
+    } else if (has_extension(name, ".csv") || has_extension(name, ".tsv")) {
+        r->next = next_csv;
+        r->separator = has_extension(name, ".csv") ? ',' : '\t';
+        return open_csv(r, err) ? 1 : -1;
+    } else if (has_extension(name, ".txt") || has_extension(name, ".md")) {
+        r->next = next_text;
+    } else {
+        const apus_status st = apus_fail(err, APUS_E_UNSUPPORTED, "%s: rows cannot be read from a file of this kind", r->shown);
+        (void)apus_hint(err, st, ".jsonl, .json, .csv, .tsv, .txt or .md, plain, compressed (.gz .xz .zst .bz2) or in an archive");
+        return -1;
+    }
+    return 1;
+}
+
+apus_rows *apus_rows_open(const char *path, apus_error *err)
+{
+    apus_rows *r = calloc(1, sizeof *r);
+    if (r != NULL) {
+        r->capacity = (size_t)1 << 20;
+        r->bytes = malloc(r->capacity + 1);
+        r->path = strdup(path);
+    }
+    if (r == NULL || r->bytes == NULL || r->path == NULL) {
+        (void)apus_fail(err, APUS_E_MEMORY, "out of memory");
+        apus_rows_close(r);
+        return NULL;
+    }
+    r->source = apus_source_open(path, err);
+    if (r->source == NULL) {
+        apus_rows_close(r);
+        return NULL;
+    }
+    return r;
+}
+
+int apus_rows_next(apus_rows *r, apus_node **row, apus_error *err)
+{
+    for (;;) {
+        if (r->next == NULL) {
+            const char *name;
+            const int more = apus_source_next(r->source, &name, err);
+            if (more == 0 && r->members == 0) {
+                (void)apus_fail(err, APUS_E_INVALID, "%s: there is no file in it", r->path);
+                return -1;
+            }
+            if (more <= 0 || open_member(r, name, err) < 0)
+                return more == 0 ? 0 : -1;
         }
+        const int found = r->next(r, row, err);
+        if (found != 0)
+            return found;
+        close_member(r);
     }
-    if (*bytes == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "out of memory");
-    (*bytes)[*length] = '\0';
-    return APUS_OK;
 }
 
-apus_status apus_rows_read(const char *path, size_t limit, apus_node *list, apus_error *err)
+void apus_rows_close(apus_rows *r)
 {
-    apus_source *s = apus_source_open(path, err);
-    if (s == NULL)
-        return APUS_E_IO;
-    apus_status st = APUS_OK;
-    const char *name;
-    int more = 1, members = 0;
-    while (st == APUS_OK && !full(list, limit) && (more = apus_source_next(s, &name, err)) == 1) {
-        char *bytes = NULL, shown[1536];
-        size_t length;
-        const char *base = strrchr(path, '/');
-        base = base != NULL ? base + 1 : path;
-        /* A plain or compressed file is named by its path, a member of an archive behind it. */
-        const int same = strncmp(base, name, strlen(name)) == 0;
-        if (same)
-            snprintf(shown, sizeof shown, "%.*s%s", (int)(base - path), path, name);
-        else
-            snprintf(shown, sizeof shown, "%s:%s", path, name);
-        st = read_member(s, &bytes, &length, err);
-        if (st == APUS_OK)
-            st = apus_rows_parse(shown, bytes, length, limit, list, err);
-        free(bytes);
-        members++;
-    }
-    apus_source_close(s);
-    if (st == APUS_OK && more < 0)
-        return APUS_E_INVALID;
-    if (st == APUS_OK && members == 0)
-        return apus_fail(err, APUS_E_INVALID, "%s: there is no file in it", path);
-    return st;
+    if (r == NULL)
+        return;
+    close_member(r);
+    if (r->source != NULL)
+        apus_source_close(r->source);
+    free(r->field);
+    free(r->bytes);
+    free(r->path);
+    free(r);
 }

@@ -1,15 +1,15 @@
-/* core/data/rows: the rows of data files as nodes: JSON Lines, JSON, CSV, plain text; plain, compressed, in archives. */
+/* core/data/rows: the rows of data files as nodes, one after another: JSON Lines, JSON, CSV, plain text; plain, compressed, in archives. */
 #ifndef APUS_CORE_ROWS_H
 #define APUS_CORE_ROWS_H
 
 #include <apus/base.h>
 
-/* All rows of `path` (a file, archive or folder; at most `limit` rows, 0: all), appended to list. By extension: .jsonl .ndjson:
- * one object a line; .json: a list of objects (or {data: [...]}); .csv .tsv: with a header line; .txt .md: {text: whole file}.
- * Errors name file:line. */
-apus_status apus_rows_read(const char *path, size_t limit, apus_node *list, apus_error *err);
-
-/* The same for bytes in memory; name says the kind. */
-apus_status apus_rows_parse(const char *name, const char *bytes, size_t length, size_t limit, apus_node *list, apus_error *err);
+/* The rows of `path`: a file, an archive or a folder. By extension: .jsonl .ndjson: one object a line; .json: a list of objects
+ * (or {data: [...]}); .csv .tsv: with a header line; .txt .md: {text: whole file}. No more of a file is in memory than a row; a
+ * .json or .txt file is one piece. Errors name file:line. One thread at a time. */
+typedef struct apus_rows apus_rows;
+apus_rows *apus_rows_open(const char *path, apus_error *err);
+int apus_rows_next(apus_rows *r, apus_node **row, apus_error *err); /* 1: a row (owner: caller), 0: end, -1: error */
+void apus_rows_close(apus_rows *r);                                 /* NULL is fine */
 
 #endif

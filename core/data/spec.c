@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "config/config.h"
-#include "data/rows.h"
 #include "io/io.h"
 #include "module/module.h"
 #include "value/node.h"
@@ -19,28 +18,83 @@ static const char *const overlong_choices[] = {"right", "left", "drop", "split",
 static const char *const train_choices[] = {"all", "last", NULL};
 
 static const apus_param params[] = {
-    {.size = sizeof(apus_param), .name = "path", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE, .min = 1, .max = 0,
+    {.size = sizeof(apus_param),
+     .name = "path",
+     .type = APUS_PARAM_PATH,
+     .flags = APUS_PARAM_NULLABLE,
+     .min = 1,
+     .max = 0,
      .doc = "File, folder or archive of rows (.jsonl, .json, .csv, .tsv, .txt; plain or compressed); path#N: the first N rows.",
      .aliases = "file data_path dataset_dir file_name"},
-    {.size = sizeof(apus_param), .name = "type", .type = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, .min = 1, .max = 0,
-     .doc = "Which dataset plugin reads the rows; left out: recognised from the rows, and said.", .aliases = "formatting format"},
-    {.size = sizeof(apus_param), .name = "max_length", .type = APUS_PARAM_INT, .fallback = "2048", .min = 2, .max = 1e9, .unit = "tokens",
-     .doc = "Longest row (of a pair: prompt and one answer).", .aliases = "cutoff_len sequence_len max_seq_length max_seq_len"},
-    {.size = sizeof(apus_param), .name = "overlong", .type = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, .choices = overlong_choices,
-     .min = 1, .max = 0,
+    {.size = sizeof(apus_param),
+     .name = "type",
+     .type = APUS_PARAM_STRING,
+     .flags = APUS_PARAM_NULLABLE,
+     .min = 1,
+     .max = 0,
+     .doc = "Which dataset plugin reads the rows; left out: recognised from the rows, and said.",
+     .aliases = "formatting format"},
+    {.size = sizeof(apus_param),
+     .name = "max_length",
+     .type = APUS_PARAM_INT,
+     .fallback = "2048",
+     .min = 2,
+     .max = 1e9,
+     .unit = "tokens",
+     .doc = "Longest row (of a pair: prompt and one answer).",
+     .aliases = "cutoff_len sequence_len max_seq_length max_seq_len"},
+    {.size = sizeof(apus_param),
+     .name = "overlong",
+     .type = APUS_PARAM_STRING,
+     .flags = APUS_PARAM_NULLABLE,
+     .choices = overlong_choices,
+     .min = 1,
+     .max = 0,
      .doc = "Rows over max_length: right cuts the end (a row whose prompt alone fills it is dropped), left the beginning, drop, split "
             "into several rows, error. Default right; for type text: split.",
      .aliases = "truncation_strategy truncation_mode"},
-    {.size = sizeof(apus_param), .name = "train_on", .type = APUS_PARAM_STRING, .fallback = "all", .choices = train_choices, .min = 1, .max = 0,
-     .doc = "Which assistant turns are trained.", .aliases = "loss_scale train_on_inputs"},
-    {.size = sizeof(apus_param), .name = "shuffle", .type = APUS_PARAM_BOOL, .fallback = "true", .min = 1, .max = 0,
-     .doc = "Order the rows anew each epoch, by the seed.", .aliases = "dataset_shuffle shuffle_dataset"},
-    {.size = sizeof(apus_param), .name = "columns", .type = APUS_PARAM_MAP, .item = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, .min = 1,
-     .max = 0, .doc = "Names of the columns: {prompt: q, response: a} reads column q as prompt.", .aliases = "field_mapping"},
-    {.size = sizeof(apus_param), .name = "system", .type = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, .min = 1, .max = 0,
-     .doc = "System message for conversations that have none.", .aliases = "default_system system_prompt"},
-    {.size = sizeof(apus_param), .name = "template_variables", .type = APUS_PARAM_NODE, .flags = APUS_PARAM_NULLABLE, .min = 1, .max = 0,
-     .doc = "Extra variables of the chat template, such as {enable_thinking: false}.", .aliases = "chat_template_kwargs"},
+    {.size = sizeof(apus_param),
+     .name = "train_on",
+     .type = APUS_PARAM_STRING,
+     .fallback = "all",
+     .choices = train_choices,
+     .min = 1,
+     .max = 0,
+     .doc = "Which assistant turns are trained.",
+     .aliases = "loss_scale train_on_inputs"},
+    {.size = sizeof(apus_param),
+     .name = "shuffle",
+     .type = APUS_PARAM_BOOL,
+     .fallback = "true",
+     .min = 1,
+     .max = 0,
+     .doc = "Order the rows anew each epoch, by the seed.",
+     .aliases = "dataset_shuffle shuffle_dataset"},
+    {.size = sizeof(apus_param),
+     .name = "columns",
+     .type = APUS_PARAM_MAP,
+     .item = APUS_PARAM_STRING,
+     .flags = APUS_PARAM_NULLABLE,
+     .min = 1,
+     .max = 0,
+     .doc = "Names of the columns: {prompt: q, response: a} reads column q as prompt.",
+     .aliases = "field_mapping"},
+    {.size = sizeof(apus_param),
+     .name = "system",
+     .type = APUS_PARAM_STRING,
+     .flags = APUS_PARAM_NULLABLE,
+     .min = 1,
+     .max = 0,
+     .doc = "System message for conversations that have none.",
+     .aliases = "default_system system_prompt"},
+    {.size = sizeof(apus_param),
+     .name = "template_variables",
+     .type = APUS_PARAM_NODE,
+     .flags = APUS_PARAM_NULLABLE,
+     .min = 1,
+     .max = 0,
+     .doc = "Extra variables of the chat template, such as {enable_thinking: false}.",
+     .aliases = "chat_template_kwargs"},
 };
 enum { N_PARAMS = sizeof params / sizeof params[0] };
 
@@ -74,7 +128,7 @@ static apus_node *validate(const apus_node *given, const apus_component *c, apus
 static apus_status recognise(apus_data_part *p, apus_error *err)
 {
     int best = 0;
-    const apus_node *first = NODE->at(p->rows, 0);
+    const apus_node *first = p->first;
     for (size_t i = 0; i < apus_component_count("dataset"); i++) {
         const apus_component *c = apus_component_at("dataset", i);
         apus_dataset_ops ops;
@@ -85,10 +139,8 @@ static apus_status recognise(apus_data_part *p, apus_error *err)
             p->component = c;
         }
     }
-    if (p->component != NULL) {
-        p->recognised = 1;
+    if (p->component != NULL)
         return APUS_OK;
-    }
     char keys[256] = "", where[256];
     size_t used = 0;
     for (size_t i = 0; i < NODE->length(first) && used + 40 < sizeof keys; i++)
@@ -114,7 +166,7 @@ static apus_node *rename_columns(const apus_node *row, const apus_node *columns)
 /* A column that the mapping names must be there. */
 static apus_status check_columns(const apus_data_part *p, apus_error *err)
 {
-    const apus_node *columns = NODE->get(p->params, "columns"), *first = NODE->at(p->rows, 0);
+    const apus_node *columns = NODE->get(p->params, "columns"), *first = p->first;
     for (size_t i = 0; i < NODE->length(columns); i++) {
         const char *theirs = NODE->as_string(NODE->at(columns, i), NULL);
         char where[256];
@@ -127,24 +179,48 @@ static apus_status check_columns(const apus_data_part *p, apus_error *err)
 
 /* ---------------------------------------------------------------- opening */
 
-static apus_status read_rows(apus_data_part *p, size_t limit, apus_error *err)
+static apus_node *renamed(const apus_data_part *p, apus_node *row)
 {
-    p->rows = NODE->make_list();
-    apus_status st = apus_rows_read(p->path, limit, p->rows, err);
-    if (st == APUS_OK && NODE->length(p->rows) == 0)
-        st = apus_fail(err, APUS_E_INVALID, "%s: there are no rows in it", p->path);
-    if (st == APUS_OK)
-        st = check_columns(p, err);
     const apus_node *columns = NODE->get(p->params, "columns");
-    if (st == APUS_OK && NODE->length(columns) > 0) {
-        apus_node *renamed = NODE->make_list();
-        for (size_t i = 0; i < NODE->length(p->rows); i++)
-            (void)NODE->append(renamed, rename_columns(NODE->at(p->rows, i), columns));
-        NODE->release(p->rows);
-        p->rows = renamed;
-    }
-    p->count = (int64_t)NODE->length(p->rows);
+    if (NODE->length(columns) == 0)
+        return row;
+    apus_node *copy = rename_columns(row, columns);
+    NODE->release(row);
+    return copy;
+}
+
+/* The first row says what the others are. */
+static apus_status begin_rows(apus_data_part *p, apus_error *err)
+{
+    p->rows = apus_rows_open(p->path, err);
+    if (p->rows == NULL)
+        return APUS_E_IO;
+    const int found = apus_rows_next(p->rows, &p->first, err);
+    if (found == 0)
+        return apus_fail(err, APUS_E_INVALID, "%s: there are no rows in it", p->path);
+    const apus_status st = found > 0 ? check_columns(p, err) : APUS_E_INVALID;
+    if (st == APUS_OK)
+        p->first = renamed(p, p->first);
     return st;
+}
+
+int apus_data_part_next(apus_data_part *p, apus_node **row, apus_error *err)
+{
+    int found = 1;
+    if (p->given == p->most)
+        return 0;
+    if (p->rows == NULL) {
+        found = p->ops.row(p->instance, p->given, p->seed, row, err) == APUS_OK ? 1 : -1;
+    } else if (p->first != NULL) {
+        *row = p->first;
+        p->first = NULL;
+    } else {
+        found = apus_rows_next(p->rows, row, err);
+        if (found > 0)
+            *row = renamed(p, *row);
+    }
+    p->given += found > 0;
+    return found;
 }
 
 static apus_status open_part(const apus_node *given, uint64_t seed, int read, apus_data_part *p, apus_error *err)
@@ -153,9 +229,9 @@ static apus_status open_part(const apus_node *given, uint64_t seed, int read, ap
     if (NODE->kind(given) == APUS_NODE_STRING)
         (void)NODE->set(spec, "path", NODE->copy(given));
     const char *type = NODE->as_string(NODE->get(spec, "type"), NULL), *path = NODE->as_string(NODE->get(spec, "path"), NULL);
-    size_t limit = 0;
     apus_status st = APUS_OK;
     p->seed = seed;
+    p->most = INT64_MAX;
     if (type != NULL) {
         p->component = apus_component_find("dataset", type, err);
         st = p->component != NULL ? APUS_OK : APUS_E_NOT_FOUND;
@@ -170,7 +246,7 @@ static apus_status open_part(const apus_node *given, uint64_t seed, int read, ap
         p->path = strdup(path);
         char *hash = p->path != NULL ? strrchr(p->path, '#') : NULL;
         if (hash != NULL && hash[1] >= '1' && hash[1] <= '9' && hash[1 + strspn(hash + 1, "0123456789")] == '\0') {
-            limit = (size_t)strtoull(hash + 1, NULL, 10);
+            p->most = strtoll(hash + 1, NULL, 10);
             *hash = '\0';
         }
         if (!apus_path_exists(p->path)) {
@@ -194,7 +270,7 @@ static apus_status open_part(const apus_node *given, uint64_t seed, int read, ap
     }
     if (st == APUS_OK && p->params == NULL) { /* the type is not known before its rows are */
         p->params = NODE->copy(spec);
-        st = read_rows(p, limit, err);
+        st = begin_rows(p, err);
         if (st == APUS_OK)
             st = recognise(p, err);
         NODE->release(p->params);
@@ -202,7 +278,7 @@ static apus_status open_part(const apus_node *given, uint64_t seed, int read, ap
         if (st == APUS_OK && p->params == NULL)
             st = APUS_E_INVALID;
     } else if (st == APUS_OK && p->path != NULL) {
-        st = read_rows(p, limit, err);
+        st = begin_rows(p, err);
     }
     NODE->release(spec);
     if (st != APUS_OK)
@@ -216,7 +292,7 @@ static apus_status open_part(const apus_node *given, uint64_t seed, int read, ap
     if (p->path == NULL) {
         if (p->ops.count == NULL || p->ops.row == NULL)
             return apus_fail(err, APUS_E_INVALID, "dataset %s needs a path", p->component->name);
-        p->count = p->ops.count(p->instance);
+        p->most = p->ops.count(p->instance);
     }
     return APUS_OK;
 }
@@ -245,18 +321,11 @@ void apus_data_parts_close(apus_data_part *parts, size_t n)
         if (parts[i].instance != NULL)
             parts[i].ops.close(parts[i].instance);
         NODE->release(parts[i].params);
-        NODE->release(parts[i].rows);
+        apus_rows_close(parts[i].rows);
+        NODE->release(parts[i].first);
         free(parts[i].path);
     }
     free(parts);
-}
-
-apus_status apus_data_part_row(const apus_data_part *p, int64_t i, apus_node **row, apus_error *err)
-{
-    if (p->rows == NULL)
-        return p->ops.row(p->instance, i, p->seed, row, err);
-    *row = NODE->copy(NODE->at(p->rows, (size_t)i));
-    return *row != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "out of memory");
 }
 
 apus_status apus_data_part_example(const apus_data_part *p, const apus_node *row, apus_node **example, apus_error *err)
@@ -280,9 +349,11 @@ apus_status apus_data_part_example(const apus_data_part *p, const apus_node *row
 
 /* ---------------------------------------------------------------- examples (dataset.h) */
 
+/* Rows of files stay here once they are read: who asks for examples goes back and forth. */
 struct apus_examples {
     apus_data_part *parts;
     size_t n;
+    apus_node **rows; /* of each part */
 };
 
 apus_status apus_dataset_check(const apus_node *spec, apus_error *err)
@@ -302,8 +373,13 @@ apus_examples *apus_examples_open(const apus_node *spec, uint64_t seed, apus_err
         (void)apus_fail(err, APUS_E_MEMORY, "out of memory");
         return NULL;
     }
-    if (apus_data_parts_open(spec, seed, 1, &e->parts, &e->n, err) != APUS_OK) {
-        free(e);
+    apus_status st = apus_data_parts_open(spec, seed, 1, &e->parts, &e->n, err);
+    if (st == APUS_OK && (e->rows = calloc(e->n, sizeof *e->rows)) == NULL)
+        st = apus_fail(err, APUS_E_MEMORY, "out of memory");
+    for (size_t k = 0; k < e->n && st == APUS_OK; k++)
+        e->rows[k] = NODE->make_list();
+    if (st != APUS_OK) {
+        apus_examples_close(e);
         return NULL;
     }
     return e;
@@ -313,34 +389,63 @@ void apus_examples_close(apus_examples *e)
 {
     if (e == NULL)
         return;
+    for (size_t k = 0; e->rows != NULL && k < e->n; k++)
+        NODE->release(e->rows[k]);
     apus_data_parts_close(e->parts, e->n);
+    free(e->rows);
     free(e);
 }
 
-int64_t apus_examples_count(const apus_examples *e)
+/* How many rows part k has, as far as `enough`: a file is read no further. -1: error. */
+static int64_t rows_of(apus_examples *e, size_t k, int64_t enough, apus_error *err)
 {
-    int64_t count = 0;
-    for (size_t i = 0; i < e->n; i++)
-        count += e->parts[i].count;
-    return count;
+    apus_node *row = NULL;
+    int found = 1;
+    if (e->parts[k].rows == NULL)
+        return e->parts[k].most;
+    while (found > 0 && (int64_t)NODE->length(e->rows[k]) < enough)
+        if ((found = apus_data_part_next(&e->parts[k], &row, err)) > 0)
+            (void)NODE->append(e->rows[k], row);
+    return found < 0 ? -1 : (int64_t)NODE->length(e->rows[k]);
 }
 
-apus_status apus_examples_get(const apus_examples *e, int64_t i, apus_node **row, apus_node **example, apus_error *err)
+apus_status apus_examples_count(apus_examples *e, int64_t *count, apus_error *err)
 {
-    size_t k = 0;
-    while (k < e->n && i >= e->parts[k].count)
-        i -= e->parts[k++].count;
-    if (k == e->n)
-        return apus_fail(err, APUS_E_NOT_FOUND, "there is no row %lld", (long long)i);
-    apus_status st = apus_data_part_row(&e->parts[k], i, row, err);
-    if (st != APUS_OK)
-        return st;
-    st = apus_data_part_example(&e->parts[k], *row, example, err);
-    if (st != APUS_OK) {
-        NODE->release(*row);
-        *row = NULL;
+    *count = 0;
+    for (size_t k = 0; k < e->n; k++) {
+        const int64_t n = rows_of(e, k, INT64_MAX, err);
+        if (n < 0)
+            return APUS_E_INVALID;
+        *count += n;
     }
-    return st;
+    return APUS_OK;
+}
+
+apus_status apus_examples_get(apus_examples *e, int64_t i, apus_node **row, apus_node **example, apus_error *err)
+{
+    for (size_t k = 0; k < e->n; k++) {
+        const int64_t n = rows_of(e, k, i + 1, err);
+        if (n < 0)
+            return APUS_E_INVALID;
+        if (i >= n) {
+            i -= n;
+            continue;
+        }
+        const apus_data_part *p = &e->parts[k];
+        apus_status st = APUS_OK;
+        if (p->rows == NULL)
+            st = p->ops.row(p->instance, i, p->seed, row, err);
+        else
+            *row = NODE->copy(NODE->at(e->rows[k], (size_t)i));
+        if (st == APUS_OK)
+            st = apus_data_part_example(p, *row, example, err);
+        if (st != APUS_OK) {
+            NODE->release(*row);
+            *row = NULL;
+        }
+        return st;
+    }
+    return apus_fail(err, APUS_E_NOT_FOUND, "there is no row %lld", (long long)i);
 }
 
 apus_status apus_examples_judge(const apus_examples *e, const apus_node *row, const char *answer, apus_node **verdict, apus_error *err)

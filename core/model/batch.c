@@ -13,14 +13,11 @@ void apus_batch_capacity(const apus_dataset *const *datasets, size_t n_datasets,
     for (size_t k = 0; k < n_datasets; k++) {
         if (datasets[k] == NULL)
             continue;
-        const size_t n = apus_dataset_rows(datasets[k]);
-        rows = (int64_t)n > rows ? (int64_t)n : rows;
-        for (size_t i = 0; i < n; i++) {
-            const apus_row r = apus_dataset_row(datasets[k], i);
-            longest = r.n_tokens > longest ? r.n_tokens : longest;
-            segments = r.n_segments > segments ? r.n_segments : segments;
-            answers = r.n_answers > answers ? r.n_answers : answers;
-        }
+        const apus_dataset_bounds *b = apus_dataset_limits(datasets[k]);
+        rows = (int64_t)b->rows > rows ? (int64_t)b->rows : rows;
+        longest = b->longest > longest ? b->longest : longest;
+        segments = b->segments > segments ? b->segments : segments;
+        answers = b->answers > answers ? b->answers : answers;
     }
     if (rows > (int64_t)batch_size)
         rows = (int64_t)batch_size;

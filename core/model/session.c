@@ -160,9 +160,12 @@ static apus_status rows_open(apus_stage_context *s, const apus_node *dataset, vo
     apus_examples *e = apus_examples_open(dataset, s->seed, err);
     if (e == NULL)
         return APUS_E_INVALID;
-    *rows = e;
-    *count = apus_examples_count(e);
-    return APUS_OK;
+    const apus_status st = apus_examples_count(e, count, err);
+    if (st != APUS_OK)
+        apus_examples_close(e);
+    else
+        *rows = e;
+    return st;
 }
 static apus_status rows_example(void *rows, int64_t i, apus_node **row, apus_node **example, apus_error *err)
 {

@@ -98,7 +98,8 @@ static apus_status open_data(apus_trainer *t, apus_error *err)
     }
     t->has_eval = t->eval_data != NULL;
     const size_t rows = apus_dataset_rows(t->data);
-    for (size_t i = 0; i < rows; i++) { /* ids must be the model's: a foreign cache or ready-made rows could lie outside */
+    const int foreign = apus_dataset_limits(t->data)->largest_id >= t->model->facts.vocab; /* ready-made rows, a template's tokens */
+    for (size_t i = 0; foreign && i < rows; i++) {
         const apus_row r = apus_dataset_row(t->data, i);
         for (uint32_t k = 0; k < r.n_tokens; k++)
             if (r.ids[k] < 0 || r.ids[k] >= t->model->facts.vocab)
@@ -418,7 +419,7 @@ void apus_trainer_describe(const apus_trainer *t, apus_node *map)
     (void)NODE->set(map, "steps_done", NODE->make_int(t->step));
     (void)NODE->set(map, "memory", memory);
     /* The plan's cost is for a full micro-batch; a step holds batch_size rows of average length. */
-    const double tokens = (double)apus_dataset_tokens(t->data) / (double)apus_dataset_rows(t->data) *
+    const double tokens = (double)apus_dataset_limits(t->data)->tokens / (double)apus_dataset_rows(t->data) *
                           (double)int_param(t, "batch_size", 1);
     set(map, "tokens_per_step", tokens);
     set(map, "flops_per_step", cost.flops * tokens / (double)t->batch.capacity[0]);

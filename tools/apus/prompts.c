@@ -204,6 +204,17 @@ static apus_status into_file(prompts *p, apus_generator *g, int64_t parallel, ap
     return st;
 }
 
+static apus_status read_lines(const char *path, apus_node *lines, apus_error *err)
+{
+    apus_rows *rows = apus_rows_open(path, err);
+    apus_node *row = NULL;
+    int found = rows != NULL ? 1 : -1;
+    while (found > 0 && (found = apus_rows_next(rows, &row, err)) > 0)
+        (void)apus_nodes()->append(lines, row);
+    apus_rows_close(rows);
+    return found < 0 ? APUS_E_INVALID : APUS_OK;
+}
+
 int apus_answer_prompts(const apus_answer_arguments *a)
 {
     const apus_node_api *node = apus_nodes();
@@ -213,7 +224,7 @@ int apus_answer_prompts(const apus_answer_arguments *a)
     apus_generator *g = NULL;
     apus_node *lines = node->make_list();
     prompts p = {.arguments = a, .lines = lines, .requests = node->make_list()};
-    apus_status st = apus_rows_read(a->prompts, 0, lines, &err);
+    apus_status st = read_lines(a->prompts, lines, &err);
     for (size_t i = 0; i < node->length(lines) && st == APUS_OK; i++)
         st = check_line(node->at(lines, i), p.requests, &err);
     int code = apus_exit(st, &err);

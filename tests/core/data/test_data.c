@@ -1,0 +1,363 @@
+/* core/data: rows out of files of every kind, and datasets made of them: the same bytes whatever the number of threads. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "data/dataset.h"
+#include "data/rows.h"
+#include "io/io.h"
+#include "module/module.h"
+#include "run/run.h"
+#include "value/node.h"
+
+#define NODE apus_nodes()
+
+static char folder[256];
+static apus_text *text; /* a token for each byte; 256 ends a text */
+static apus_node *tokenizer, *tokenizer_config;
+
+static int setup(void **state)
+{
+    static const char source[] = "{\"added_tokens\": [{\"id\": 256, \"content\": \"<eos>\", \"special\": true}], \"model\": {\"type\": \"Byte\"}}";
+    static const char config[] = "{\"eos_token\": \"<eos>\"}";
+    static const char *const folders[] = {APUS_TEST_PLUGINS};
+    apus_error err = {0};
+    (void)state;
+    (void)snprintf(folder, sizeof folder, "%s/data-%ld", APUS_TEST_TMP, (long)getpid());
+    if (apus_start(folders, 1, &err) != APUS_OK || apus_mkdirs(folder, &err) != APUS_OK)
+        return -1;
+    tokenizer = NODE->parse_json(source, sizeof source - 1, "tokenizer", &err);
+    tokenizer_config = NODE->parse_json(config, sizeof config - 1, "config", &err);
+    const apus_model_card card = {.size = sizeof card, .tokenizer = tokenizer, .tokenizer_config = tokenizer_config};
+    text = apus_text_open(&card, NULL, 0, &err);
+    return text != NULL ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+    apus_error err;
+    (void)state;
+    apus_text_free(text);
+    NODE->release(tokenizer);
+    NODE->release(tokenizer_config);
+    return apus_remove_tree(folder, &err) == APUS_OK ? 0 : -1;
+}
+
+static const char *at(const char *name)
+{
+    static char paths[4][512];
+    static int turn;
+    char *path = paths[turn++ % 4];
+    (void)snprintf(path, sizeof paths[0], "%s/%s", folder, name);
+    return path;
+}
+
+static void write_file(const char *path, const char *bytes)
+{
+    apus_error err = {0};
+    if (apus_file_write(path, bytes, strlen(bytes), &err) != APUS_OK)
+        fail_msg("%s", err.message);
+}
+
+/* ---------------------------------------------------------------- rows */
+
+/* All rows as JSON, one a line; or the error behind those that came before it. */
+static char *rows_of(const char *path)
+{
+    size_t length = 0;
+    char *all = calloc(1, 1), *more;
+    apus_error err = {0};
+    apus_node *row = NULL;
+    apus_rows *r = apus_rows_open(path, &err);
+    int found = -1;
+    while (r != NULL && (found = apus_rows_next(r, &row, &err)) > 0) {
+        char *json = NODE->write_json(row, 0, NULL);
+        NODE->release(row);
+        more = realloc(all, length + strlen(json) + 2);
+        assert_non_null(more);
+        all = more;
+        length += (size_t)sprintf(all + length, "%s\n", json);
+        apus_host_table()->free(json);
+    }
+    apus_rows_close(r);
+    if (found < 0) {
+        const char *message = strncmp(err.message, folder, strlen(folder)) == 0 ? err.message + strlen(folder) + 1 : err.message;
+        more = realloc(all, length + strlen(message) + 1);
+        assert_non_null(more);
+        all = more;
+        (void)sprintf(all + length, "%s", message);
+    }
+    return all;
+}
+
+static void check_rows(const char *name, const char *bytes, const char *expected)
+{
+    write_file(at(name), bytes);
+    char *rows = rows_of(at(name));
+    assert_string_equal(rows, expected);
+    free(rows);
+}
+
+static void test_rows(void **state)
+{
+    (void)state;
+    check_rows("a.jsonl", "{\"a\":1}\n\n  \r\n{\"a\":2}", "{\"a\": 1}\n{\"a\": 2}\n");
+    check_rows("b.jsonl", "{\"a\":1}\n[2]\n", "{\"a\": 1}\nb.jsonl:2: a row must be an object {…}");
+    check_rows("a.json", "[{\"a\": 1},\n {\"a\": 2}]", "{\"a\": 1}\n{\"a\": 2}\n");
+    check_rows("b.json", "{\"data\": [{\"a\": 1}]}", "{\"a\": 1}\n");
+    check_rows("c.json", "{\"a\": 1}\n{\"a\": 2}\n", "{\"a\": 1}\n{\"a\": 2}\n"); /* JSON Lines under another name */
+    check_rows("d.json", "{\"a\": 1}", "d.json:1: expected a list of objects");
+    check_rows("a.csv", "\xEF\xBB\xBFq,r\r\n\"one, \"\"two\"\"\nthree\",x\r\n\n4,5",
+               "{\"q\": \"one, \\\"two\\\"\\nthree\", \"r\": \"x\"}\n{\"q\": \"4\", \"r\": \"5\"}\n");
+    check_rows("b.csv", "q,r\n1,2\n3\n", "{\"q\": \"1\", \"r\": \"2\"}\nb.csv:3: 1 fields, but the header has 2 columns");
+    check_rows("c.csv", "q,r\n1,\"2\n3\n", "c.csv:2: a quoted field that is never closed");
+    check_rows("a.tsv", "q\tr\n1\t2\n", "{\"q\": \"1\", \"r\": \"2\"}\n");
+    check_rows("a.txt", "one\ntwo\n", "{\"text\": \"one\\ntwo\\n\"}\n");
+    check_rows("a.bin", "?", "a.bin: rows cannot be read from a file of this kind");
+}
+
+/* Rows longer than what is read at once. */
+static void test_long_rows(void **state)
+{
+    enum { N = 3 << 20 };
+    (void)state;
+    char *bytes = malloc(2 * N + 64), *expected = malloc(2 * N + 64);
+    assert_non_null(bytes);
+    assert_non_null(expected);
+    memset(expected, 'x', N);
+    expected[N] = '\0';
+    (void)sprintf(bytes, "{\"a\": \"%s\"}\n{\"a\": 1}\n", expected);
+    (void)sprintf(expected, "%s", bytes);
+    check_rows("long.jsonl", bytes, expected);
+    char *xs = malloc(N + 1);
+    assert_non_null(xs);
+    memset(xs, 'x', N);
+    xs[N] = '\0';
+    (void)sprintf(bytes, "a\n\"%s\"\n1\n", xs);
+    (void)sprintf(expected, "{\"a\": \"%s\"}\n{\"a\": \"1\"}\n", xs);
+    check_rows("long.csv", bytes, expected);
+    free(xs);
+    free(bytes);
+    free(expected);
+}
+
+/* ---------------------------------------------------------------- datasets */
+
+static apus_dataset *open_data(const char *json, const char *cache, int threads, apus_error *err)
+{
+    apus_node *spec = NODE->parse_json(json, strlen(json), "test", err);
+    const apus_dataset_options options = {.text = text, .cache_dir = cache, .seed = 7, .threads = threads};
+    apus_dataset *d = apus_dataset_open(spec, &options, err);
+    NODE->release(spec);
+    return d;
+}
+
+/* The one cache file in a folder. */
+static char *cache_bytes(const char *cache, const apus_dataset *d, size_t *length)
+{
+    apus_error err = {0};
+    char path[600];
+    (void)snprintf(path, sizeof path, "%s/tokens-%.32s.bin", cache, NODE->as_string(NODE->get(apus_dataset_report(d), "key"), NULL));
+    char *bytes = apus_file_read(path, 0, length, &err);
+    if (bytes == NULL)
+        fail_msg("%s", err.message);
+    return bytes;
+}
+
+static void same_rows(const apus_dataset *a, const apus_dataset *b)
+{
+    assert_int_equal(apus_dataset_rows(a), apus_dataset_rows(b));
+    for (size_t i = 0; i < apus_dataset_rows(a); i++) {
+        const apus_row x = apus_dataset_row(a, i), y = apus_dataset_row(b, i);
+        assert_int_equal(x.source, y.source);
+        assert_int_equal(x.n_tokens, y.n_tokens);
+        assert_int_equal(x.n_segments, y.n_segments);
+        assert_memory_equal(x.ids, y.ids, x.n_tokens * sizeof *x.ids);
+        assert_memory_equal(x.trained, y.trained, x.n_tokens);
+        assert_memory_equal(x.segments, y.segments, x.n_segments * sizeof *x.segments);
+    }
+}
+
+/* Threads change nothing: neither the bytes of the cache nor what is counted; nor does having a cache. */
+static void check_threads(const char *json)
+{
+    static const int counts[] = {1, 4, 7};
+    apus_error err = {0};
+    char cache[3][300];
+    apus_dataset *d[3], *memory;
+    char *first = NULL;
+    size_t length = 0;
+    for (int i = 0; i < 3; i++) {
+        (void)snprintf(cache[i], sizeof cache[i], "%s/cache-%d", folder, counts[i]);
+        d[i] = open_data(json, cache[i], counts[i], &err);
+        if (d[i] == NULL)
+            fail_msg("%s", err.message);
+        size_t n;
+        char *bytes = cache_bytes(cache[i], d[i], &n);
+        if (i == 0) {
+            first = bytes;
+            length = n;
+            continue;
+        }
+        assert_int_equal(n, length);
+        assert_memory_equal(bytes, first, n);
+        apus_host_table()->free(bytes);
+    }
+    memory = open_data(json, NULL, 3, &err);
+    assert_non_null(memory);
+    same_rows(d[0], memory);
+    apus_dataset *again = open_data(json, cache[1], 2, &err);
+    assert_non_null(again);
+    same_rows(d[0], again);
+    apus_dataset_close(again);
+    apus_dataset_close(memory);
+    for (int i = 0; i < 3; i++)
+        apus_dataset_close(d[i]);
+    apus_host_table()->free(first);
+}
+
+static void write_lines(const char *path, int n, const char *format)
+{
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    for (int i = 0; i < n; i++) {
+        char words[600];
+        const int length = i * 7919 % 500;
+        memset(words, 'a' + i % 26, sizeof words);
+        words[length] = '\0';
+        fprintf(f, format, i, words);
+    }
+    assert_int_equal(fclose(f), 0);
+}
+
+static void test_threads(void **state)
+{
+    char json[1024];
+    (void)state;
+    write_lines(at("documents.jsonl"), 3000, "{\"text\": \"%d %s\"}\n");
+    (void)snprintf(json, sizeof json, "{\"path\": \"%s\", \"max_length\": 64}", at("documents.jsonl"));
+    check_threads(json);
+    write_lines(at("pieces.jsonl"), 3000, "{\"prompt\": \"%d \", \"completion\": \"%s\"}\n"); /* some too long, some with no answer */
+    (void)snprintf(json, sizeof json,
+                   "[{\"path\": \"%s\", \"max_length\": 300, \"overlong\": \"drop\"}, {\"path\": \"%s#100\", \"max_length\": 200}]",
+                   at("pieces.jsonl"), at("documents.jsonl"));
+    check_threads(json);
+}
+
+/* Documents are one stream of tokens, each ended, cut where max_length says. */
+static void test_documents(void **state)
+{
+    apus_error err = {0};
+    char json[600];
+    (void)state;
+    write_file(at("three.jsonl"), "{\"text\": \"abc\"}\n{\"text\": \"defgh\"}\n{\"text\": \"i\"}\n");
+    (void)snprintf(json, sizeof json, "{\"path\": \"%s\", \"max_length\": 5}", at("three.jsonl"));
+    apus_dataset *d = open_data(json, NULL, 1, &err);
+    assert_non_null(d);
+    static const int32_t ids[12] = {'a', 'b', 'c', 256, 'd', 'e', 'f', 'g', 'h', 256, 'i', 256};
+    static const uint32_t tokens[3] = {5, 5, 2}, segments[3] = {2, 1, 1}, trained[3] = {3, 4, 1}, source[3] = {0, 1, 2};
+    assert_int_equal(apus_dataset_rows(d), 3);
+    for (size_t i = 0, at = 0; i < 3; i++) {
+        const apus_row r = apus_dataset_row(d, i);
+        assert_int_equal(r.n_tokens, tokens[i]);
+        assert_int_equal(r.n_segments, segments[i]);
+        assert_int_equal(r.n_trained, trained[i]);
+        assert_int_equal(r.source, source[i]);
+        assert_memory_equal(r.ids, ids + at, r.n_tokens * sizeof *ids);
+        at += r.n_tokens;
+    }
+    const apus_dataset_bounds *b = apus_dataset_limits(d);
+    assert_int_equal(b->rows, 3);
+    assert_int_equal(b->tokens, 12);
+    assert_int_equal(b->longest, 5);
+    assert_int_equal(b->segments, 2);
+    assert_int_equal(b->largest_id, 256);
+    apus_dataset_close(d);
+}
+
+/* Of two wrong rows the first in the file is told, whichever thread meets one first; nothing is left of a cache. */
+static void test_first_fault(void **state)
+{
+    char json[600], cache[300];
+    (void)state;
+    FILE *f = fopen(at("faults.jsonl"), "w");
+    assert_non_null(f);
+    for (int i = 1; i <= 2000; i++)
+        fprintf(f, i == 700 ? "{\"text\": 1}\n" : i > 1500 ? "{nonsense\n" : "{\"text\": \"row\"}\n");
+    assert_int_equal(fclose(f), 0);
+    (void)snprintf(json, sizeof json, "{\"path\": \"%s\", \"type\": \"text\"}", at("faults.jsonl"));
+    (void)snprintf(cache, sizeof cache, "%s/cache-faults", folder);
+    for (int threads = 1; threads <= 4; threads++) {
+        apus_error err = {0};
+        assert_null(open_data(json, cache, threads, &err));
+        if (strstr(err.message, "faults.jsonl:700:") == NULL)
+            fail_msg("%d threads: %s", threads, err.message);
+    }
+    assert_int_equal(rmdir(cache), 0);
+}
+
+/* A folder's files are part of the key. */
+static void test_folder(void **state)
+{
+    apus_error err = {0};
+    char json[600], cache[300], path[400];
+    (void)state;
+    (void)snprintf(path, sizeof path, "%s/many", folder);
+    assert_int_equal(apus_mkdirs(path, &err), APUS_OK);
+    write_file(at("many/1.txt"), "first");
+    write_file(at("many/2.txt"), "second");
+    (void)snprintf(json, sizeof json, "\"%s\"", path);
+    (void)snprintf(cache, sizeof cache, "%s/cache-folder", folder);
+    apus_dataset *d = open_data(json, cache, 2, &err);
+    assert_non_null(d);
+    assert_int_equal(apus_dataset_limits(d)->tokens, 13);
+    apus_dataset_close(d);
+    write_file(at("many/2.txt"), "another");
+    d = open_data(json, cache, 2, &err);
+    assert_non_null(d);
+    assert_int_equal(apus_dataset_limits(d)->tokens, 14);
+    apus_dataset_close(d);
+}
+
+/* A damaged cache is as good as none. */
+static void test_damaged_cache(void **state)
+{
+    apus_error err = {0};
+    char json[600], cache[300], path[700];
+    (void)state;
+    write_lines(at("some.jsonl"), 40, "{\"text\": \"%d %s\"}\n");
+    (void)snprintf(json, sizeof json, "{\"path\": \"%s\", \"max_length\": 64}", at("some.jsonl"));
+    (void)snprintf(cache, sizeof cache, "%s/cache-damaged", folder);
+    apus_dataset *good = open_data(json, cache, 1, &err), *d;
+    assert_non_null(good);
+    size_t length;
+    char *bytes = cache_bytes(cache, good, &length);
+    (void)snprintf(path, sizeof path, "%s/tokens-%.32s.bin", cache, NODE->as_string(NODE->get(apus_dataset_report(good), "key"), NULL));
+    for (size_t i = 0; i < 64; i++) {
+        const size_t where = i < 32 ? i : length - length / 2 - i * 100;
+        const char was = bytes[where];
+        bytes[where] = (char)(was ^ 0x55);
+        assert_int_equal(apus_file_write(path, bytes, i % 8 == 7 ? length / 2 : length, &err), APUS_OK);
+        bytes[where] = was;
+        d = open_data(json, cache, 1, &err); /* ids and masks are believed; sizes and places are not */
+        assert_non_null(d);
+        if (i < 32)
+            same_rows(good, d);
+        apus_dataset_close(d);
+    }
+    apus_host_table()->free(bytes);
+    apus_dataset_close(good);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows),         cmocka_unit_test(test_long_rows),   cmocka_unit_test(test_threads),
+                                       cmocka_unit_test(test_documents),    cmocka_unit_test(test_first_fault), cmocka_unit_test(test_folder),
+                                       cmocka_unit_test(test_damaged_cache)};
+    return cmocka_run_group_tests_name("core/data", tests, setup, teardown);
+}
