@@ -160,7 +160,7 @@ def llmc(options):
 
 def tokenize(options):
     """Rates are bytes of text per second."""
-    path = options.work / "text"
+    path = options.work / f"text-{options.megabytes}.txt"
     if not path.exists():
         text = b"".join(part.read_bytes() for part in sorted((options.data / "text").glob("*.txt")))
         size = options.megabytes * 1_000_000
