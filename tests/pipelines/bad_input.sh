@@ -87,7 +87,7 @@ p ":31: 'max_tokens' of a request: expected a whole number from 1 to 1000000000,
 p ": a row must be an object" '[1]'
 p ':1: messages must be a list' '{"messages": "hi"}'
 p ":16: 'input_ids[0]' of a request: expected a whole number" '{"input_ids": ["a"]}'
-c 3 'nothere.jsonl: cannot open' generate "$golden/models/llama" --prompts nothere.jsonl
+c 1 'nothere.jsonl: cannot open' generate "$golden/models/llama" --prompts nothere.jsonl
 
 # ------------------------------------------------------------ keys and values
 c 1 "unknown key 'loss_function' in stage train" check good.yaml stages.base.loss_function=dpo
