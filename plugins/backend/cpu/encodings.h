@@ -43,6 +43,20 @@ LANES_INLINE float half(const uint8_t *p)
 #endif
 }
 
+/* Eight of them. */
+LANES_INLINE vf halves(const uint8_t *p)
+{
+#if defined(__F16C__)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+#else
+    vf v;
+    for (int l = 0; l < LANES; l++) {
+        v[l] = half(p + 2 * l);
+    }
+    return v;
+#endif
+}
+
 LANES_INLINE vf whole(vi q)
 {
     return __builtin_convertvector(q, vf);
@@ -124,13 +138,7 @@ LANES_INLINE void piece(apus_dtype t, const uint8_t *row, int64_t i, vf v[4])
     switch (t) {
     case APUS_F16:
         for (int j = 0; j < 4; j++) {
-#if defined(__F16C__)
-            v[j] = (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 16 * j)));
-#else
-            for (int l = 0; l < LANES; l++) {
-                v[j][l] = half(p + 16 * j + 2 * l);
-            }
-#endif
+            v[j] = halves(p + 16 * j);
         }
         return;
     case APUS_BF16:

@@ -1,16 +1,18 @@
 /*
- * linear and its gradients, by gemm.h. An encoded W gives the bits of the same W in float32.
+ * linear and its gradients, by gemm.h and few.h. An encoded W gives the bits of the same W in float32.
  */
 #ifndef APUS_CPU_MATRIX_H
 #define APUS_CPU_MATRIX_H
 
-#include "gemm.h"
+#include "few.h"
 
 enum { DX_PANEL = 256 /* decoded rows of W at once */ };
 
 static size_t scratch_linear(const apus_kernel_call *c)
 {
-    return multiply_bytes(kind_of(c), apus_cpu_rows(&c->in[0]), apus_cpu_rows(&c->in[1]), apus_cpu_width(&c->in[1]), threads_of(c));
+    const int64_t m = apus_cpu_rows(&c->in[0]), n = apus_cpu_rows(&c->in[1]), k = apus_cpu_width(&c->in[1]);
+    const size_t many = multiply_bytes(kind_of(c), m, n, k, threads_of(c)), least = few_bytes(kind_of(c), k, threads_of(c));
+    return many > least ? many : least;
 }
 
 static apus_status linear(const apus_kernel_call *c, const float *bias, const float *add)
@@ -26,7 +28,11 @@ static apus_status linear(const apus_kernel_call *c, const float *bias, const fl
                        .y = (float *)c->out[0].data,
                        .ld = n,
                        .e = {bias, add, n}};
-    multiply(&p, threads_of(c), (char *)c->scratch);
+    if (is_few(m, n)) {
+        few(&p, threads_of(c), (char *)c->scratch);
+    } else {
+        multiply(&p, threads_of(c), (char *)c->scratch);
+    }
     return APUS_OK;
 }
 

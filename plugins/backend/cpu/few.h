@@ -1,0 +1,367 @@
+/*
+ * Products of a few rows: y [m, n] = a [m, k] W^T with m <= FEW_MOST. W is read once, as it lies in memory, and turned in registers:
+ * what decoding one token costs is the reading of the weights.
+ *
+ * A strip of one or two WIDE rows of W (columns of y) is worked on at a time, along the sum: vectors across the strip are multiplied by
+ * one element of a, so each element of y is summed in the order that gemm.h has, bit for bit. Of a single row two sums run side by
+ * side: one alone waits for itself.
+ */
+#ifndef APUS_CPU_FEW_H
+#define APUS_CPU_FEW_H
+
+#include "gemm.h"
+
+enum {
+    FEW_MOST = 8,
+    FEW_PIECE = 256, /* elements decoded at once: what the longest blocks have */
+    FEW_WIDEST = 2 * WIDE
+};
+
+typedef int32_t ni __attribute__((vector_size(sizeof(vn))));
+
+/* One strip's sums on their way. a: m rows of units, lda apart. */
+typedef struct strip {
+    const float *a;
+    int64_t lda, lines; /* lines: to fetch with each WIDE units */
+    ahead next;
+} strip;
+
+/* Throughout: m rows; nr vectors make the strip; acc[i * nr + j]: the sums of row i, vector j. */
+
+/* Elements e and e + 1 of the sum (e is even), each a vector across the strip. acc: that vector's. */
+LANES_INLINE void few_two(kind t, int m, int nr, vn even, vn odd, const strip *s, int64_t e, vn *acc)
+{
+    if (t == PAIRS) {
+        const vn unit = across(t, even, odd);
+        for (int i = 0; i < m; i++) {
+            acc[i * nr] = n_product(t, n_all(s->a[i * s->lda + e / 2]), unit, acc[i * nr]);
+        }
+        return;
+    }
+    even = across(t, even, even);
+    odd = across(t, odd, odd);
+    for (int i = 0; i < m; i++) {
+        acc[i * nr] = n_product(t, n_all(s->a[i * s->lda + e]), even, acc[i * nr]);
+        acc[i * nr] = n_product(t, n_all(s->a[i * s->lda + e + 1]), odd, acc[i * nr]);
+    }
+}
+
+/* Units u … of float32 rows ld apart; left: elements that are there. */
+LANES_INLINE void few_square(kind t, int m, int nr, int whole, const float *w, int64_t ld, int64_t left, const strip *s, int64_t u, vn *acc)
+{
+    const int64_t per = t == PAIRS ? 2 : 1;
+    vn r[WIDE];
+    for (int64_t i = 0; i < WIDE; i++) {
+        r[i] = along(t, w + i * ld, whole ? WIDE * per : left);
+    }
+    n_transpose(r);
+    for (int64_t x = 0; x < WIDE && (whole || x < units(t, left)); x++) {
+        for (int i = 0; i < m; i++) {
+            acc[i * nr] = n_product(t, n_all(s->a[i * s->lda + u + x]), r[x], acc[i * nr]);
+        }
+    }
+}
+
+/* n elements from element e on, of float32 rows. */
+LANES_INLINE void few_floats(kind t, int m, int nr, const float *w, int64_t ld, int64_t n, strip *s, int64_t e, vn *acc)
+{
+    const int64_t per = t == PAIRS ? 2 : 1, step = WIDE * per;
+    int64_t x = 0;
+    for (; x + step <= n; x += step) {
+        fetch(&s->next, s->lines);
+        for (int j = 0; j < nr; j++) {
+            few_square(t, m, nr, 1, w + j * WIDE * ld + x, ld, step, s, (e + x) / per, acc + j);
+        }
+    }
+    for (int j = 0; j < nr && x < n; j++) {
+        few_square(t, m, nr, 0, w + j * WIDE * ld + x, ld, n - x, s, (e + x) / per, acc + j);
+    }
+}
+
+/* The same of encoded rows, `bytes` apart, a piece at a time. */
+LANES_INLINE void few_decoded(kind t, int m, int nr, apus_dtype type, const uint8_t *w, size_t bytes, int64_t first, int64_t k, strip *s, vn *acc)
+{
+    float rows[FEW_WIDEST * FEW_PIECE];
+    for (int64_t e = first; e < k; e += FEW_PIECE) {
+        const int64_t n = apus_cpu_min(FEW_PIECE, k - e);
+        for (int64_t i = 0; i < nr * WIDE; i++) {
+            decode(type, w + (size_t)i * bytes + apus_row_bytes(type, e), rows + i * FEW_PIECE, n);
+        }
+        few_floats(t, m, nr, rows, FEW_PIECE, n, s, e, acc);
+    }
+}
+
+LANES_INLINE void few_bfloat16(kind t, int m, int nr, const uint8_t *w, size_t bytes, int64_t k, strip *s, vn *acc)
+{
+    int64_t e = 0;
+    for (; e + 2 * WIDE <= k; e += 2 * WIDE) {
+        fetch(&s->next, s->lines);
+        for (int j = 0; j < nr; j++) {
+            vn r[WIDE];
+            for (int64_t i = 0; i < WIDE; i++) {
+                r[i] = n_load((const float *)(const void *)(w + (size_t)(j * WIDE + i) * bytes + (size_t)e * 2));
+            }
+            n_transpose(r);
+            for (int64_t x = 0; x < WIDE; x++) {
+                if (t == PAIRS) { /* they are units already */
+                    for (int i = 0; i < m; i++) {
+                        acc[i * nr + j] = n_product(t, n_all(s->a[i * s->lda + e / 2 + x]), r[x], acc[i * nr + j]);
+                    }
+                } else {
+                    const ni pair = (ni)r[x];
+                    few_two(t, m, nr, (vn)(pair << 16), (vn)((pair >> 16) << 16), s, e + 2 * x, acc + j);
+                }
+            }
+        }
+    }
+    few_decoded(t, m, nr, APUS_BF16, w, bytes, e, k, s, acc);
+}
+
+/* 16 bytes of each row of the strip as four vectors of four bytes. */
+LANES_INLINE void few_bytes16(const uint8_t *p, size_t bytes, ni r[4])
+{
+#if defined(__AVX512BF16__)
+    __m512i z[4];
+    for (size_t i = 0; i < 4; i++) {
+        z[i] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)(p + i * bytes)));
+        z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const __m128i *)(const void *)(p + (i + 4) * bytes)), 1);
+        z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const __m128i *)(const void *)(p + (i + 8) * bytes)), 2);
+        z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const __m128i *)(const void *)(p + (i + 12) * bytes)), 3);
+    }
+    const __m512i a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpackhi_epi32(z[0], z[1]);
+    const __m512i c = _mm512_unpacklo_epi32(z[2], z[3]), d = _mm512_unpackhi_epi32(z[2], z[3]);
+    r[0] = (ni)_mm512_unpacklo_epi64(a, c);
+    r[1] = (ni)_mm512_unpackhi_epi64(a, c);
+    r[2] = (ni)_mm512_unpacklo_epi64(b, d);
+    r[3] = (ni)_mm512_unpackhi_epi64(b, d);
+#else
+    vi z[4];
+    for (size_t i = 0; i < 4; i++) {
+        int32_t low __attribute__((vector_size(16))), high __attribute__((vector_size(16)));
+        memcpy(&low, p + i * bytes, sizeof low);
+        memcpy(&high, p + (i + 4) * bytes, sizeof high);
+        z[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+    }
+    const vi a = __builtin_shufflevector(z[0], z[1], 0, 8, 1, 9, 4, 12, 5, 13), b = __builtin_shufflevector(z[0], z[1], 2, 10, 3, 11, 6, 14, 7, 15);
+    const vi c = __builtin_shufflevector(z[2], z[3], 0, 8, 1, 9, 4, 12, 5, 13), d = __builtin_shufflevector(z[2], z[3], 2, 10, 3, 11, 6, 14, 7, 15);
+    r[0] = __builtin_shufflevector(a, c, 0, 1, 8, 9, 4, 5, 12, 13);
+    r[1] = __builtin_shufflevector(a, c, 2, 3, 10, 11, 6, 7, 14, 15);
+    r[2] = __builtin_shufflevector(b, d, 0, 1, 8, 9, 4, 5, 12, 13);
+    r[3] = __builtin_shufflevector(b, d, 2, 3, 10, 11, 6, 7, 14, 15);
+#endif
+}
+
+/* Half-precision scales that begin the blocks of n rows: [block][n]. Apart from the sums: the vector units have no part in it. */
+LANES_INLINE void few_scales(const uint8_t *w, size_t bytes, int64_t n, size_t block, int64_t blocks, uint16_t *scales)
+{
+    for (int64_t b = 0; b < blocks; b++) {
+        for (int64_t i = 0; i < n; i++) {
+            scales[b * n + i] = apus_load_u16_(w + (size_t)i * bytes + (size_t)b * block);
+        }
+    }
+}
+
+LANES_INLINE vn few_scale(const uint16_t *scales)
+{
+#if defined(__AVX512BF16__)
+    return (vn)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)scales));
+#else
+    return halves((const uint8_t *)scales);
+#endif
+}
+
+LANES_INLINE vn n_whole(ni q)
+{
+    return __builtin_convertvector(q, vn);
+}
+
+LANES_INLINE void few_q8_0(kind t, int m, int nr, const uint8_t *w, size_t bytes, int64_t k, uint16_t *scales, strip *s, vn *acc)
+{
+    few_scales(w, bytes, nr * WIDE, 34, k / 32, scales);
+    for (int64_t b = 0; b < k / 32; b++) {
+        fetch(&s->next, s->lines);
+        for (int64_t h = 0; h < 2; h++) {
+            ni r[2][4];
+            for (int j = 0; j < nr; j++) {
+                few_bytes16(w + (size_t)(j * WIDE) * bytes + b * 34 + 2 + 16 * h, bytes, r[j]);
+            }
+            for (int64_t x = 0; x < 4; x++) {
+                const int64_t e = 32 * b + 16 * h + 4 * x;
+                for (int j = 0; j < nr; j++) {
+                    const ni q = r[j][x];
+                    const vn scale = few_scale(scales + (b * nr + j) * WIDE);
+                    few_two(t, m, nr, n_whole((q << 24) >> 24) * scale, n_whole((q << 16) >> 24) * scale, s, e, acc + j);
+                    few_two(t, m, nr, n_whole((q << 8) >> 24) * scale, n_whole(q >> 24) * scale, s, e + 2, acc + j);
+                }
+            }
+        }
+    }
+}
+
+/* What the lowest four bits of each stand for, less 8. */
+LANES_INLINE vn few_nibble(ni q)
+{
+#if defined(__AVX512BF16__)
+    return (vn)_mm512_permutexvar_ps((__m512i)q, _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7));
+#else
+    return n_whole((q & v_alli(15)) - v_alli(8));
+#endif
+}
+
+LANES_INLINE void few_q4_0(kind t, int m, int nr, const uint8_t *w, size_t bytes, int64_t k, uint16_t *scales, strip *s, vn *acc)
+{
+    few_scales(w, bytes, nr * WIDE, 18, k / 32, scales);
+    for (int64_t b = 0; b < k / 32; b++) {
+        ni r[2][4];
+        fetch(&s->next, s->lines);
+        for (int j = 0; j < nr; j++) {
+            few_bytes16(w + (size_t)(j * WIDE) * bytes + b * 18 + 2, bytes, r[j]);
+        }
+        for (int64_t h = 0; h < 2; h++) { /* low nibbles are the first half of the block */
+            for (int64_t x = 0; x < 4; x++) {
+                const int64_t e = 32 * b + 16 * h + 4 * x;
+                for (int j = 0; j < nr; j++) {
+                    const ni q = r[j][x] >> (int)(4 * h);
+                    const vn scale = few_scale(scales + (b * nr + j) * WIDE);
+                    few_two(t, m, nr, few_nibble(q) * scale, few_nibble(q >> 8) * scale, s, e, acc + j);
+                    few_two(t, m, nr, few_nibble(q >> 16) * scale, few_nibble(q >> 24) * scale, s, e + 2, acc + j);
+                }
+            }
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- strips, threads */
+
+/* y [rows, columns] of one strip: the last `columns` of it (all but in the last strip, which begins where the one before has been). */
+LANES_INLINE void few_store(int m, int nr, vn *acc, int64_t rows, int64_t columns, float *y, int64_t ld, const epilogue *e)
+{
+    for (int i = 0; i < m && columns < nr * WIDE; i++) {
+        float all[2 * FEW_WIDEST] = {0};
+        for (int j = 0; j < nr; j++) {
+            n_store(all + j * WIDE, acc[i * nr + j]);
+        }
+        for (int j = 0; j < nr; j++) {
+            acc[i * nr + j] = n_load(all + (nr + j) * WIDE - columns);
+        }
+    }
+    tile_store(m, nr, acc, y, ld, e, rows, columns);
+}
+
+LANES_INLINE void few_sums(kind t, int m, int nr, const factor *f, int64_t first, int64_t k, uint16_t *scales, strip *s, vn *acc)
+{
+    const size_t bytes = apus_row_bytes(f->dtype, f->ld);
+    const uint8_t *w = (const uint8_t *)f->p + (size_t)first * bytes;
+    for (int i = 0; i < m * nr; i++) {
+        acc[i] = n_all(0.0f);
+    }
+    switch (f->dtype) {
+    case APUS_F32:
+        few_floats(t, m, nr, (const float *)(const void *)w, f->ld, k, s, 0, acc);
+        return;
+    case APUS_BF16:
+        few_bfloat16(t, m, nr, w, bytes, k, s, acc);
+        return;
+    case APUS_Q8_0:
+        few_q8_0(t, m, nr, w, bytes, k, scales, s, acc);
+        return;
+    case APUS_Q4_0:
+        few_q4_0(t, m, nr, w, bytes, k, scales, s, acc);
+        return;
+    default:
+        few_decoded(t, m, nr, f->dtype, w, bytes, 0, k, s, acc);
+        return;
+    }
+}
+
+/* Vectors that a strip of m rows has: what registers hold. */
+LANES_INLINE int few_vectors(int m)
+{
+    return m <= 4 ? 2 : 1;
+}
+
+/* The strip of y's columns [j, j + columns). */
+LANES_INLINE void few_strip(kind t, int m, const product *p, const float *a, int64_t lda, int64_t j, uint16_t *scales)
+{
+    const int nr = few_vectors(m);
+    const int64_t width = nr * WIDE, columns = apus_cpu_min(width, p->n - j), after = apus_cpu_min(width, p->n - j - width);
+    const int64_t row = (int64_t)apus_row_bytes(p->b.dtype, p->b.ld), steps = p->k / (2 * WIDE) + 1;
+    strip s = {.a = a, .lda = lda, .lines = width * row / 64 / steps + 1};
+    const epilogue e = {p->e.bias != NULL ? p->e.bias + j : NULL, p->e.add != NULL ? p->e.add + j : NULL, p->e.ld_add};
+    vn acc[2 * FEW_MOST];
+    if (after > 0) {
+        s.next = (ahead){(const char *)p->b.p + (j + width) * row, 1, after * row, 0, 0};
+    }
+    few_sums(t, m, nr, &p->b, j + columns - width, p->k, scales, &s, acc);
+    few_store(m, nr, acc, p->m, columns, p->y + j, p->ld, &e);
+}
+
+/* Rows that the strips of m rows have: those that do not exist are zeros. */
+static int few_height(int64_t m)
+{
+    return m <= 2 ? (int)m : m <= 4 ? 4 : FEW_MOST;
+}
+
+static void few_strip_of(const product *p, const float *a, int64_t lda, int64_t j, uint16_t *scales)
+{
+#define FEW_ROWS(m)                                                                                                                                  \
+    case m:                                                                                                                                          \
+        p->t == BFLOAT16 ? few_strip(BFLOAT16, m, p, a, lda, j, scales) : few_strip(PLAIN, m, p, a, lda, j, scales);                                 \
+        return;
+    switch (few_height(p->m)) {
+        FEW_ROWS(1)
+        FEW_ROWS(2)
+        FEW_ROWS(4)
+        FEW_ROWS(FEW_MOST)
+    default:
+        return;
+    }
+#undef FEW_ROWS
+}
+
+static size_t few_scales_bytes(int64_t k)
+{
+    return apus_cpu_lines((size_t)(k / 32 * FEW_WIDEST) * sizeof(uint16_t));
+}
+
+static size_t few_bytes(kind t, int64_t k, int threads)
+{
+    return apus_cpu_lines((size_t)(FEW_MOST * units(t, k)) * sizeof(float)) + (size_t)threads * (few_scales_bytes(k) + COUNTER);
+}
+
+/* Whether this serves a product: few rows, a strip's width of columns at least. */
+static int is_few(int64_t m, int64_t n)
+{
+    return m <= FEW_MOST && n >= FEW_WIDEST;
+}
+
+/* Every thread has a part of W of its own, which lies in one piece, and helps the others when it is through. scratch: few_bytes. */
+static void few(const product *p, int threads, char *scratch)
+{
+    const int64_t lda = units(p->t, p->k), per = p->t == PAIRS ? 2 : 1, height = few_height(p->m), width = few_vectors((int)height) * WIDE;
+    const int64_t strips = (p->n + width - 1) / width, part = (strips + threads - 1) / threads;
+    float *a = (float *)(void *)scratch;
+    char *counters = scratch + apus_cpu_lines((size_t)(FEW_MOST * lda) * sizeof(float)), *scales = counters + (size_t)threads * COUNTER;
+    memset(counters, 0, (size_t)threads * COUNTER);
+    for (int64_t i = 0; i < height; i++) {
+        const float *row = (const float *)p->a.p + i * p->a.ld;
+        for (int64_t u = 0; u < lda; u += WIDE) {
+            const int64_t left = i < p->m ? p->k - u * per : 0;
+            n_store_part(a + i * lda + u, p->t == BFLOAT16 ? along(BFLOAT16, row + u * per, left) : along(PLAIN, row + u * per, left), lda - u);
+        }
+    }
+#pragma omp parallel num_threads(threads) if (p->n * p->k > 32768)
+    {
+        const int64_t me = omp_get_thread_num();
+        uint16_t *own = (uint16_t *)(void *)(scales + (size_t)me * few_scales_bytes(p->k));
+        for (int64_t i = 0; i < threads; i++) {
+            const int64_t whose = (me + i) % threads, end = apus_cpu_min(part, strips - whose * part);
+            int64_t *taken = (int64_t *)(void *)(counters + (size_t)whose * COUNTER);
+            for (int64_t x; (x = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED)) < end;) {
+                few_strip_of(p, a, lda, (whose * part + x) * width, own);
+            }
+        }
+    }
+}
+
+#endif
