@@ -113,7 +113,7 @@ static const apus_kernel *kernel_of(const char *op)
 /* As in a model: each call meets a weight that no cache holds. */
 static void bench_cold(int64_t m, int64_t n, int64_t k)
 {
-    enum { WEIGHTS = 16 };
+    enum { WEIGHTS = 64 };
     static const char *const ops[] = {"apus.linear/1", "apus.linear_dx/1", "apus.linear_dw/1"};
     if (only != NULL && strstr("cold", only) == NULL)
         return;
@@ -165,6 +165,10 @@ int main(int argc, char **argv)
     bench_linear("k", T, KV, H, APUS_F32);
     bench_linear("up", T, FFN, H, APUS_F32);
     bench_linear("down", T, H, FFN, APUS_F32);
+    bench_cold(1, FFN, H);
+    bench_cold(1, H, FFN);
+    bench_cold(1, H, H);
+    bench_cold(1, KV, H);
     bench_cold(T, FFN, H);
     bench_cold(T, H, FFN);
     bench_cold(T, H, H);

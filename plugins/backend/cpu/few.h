@@ -280,18 +280,22 @@ LANES_INLINE int few_vectors(int m)
     return m <= 4 ? 2 : 1;
 }
 
-/* The strip of y's columns [j, j + columns). */
+/* The strip of W that begins at row j. */
+static ahead few_ahead(const product *p, int64_t j, int64_t width)
+{
+    const int64_t n = apus_cpu_min(width, p->n - j), row = (int64_t)apus_row_bytes(p->b.dtype, p->b.ld);
+    return n > 0 ? (ahead){(const char *)p->b.p + j * row, 1, n * row, 0, 0} : (ahead){.rows = 0};
+}
+
+/* The strip of y's columns from j on. */
 LANES_INLINE void few_strip(kind t, int m, const product *p, const float *a, int64_t lda, int64_t j, uint16_t *scales)
 {
     const int nr = few_vectors(m);
-    const int64_t width = nr * WIDE, columns = apus_cpu_min(width, p->n - j), after = apus_cpu_min(width, p->n - j - width);
-    const int64_t row = (int64_t)apus_row_bytes(p->b.dtype, p->b.ld), steps = p->k / (2 * WIDE) + 1;
-    strip s = {.a = a, .lda = lda, .lines = width * row / 64 / steps + 1};
+    const int64_t width = nr * WIDE, columns = apus_cpu_min(width, p->n - j), steps = p->k / (2 * WIDE) + 1;
+    strip s = {.a = a, .lda = lda, .next = few_ahead(p, j + width, width)};
     const epilogue e = {p->e.bias != NULL ? p->e.bias + j : NULL, p->e.add != NULL ? p->e.add + j : NULL, p->e.ld_add};
     vn acc[2 * FEW_MOST];
-    if (after > 0) {
-        s.next = (ahead){(const char *)p->b.p + (j + width) * row, 1, after * row, 0, 0};
-    }
+    s.lines = s.next.bytes / 64 / steps + 1;
     few_sums(t, m, nr, &p->b, j + columns - width, p->k, scales, &s, acc);
     few_store(m, nr, acc, p->m, columns, p->y + j, p->ld, &e);
 }
@@ -354,6 +358,8 @@ static void few(const product *p, int threads, char *scratch)
     {
         const int64_t me = omp_get_thread_num();
         uint16_t *own = (uint16_t *)(void *)(scales + (size_t)me * few_scales_bytes(p->k));
+        ahead first = few_ahead(p, me * part * width, width);
+        fetch(&first, first.bytes / 64 + 1);
         for (int64_t i = 0; i < threads; i++) {
             const int64_t whose = (me + i) % threads, end = apus_cpu_min(part, strips - whose * part);
             int64_t *taken = (int64_t *)(void *)(counters + (size_t)whose * COUNTER);
