@@ -49,6 +49,8 @@ enum {
     APUS_KERNEL_ACCUMULATES = 1u /* honours `accumulate` for every output */
 };
 
+enum { APUS_SIBLINGS_MAX = 4 };
+
 /* An implementation of one op, or of a pair: `op` whose output 0 feeds only `then`'s first or second input. */
 typedef struct apus_kernel {
     uint32_t size;
@@ -66,6 +68,9 @@ typedef struct apus_kernel {
     apus_status (*run)(const apus_kernel_call *call, apus_error *err);
     /* Cost in floating-point operations at these dims; NULL: the op's own estimate. */
     double (*flops)(const apus_kernel_call *capacity);
+    /* n (2 … APUS_SIBLINGS_MAX) calls at once whose first inputs are the same tensor and of which none reads another's result: a
+     * block's query, key and value. They share one scratch, as large as the largest asks for. NULL: one by one. */
+    apus_status (*run_siblings)(const apus_kernel_call *calls, uint32_t n, apus_error *err);
 } apus_kernel;
 
 /* vtable of a component of kind "kernels". Later-loaded tables win where several claim the same. */

@@ -151,6 +151,7 @@ static apus_status assign_places(apus_plan *p, apus_error *err)
         }
     }
     for (size_t s = 0; s < p->steps.n; s++) {
+        size_t scratch = 0;
         for (int32_t a = 0; a < p->steps.at[s].count; a++) {
             const apus_plan_node *n = node_at(p, &p->steps.at[s], a);
             for (uint32_t k = 0; k < n->n_out; k++) {
@@ -165,10 +166,11 @@ static apus_status assign_places(apus_plan *p, apus_error *err)
                 if (t->place < 0)
                     return out_of_memory(err);
             }
-            const size_t scratch = p->steps.at[s].elementwise ? 0 : scratch_bytes(p, n);
-            if (scratch > 0 && (p->steps.at[s].scratch = add_place(p, scratch, (int32_t)s, (int32_t)s)) < 0)
-                return out_of_memory(err);
+            const size_t its = p->steps.at[s].elementwise ? 0 : scratch_bytes(p, n);
+            scratch = its > scratch ? its : scratch;
         }
+        if (scratch > 0 && (p->steps.at[s].scratch = add_place(p, scratch, (int32_t)s, (int32_t)s)) < 0)
+            return out_of_memory(err);
     }
     return APUS_OK;
 }

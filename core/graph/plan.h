@@ -5,7 +5,7 @@
  *   fuse       plan.c      pairs that one kernel computes
  *   recompute  recompute.c forward nodes cloned into the backward pass
  *   effects    effects.c   accumulations and assignments become stores into variables' memory
- *   group      schedule.c  steps: single kernels, or runs of elementwise nodes worked tile by tile
+ *   group      schedule.c  steps: a kernel, sibling calls of one, or runs of elementwise nodes worked tile by tile
  *   memory     memory.c    lifetimes, reuse in place, offsets in one arena
  *   run        run.c
  */

@@ -392,18 +392,25 @@ static apus_status run_elementwise(const apus_plan *p, const apus_plan_step *s, 
 
 static apus_status run_kernel(const apus_plan *p, const apus_plan_step *s, apus_error *err)
 {
-    const apus_plan_node *n = &p->nodes.at[p->order.at[s->first]];
-    int64_t most = 0;
-    for (uint32_t k = 0; k < n->n_out; k++) {
-        const int64_t count = count_of(&n->views[n->n_in + k]);
-        most = count > most ? count : most;
+    const apus_kernel *kernel = &p->nodes.at[p->order.at[s->first]].kernel->kernel;
+    void *scratch = s->scratch >= 0 ? p->arena + p->places.at[s->scratch].offset : NULL;
+    apus_kernel_call calls[APUS_SIBLINGS_MAX];
+    uint32_t n_calls = 0;
+    for (int32_t i = 0; i < s->count; i++) {
+        const apus_plan_node *n = &p->nodes.at[p->order.at[s->first + i]];
+        int64_t most = 0;
+        for (uint32_t k = 0; k < n->n_out; k++) {
+            const int64_t count = count_of(&n->views[n->n_in + k]);
+            most = count > most ? count : most;
+        }
+        if (most > 0)
+            calls[n_calls++] = call_of(p, n, scratch);
     }
-    if (most == 0)
+    if (n_calls == 0)
         return APUS_OK;
-    const apus_kernel_call call = call_of(p, n, s->scratch >= 0 ? p->arena + p->places.at[s->scratch].offset : NULL);
     apus_error why = {.message = "", .hint = ""};
-    const apus_status st = n->kernel->kernel.run(&call, &why);
-    return st == APUS_OK ? APUS_OK : named_failure(n->op, st, &why, err);
+    const apus_status st = n_calls == 1 ? kernel->run(&calls[0], &why) : kernel->run_siblings(calls, n_calls, &why);
+    return st == APUS_OK ? APUS_OK : named_failure(p->nodes.at[p->order.at[s->first]].op, st, &why, err);
 }
 
 /* For debugging (APUS_CHECK_NUMBERS=1): the first op that gives a number that is not finite. */
@@ -549,7 +556,7 @@ static void describe_step(const apus_plan *p, const apus_plan_step *s, apus_node
 {
     const apus_node_api *api = apus_nodes();
     const apus_plan_node *n = &p->nodes.at[p->order.at[s->first]];
-    const char *name = s->count > 1 ? "elementwise" : n->op->name, *then = n->kernel->kernel.then;
+    const char *name = s->count > 1 && s->elementwise ? "elementwise" : n->op->name, *then = n->kernel->kernel.then;
     char kernel[160];
     (void)snprintf(kernel, sizeof kernel, "%s%s%s", n->kernel->table, then != NULL ? " + " : "", then != NULL ? then : "");
     apus_node *row = NULL;

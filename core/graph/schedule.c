@@ -1,6 +1,7 @@
 /*
- * core/graph/schedule: the order cut into steps: a step is one kernel, or a run of elementwise nodes of one shape that is
- * worked tile by tile, so that an update of fifteen small ops is one pass over memory.
+ * core/graph/schedule: the order cut into steps: a step is one kernel, several calls of one kernel that have their first operand
+ * in common, or a run of elementwise nodes of one shape that is worked tile by tile, so that an update of fifteen small ops is one
+ * pass over memory.
  */
 #include "graph/plan.h"
 
@@ -21,6 +22,21 @@ static apus_status add_step(apus_plan *p, int32_t first, int32_t count, int elem
     return APUS_OK;
 }
 
+/* Whether node b, behind the n members from `members` on, is a sibling of theirs (apus_kernel.run_siblings). */
+static int is_sibling(const apus_plan *p, const int32_t *members, size_t n, const apus_plan_node *b)
+{
+    const apus_plan_node *a = &p->nodes.at[members[0]];
+    if (n == APUS_SIBLINGS_MAX || a->kernel->kernel.run_siblings == NULL || b->kernel != a->kernel || b->n_in == 0 || b->in[0] != a->in[0] ||
+        a->accumulate != 0 || b->accumulate != 0)
+        return 0;
+    for (size_t i = 0; i < n; i++)
+        for (uint32_t o = 0; o < p->nodes.at[members[i]].n_out; o++)
+            for (uint32_t k = 0; k < b->n_in; k++)
+                if (b->in[k] == p->nodes.at[members[i]].out[o])
+                    return 0;
+    return 1;
+}
+
 apus_status apus_plan_group(apus_plan *p, apus_error *err)
 {
     const size_t n = p->order.n;
@@ -36,6 +52,8 @@ apus_status apus_plan_group(apus_plan *p, apus_error *err)
         int32_t members[MEMBERS_MAX];
         size_t n_members = 1, n_hoisted = 0, n_operands = first->n_in + first->n_out;
         members[0] = p->order.at[i++];
+        while (!elementwise && i < n && is_sibling(p, members, n_members, &p->nodes.at[p->order.at[i]]))
+            members[n_members++] = p->order.at[i++];
         while (elementwise && fused && i < n && n_members < MEMBERS_MAX) {
             const apus_plan_node *m = &p->nodes.at[p->order.at[i]];
             const apus_shape *its = &p->tensors.at[m->out[0]].shape;

@@ -225,8 +225,15 @@ APUS_CPU_ELEMENTWISE(X)
 #define X(id, then, flags, types) RUN(id) SCRATCH(id)
 APUS_CPU_OTHERS(X)
 #undef X
+RUN(linear)
+SCRATCH(linear)
 RUN(linear_add)
 SCRATCH(linear_add)
+
+static apus_status run_siblings_linear(const apus_kernel_call *calls, uint32_t n, apus_error *err)
+{
+    return apus_cpu_of(calls)->isa->kernels[APUS_CPU_linear].run_siblings(calls, n, err);
+}
 
 static const apus_kernel kernels[] = {
 #define X(id) {.size = sizeof(apus_kernel), .op = "apus." #id "/1", .run = run_##id},
@@ -238,10 +245,17 @@ static const apus_kernel kernels[] = {
 #undef X
             {.size = sizeof(apus_kernel),
              .op = "apus.linear/1",
-             .then = "apus.add/1",
+             .flags = APUS_KERNEL_ACCUMULATES,
              .encodings = encodings,
-             .scratch = scratch_linear_add,
-             .run = run_linear_add},
+             .scratch = scratch_linear,
+             .run = run_linear,
+             .run_siblings = run_siblings_linear},
+    {.size = sizeof(apus_kernel),
+     .op = "apus.linear/1",
+     .then = "apus.add/1",
+     .encodings = encodings,
+     .scratch = scratch_linear_add,
+     .run = run_linear_add},
 };
 
 static const apus_kernels_ops kernels_ops = {

@@ -14,6 +14,7 @@
 typedef struct apus_cpu_kernel {
     apus_status (*run)(const apus_kernel_call *call, apus_error *err);
     size_t (*scratch)(const apus_kernel_call *capacity); /* NULL: none */
+    apus_status (*run_siblings)(const apus_kernel_call *calls, uint32_t n, apus_error *err);
 } apus_cpu_kernel;
 
 /* X(identifier, op, then, flags, encodings): every kernel of the plugin, in the order of ops.h. */
@@ -30,8 +31,9 @@ typedef struct apus_cpu_kernel {
     X(exp)                                                                                                                                           \
     X(log)                                                                                                                                           \
     X(log1p)                                                                                                                                         \
-    X(expm1) X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(log_sigmoid) X(softplus) X(relu) X(silu) X(sign) X(gelu) X(gelu_grad) X(silu_grad)        \
-        X(swiglu) X(swiglu_grad) X(stop_gradient) X(fill)
+    X(expm1)                                                                                                                                         \
+    X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(log_sigmoid) X(softplus) X(relu) X(silu) X(sign) X(gelu) X(gelu_grad) X(silu_grad) X(swiglu)       \
+        X(swiglu_grad) X(stop_gradient) X(fill)
 #define APUS_CPU_OTHERS(X)                                                                                                                           \
     X(sum, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                      \
     X(sum_squares, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                              \
@@ -42,7 +44,6 @@ typedef struct apus_cpu_kernel {
     X(scatter_add, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                              \
     X(columns, NULL, 0, NULL)                                                                                                                        \
     X(columns_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                             \
-    X(linear, NULL, APUS_KERNEL_ACCUMULATES, encodings)                                                                                              \
     X(linear_dx, NULL, APUS_KERNEL_ACCUMULATES, encodings)                                                                                           \
     X(linear_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                \
     X(embedding, NULL, 0, encodings)                                                                                                                 \
@@ -68,7 +69,8 @@ enum {
 #define X(id, then, flags, types) APUS_CPU_##id,
         APUS_CPU_OTHERS(X)
 #undef X
-            APUS_CPU_linear_add,
+            APUS_CPU_linear,
+    APUS_CPU_linear_add,
     APUS_CPU_N_KERNELS
 };
 

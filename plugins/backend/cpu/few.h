@@ -323,6 +323,19 @@ static void few_strip_of(const product *p, const float *a, int64_t lda, int64_t 
 #undef FEW_ROWS
 }
 
+/* The product that strip *at of all belongs to; *at becomes its number there. NULL: beyond the last. */
+static const product *few_product(const product *p, uint32_t n, int64_t width, int64_t *at)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        const int64_t strips = (p[i].n + width - 1) / width;
+        if (*at < strips) {
+            return &p[i];
+        }
+        *at -= strips;
+    }
+    return NULL;
+}
+
 static size_t few_scales_bytes(int64_t k)
 {
     return apus_cpu_lines((size_t)(k / 32 * FEW_WIDEST) * sizeof(uint16_t));
@@ -339,14 +352,19 @@ static int is_few(int64_t m, int64_t n)
     return m <= FEW_MOST && n >= FEW_WIDEST;
 }
 
-/* Every thread has a part of W of its own, which lies in one piece, and helps the others when it is through. scratch: few_bytes. */
-static void few(const product *p, int threads, char *scratch)
+/* n products of the same left factor. Their strips lie one after the other; every thread has a part of them of its own, which lies in
+ * one piece, and helps the others when it is through. scratch: few_bytes. */
+static void few(const product *p, uint32_t n, int threads, char *scratch)
 {
     const int64_t lda = units(p->t, p->k), per = p->t == PAIRS ? 2 : 1, height = few_height(p->m), width = few_vectors((int)height) * WIDE;
-    const int64_t strips = (p->n + width - 1) / width, part = (strips + threads - 1) / threads;
     float *a = (float *)(void *)scratch;
     char *counters = scratch + apus_cpu_lines((size_t)(FEW_MOST * lda) * sizeof(float)), *scales = counters + (size_t)threads * COUNTER;
+    int64_t strips = 0;
     memset(counters, 0, (size_t)threads * COUNTER);
+    for (uint32_t i = 0; i < n; i++) {
+        strips += (p[i].n + width - 1) / width;
+    }
+    const int64_t part = (strips + threads - 1) / threads;
     for (int64_t i = 0; i < height; i++) {
         const float *row = (const float *)p->a.p + i * p->a.ld;
         for (int64_t u = 0; u < lda; u += WIDE) {
@@ -354,17 +372,23 @@ static void few(const product *p, int threads, char *scratch)
             n_store_part(a + i * lda + u, p->t == BFLOAT16 ? along(BFLOAT16, row + u * per, left) : along(PLAIN, row + u * per, left), lda - u);
         }
     }
-#pragma omp parallel num_threads(threads) if (p->n * p->k > 32768)
+#pragma omp parallel num_threads(threads) if (strips * width * p->k > 32768)
     {
         const int64_t me = omp_get_thread_num();
         uint16_t *own = (uint16_t *)(void *)(scales + (size_t)me * few_scales_bytes(p->k));
-        ahead first = few_ahead(p, me * part * width, width);
-        fetch(&first, first.bytes / 64 + 1);
+        int64_t at = me * part;
+        const product *first = few_product(p, n, width, &at);
+        if (first != NULL) {
+            ahead begin = few_ahead(first, at * width, width);
+            fetch(&begin, begin.bytes / 64 + 1);
+        }
         for (int64_t i = 0; i < threads; i++) {
             const int64_t whose = (me + i) % threads, end = apus_cpu_min(part, strips - whose * part);
             int64_t *taken = (int64_t *)(void *)(counters + (size_t)whose * COUNTER);
             for (int64_t x; (x = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED)) < end;) {
-                few_strip_of(p, a, lda, (whose * part + x) * width, own);
+                int64_t strip_at = whose * part + x;
+                const product *its = few_product(p, n, width, &strip_at);
+                few_strip_of(its, a, lda, strip_at * width, own);
             }
         }
     }

@@ -21,6 +21,7 @@ const apus_cpu_isa APUS_CPU_TABLE = {
 #define X(id, then, flags, types) [APUS_CPU_##id] = {.run = run_##id, .scratch = scratch_##id},
                 APUS_CPU_OTHERS(X)
 #undef X
-                    [APUS_CPU_linear_add] = {.run = run_linear_add, .scratch = scratch_linear},
+                    [APUS_CPU_linear] = {.run = run_linear, .scratch = scratch_linear, .run_siblings = run_siblings_linear},
+            [APUS_CPU_linear_add] = {.run = run_linear_add, .scratch = scratch_linear},
         },
 };

@@ -15,31 +15,51 @@ static size_t scratch_linear(const apus_kernel_call *c)
     return many > least ? many : least;
 }
 
-static apus_status linear(const apus_kernel_call *c, const float *bias, const float *add)
+static product linear_of(const apus_kernel_call *c, const float *bias, const float *add)
 {
     const apus_view *w = &c->in[1];
-    const int64_t m = apus_cpu_rows(&c->in[0]), k = apus_cpu_width(w), n = apus_cpu_rows(w);
-    const product p = {.t = kind_of(c),
-                       .m = m,
-                       .n = n,
-                       .k = k,
-                       .a = {c->in[0].data, k, 1, APUS_F32},
-                       .b = {w->data, k, 1, w->dtype},
-                       .y = (float *)c->out[0].data,
-                       .ld = n,
-                       .e = {bias, add, n}};
-    if (is_few(m, n)) {
-        few(&p, threads_of(c), (char *)c->scratch);
-    } else {
-        multiply(&p, threads_of(c), (char *)c->scratch);
+    const int64_t k = apus_cpu_width(w), n = apus_cpu_rows(w);
+    return (product){.t = kind_of(c),
+                     .m = apus_cpu_rows(&c->in[0]),
+                     .n = n,
+                     .k = k,
+                     .a = {c->in[0].data, k, 1, APUS_F32},
+                     .b = {w->data, k, 1, w->dtype},
+                     .y = (float *)c->out[0].data,
+                     .ld = n,
+                     .e = {bias, add, n}};
+}
+
+/* Products of the same left factor. */
+static apus_status linear(const product *p, uint32_t n, int threads, char *scratch)
+{
+    int64_t least = p[0].n;
+    for (uint32_t i = 1; i < n; i++) {
+        least = apus_cpu_min(least, p[i].n);
+    }
+    if (is_few(p[0].m, least)) {
+        few(p, n, threads, scratch);
+        return APUS_OK;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        multiply(&p[i], threads, scratch);
     }
     return APUS_OK;
 }
 
+static apus_status run_siblings_linear(const apus_kernel_call *c, uint32_t n, apus_error *err)
+{
+    product p[APUS_SIBLINGS_MAX] = {{0}};
+    (void)err;
+    for (uint32_t i = 0; i < n; i++) {
+        p[i] = linear_of(&c[i], c[i].n_in > 2 ? (const float *)c[i].in[2].data : NULL, c[i].accumulate & 1u ? (const float *)c[i].out[0].data : NULL);
+    }
+    return linear(p, n, threads_of(c), (char *)c->scratch);
+}
+
 static apus_status run_linear(const apus_kernel_call *c, apus_error *err)
 {
-    (void)err;
-    return linear(c, c->n_in > 2 ? (const float *)c->in[2].data : NULL, c->accumulate & 1u ? (const float *)c->out[0].data : NULL);
+    return run_siblings_linear(c, 1, err);
 }
 
 /* The last input is add's other operand, of the shape of the result. */
@@ -48,7 +68,8 @@ static apus_status run_linear_add(const apus_kernel_call *c, apus_error *err)
     if (apus_cpu_elements(&c->in[c->n_in - 1]) != apus_cpu_rows(&c->in[0]) * apus_cpu_rows(&c->in[1])) {
         return apus_fail(err, APUS_E_INTERNAL, "linear + add: the shapes differ");
     }
-    return linear(c, c->n_in > 3 ? (const float *)c->in[2].data : NULL, (const float *)c->in[c->n_in - 1].data);
+    const product p = linear_of(c, c->n_in > 3 ? (const float *)c->in[2].data : NULL, (const float *)c->in[c->n_in - 1].data);
+    return linear(&p, 1, threads_of(c), (char *)c->scratch);
 }
 
 /* Decode rows [first, first + n) of w into panel on all threads. */
