@@ -639,6 +639,7 @@ void apus_model_close(apus_model *m)
         free((void *)(uintptr_t)m->weights[i].spec.role);
     }
     free(m->weights);
+    apus_device_free(m->device, m->resident, m->resident_bytes);
     while (m->graphs != NULL) {
         apus_model_graph_context *next = m->graphs->next;
         free(m->graphs);
