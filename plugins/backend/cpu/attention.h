@@ -3,15 +3,21 @@
  *
  * Work is cut into blocks: up to ATT_ROWS rows (a row is one query of one head) that share a key/value head. A block walks
  * its keys in tiles of ATT_KEYS positions, whose borders are multiples of ATT_KEYS counted from the sequence's first token,
- * with the online softmax (Milakov & Gimelshein 2018; Dao et al. 2022). A row meets the same tiles in the same order whatever
- * stands beside it, so its bits depend on its own query and keys alone; and both ops give the same bits.
+ * with the online softmax (Milakov & Gimelshein 2018; Dao et al. 2022). Each span of ATT_SPAN positions begins anew and is then
+ * joined to those before it: threads may share the spans of a long cache. A row meets the same tiles in the same order
+ * whatever stands beside it, so its bits depend on its own query and keys alone; and both ops give the same bits.
  */
 #ifndef APUS_CPU_ATTENTION_H
 #define APUS_CPU_ATTENTION_H
 
+#include "attention_tiles.h"
 #include "index.h"
 
-enum { ATT_ROWS = 64, ATT_KEYS = 64, ATT_HEADS = 16 /* most heads of one block */ };
+enum {
+    ATT_HEADS = 16, /* most heads of one block */
+    ATT_SPAN = 512, /* keys */
+    FEW_ROWS = 16   /* of a block, up to which lanes of rows would be mostly empty */
+};
 
 typedef struct attention_spec {
     int64_t heads, kv_heads, dim, group; /* group: query heads per key/value head */
@@ -57,9 +63,11 @@ static attention_spec attention_of(const apus_kernel_call *c)
 static void key_rows(const attention_keys *keys, int64_t sequence, int64_t first, int64_t n, int64_t *rows)
 {
     if (keys->page > 0) {
-        const int32_t *pages = keys->table + sequence * keys->stride + 4;
-        for (int64_t i = 0; i < n; i++) {
-            rows[i] = (int64_t)pages[(first + i) / keys->page] * keys->page + (first + i) % keys->page;
+        const int32_t *pages = keys->table + sequence * keys->stride + 4 + first / keys->page;
+        for (int64_t i = 0, at = first % keys->page; i < n; at = 0, pages++) {
+            for (; i < n && at < keys->page; i++, at++) {
+                rows[i] = (int64_t)*pages * keys->page + at;
+            }
         }
         return;
     }
@@ -114,122 +122,485 @@ static int64_t segment_blocks(const attention_spec *s, const apus_view *table, i
     return n;
 }
 
-/* ---------------------------------------------------------------- one block */
+/* ---------------------------------------------------------------- rows and what they see */
 
-/* Scores of a tile, in place: row [ATT_KEYS]; keys outside [low, high) become -inf. Gives the largest. */
-LANES_INLINE float mask_scores(const attention_spec *s, float *row, int64_t low, int64_t high)
+/* The rows of a block: lane r is query r / heads, head r % heads. */
+typedef struct attention_rows {
+    int64_t n, vectors, head, heads; /* head: the first */
+    int32_t position[ATT_ROWS];      /* lanes without a row have the last one's */
+    int64_t at[ATT_ROWS];            /* of its query, in q and out */
+} attention_rows;
+
+/* Keys [first, end) of a tile, by vectors [j, j + vectors) of rows. */
+typedef struct attention_stretch {
+    int64_t first, end, j, vectors;
+} attention_stretch;
+
+/* What the rows see of a tile. By vector of rows: keys [low, high), low even and high, if it can be, a multiple of four;
+ * masked: not each row sees all of those. The same as stretches, in the order of keys. */
+typedef struct attention_sight {
+    int64_t low[ATT_VECTORS], high[ATT_VECTORS];
+    int masked[ATT_VECTORS], n_stretches;
+    attention_stretch stretches[2 * ATT_VECTORS];
+} attention_sight;
+
+static void block_rows(const attention_spec *s, const attention_block *b, int64_t head, int64_t heads, attention_rows *rows)
 {
-    vf most = v_all(-INFINITY);
-    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
-    for (int64_t i = 0; i < ATT_KEYS; i += LANES) {
-        vf z = v_load(row + i) * v_all(s->scale);
-        if (s->cap > 0.0f) {
-            z = v_tanh(z / v_all(s->cap)) * v_all(s->cap);
-        }
-        if (i < low || i + LANES > high) {
-            const vi at = lane + v_alli((int32_t)i);
-            z = v_select((at >= v_alli((int32_t)low)) & (at < v_alli((int32_t)high)), z, v_all(-INFINITY));
-        }
-        v_store(row + i, z);
-        most = v_larger(most, z); /* a NaN is kept by the exponentials */
+    *rows = (attention_rows){.n = b->count * heads, .head = head, .heads = heads};
+    rows->vectors = (rows->n + WIDE - 1) / WIDE;
+    for (int64_t r = 0; r < rows->vectors * WIDE; r++) {
+        const int64_t i = apus_cpu_min(r, rows->n - 1);
+        rows->position[r] = (int32_t)(b->position + i / heads);
+        rows->at[r] = (b->token + i / heads) * s->wide + (head + i % heads) * s->dim;
     }
-    return v_most(most);
 }
 
+/* Of the tile of n keys that begins at position `tile`. */
+static attention_sight sight_of(const attention_spec *s, const attention_rows *rows, int64_t tile, int64_t n)
+{
+    attention_sight x = {.n_stretches = 0};
+    int64_t *low = x.low, *high = x.high;
+    for (int64_t j = 0; j < rows->vectors; j++) { /* positions ascend, and so do low and high */
+        const int64_t first = rows->position[j * WIDE] - tile, last = rows->position[j * WIDE + WIDE - 1] - tile;
+        const int64_t from = first_key(s, first + tile) - tile, all = first_key(s, last + tile) - tile;
+        low[j] = from > 0 ? apus_cpu_min(from, n) & ~(int64_t)1 : 0;
+        high[j] = last + 1 > low[j] ? apus_cpu_min(n, (last + 4) & ~(int64_t)3) : low[j];
+        x.masked[j] = all > low[j] || first + 1 < high[j];
+    }
+    for (int64_t key = low[0], next; key < high[rows->vectors - 1]; key = next) {
+        int64_t j = 0, end = rows->vectors;
+        while (high[j] <= key) {
+            j++;
+        }
+        while (low[end - 1] > key) {
+            end--;
+        }
+        next = end < rows->vectors ? apus_cpu_min(low[end], high[j]) : high[j];
+        if (end > j) {
+            x.stretches[x.n_stretches++] = (attention_stretch){key, next, j, end - j};
+        }
+    }
+    return x;
+}
+
+/* Which of the rows from r on see position `key`. */
+LANES_INLINE ni sees(const attention_spec *s, const int32_t *position, int64_t key)
+{
+    ni p;
+    memcpy(&p, position, sizeof p);
+    const ni seen = p >= (int32_t)key;
+    return s->window > 0 ? seen & (p - (int32_t)s->window < (int32_t)key) : seen;
+}
+
+/* Rows [n, dim] of keys at these places of `from`, ld apart: where they lie, if that is one after the other, or copied. */
+static const float *key_factor(const attention_spec *s, const float *from, const int64_t *at, int64_t n, float *copy, int64_t *ld)
+{
+    int64_t run = 1;
+    while (run < n && at[run] == at[0] + run) {
+        run++;
+    }
+    if (run == n) {
+        *ld = s->narrow;
+        return from + at[0] * s->narrow;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        memcpy(copy + i * s->dim, from + at[i] * s->narrow, (size_t)s->dim * sizeof *copy);
+    }
+    *ld = s->dim;
+    return copy;
+}
+
+/* c [key, lane] = a b, for the keys that the rows see; m: units of the sum. */
+static void seen_scores(kind t, const attention_sight *x, int64_t m, strided a, const float *b, float *c)
+{
+    for (int i = 0; i < x->n_stretches; i++) {
+        const attention_stretch *e = &x->stretches[i];
+        const strided from = {a.p + e->first * a.across, a.across, a.along};
+        small_product(t, e->end - e->first, e->vectors, m, from, b + e->j * WIDE, ATT_ROWS, c + e->first * ATT_ROWS + e->j * WIDE, ATT_ROWS, 0);
+    }
+}
+
+/* c [m, lane] += a b over the keys that the rows see; b: units of keys. */
+static void seen_sums(kind t, const attention_sight *x, int64_t m, strided a, const float *b, float *c)
+{
+    const kind summed = t == BFLOAT16 ? SUMMED : PLAIN;
+    for (int i = 0; i < x->n_stretches; i++) {
+        const attention_stretch *e = &x->stretches[i];
+        const int64_t first = units(summed, e->first), n = units(summed, e->end) - first;
+        const strided from = {a.p + first * a.along, a.across, a.along};
+        small_product(t, m, e->vectors, n, from, b + first * ATT_ROWS + e->j * WIDE, ATT_ROWS, c + e->j * WIDE, ATT_ROWS, 1);
+    }
+}
+
+static int64_t padded_dim(const attention_spec *s)
+{
+    return (s->dim + WIDE - 1) / WIDE * WIDE;
+}
+
+/* Rows of queries (or gradients) times factor, side by side; [rows, padded dim], zeros behind each. */
+static void gather_rows(const attention_spec *s, const attention_rows *rows, const float *from, float factor, float *to)
+{
+    const int64_t wide = padded_dim(s);
+    for (int64_t r = 0; r < rows->n; r++) {
+        for (int64_t d = 0; d < wide; d += WIDE) {
+            n_store(to + r * wide + d, n_load_part(from + rows->at[r] + d, s->dim - d) * n_all(factor));
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- one span of keys */
+
+#define LOG2_E 1.44269504088896341f
+#define LN_2   0.693147180559945309f
+
+typedef struct forward {
+    const attention_spec *s;
+    const attention_keys *keys;
+    const attention_block *blocks;
+    int64_t n_blocks;
+    const float *q, *k, *v;
+    float *out, *lse; /* either may be NULL */
+} forward;
+
+/* Softmax over some keys: per row the largest score (to base 2), the sum of numerators, and values weighted by them: o [padded
+ * dim, ATT_ROWS], of few rows [row, padded dim]. */
+typedef struct partial {
+    float *most, *sum, *o;
+} partial;
+
+/* A thread's memory: pieces of 64 rows of padded dim, and scores. */
 typedef struct forward_memory {
-    float *q, *o, *s; /* [ATT_ROWS, dim], [ATT_ROWS, dim], [ATT_ROWS, ATT_KEYS] */
+    float *q, *units, *panel, *k, *v, *values, *z;
+    partial span, all;
 } forward_memory;
+
+static size_t forward_piece(const attention_spec *s)
+{
+    return apus_cpu_lines((size_t)ATT_ROWS * (size_t)padded_dim(s) * sizeof(float));
+}
 
 static size_t forward_bytes(const attention_spec *s)
 {
-    return 2 * apus_cpu_lines((size_t)ATT_ROWS * (size_t)s->dim * sizeof(float)) + (size_t)ATT_ROWS * ATT_KEYS * sizeof(float);
+    return 8 * forward_piece(s) + (size_t)ATT_ROWS * (ATT_KEYS + 2 + 4) * sizeof(float);
 }
 
-static void attention_block_forward(const attention_spec *s, const attention_keys *keys, const attention_block *b, int64_t kv, int64_t head,
-                                    int64_t heads, const float *q, const float *k, const float *v, float *out, float *lse, char *memory)
+static forward_memory forward_pieces(const attention_spec *s, char *memory)
 {
-    const int64_t dim = s->dim, rows = b->count * heads;
-    const size_t row_bytes = apus_cpu_lines((size_t)ATT_ROWS * (size_t)dim * sizeof(float));
-    const forward_memory m = {(float *)(void *)memory, (float *)(void *)(memory + row_bytes), (float *)(void *)(memory + 2 * row_bytes)};
-    float most[ATT_ROWS], sum[ATT_ROWS];
-    float *o[ATT_ROWS];
-    for (int64_t r = 0; r < rows; r++) {
-        memcpy(m.q + r * dim, q + (b->token + r / heads) * s->wide + (head + r % heads) * dim, (size_t)dim * sizeof *q);
-        memset(m.o + r * dim, 0, (size_t)dim * sizeof *q);
-        most[r] = -INFINITY;
-        sum[r] = 0.0f;
-        o[r] = m.o + r * dim;
+    float *p[9];
+    for (int i = 0; i < 9; i++) {
+        p[i] = (float *)(void *)(memory + (size_t)i * forward_piece(s));
     }
-    const int64_t end = (int64_t)b->position + b->count;
-    for (int64_t tile = first_key(s, b->position) / ATT_KEYS * ATT_KEYS; tile < end; tile += ATT_KEYS) {
+    float *rows = p[8] + ATT_ROWS * (ATT_KEYS + 2);
+    return (forward_memory){
+        p[0], p[1], p[2], p[3], p[4], p[5], p[8], {rows, rows + ATT_ROWS, p[6]}, {rows + 2 * ATT_ROWS, rows + 3 * ATT_ROWS, p[7]}};
+}
+
+static int is_few(const attention_rows *rows)
+{
+    return rows->n <= FEW_ROWS;
+}
+
+static void partial_clear(const attention_spec *s, const attention_rows *rows, partial p)
+{
+    for (int64_t r = 0; r < rows->vectors * WIDE; r++) {
+        p.most[r] = ATT_FLOOR;
+        p.sum[r] = 0.0f;
+    }
+    memset(p.o, 0, (size_t)(padded_dim(s) * (is_few(rows) ? rows->n : ATT_ROWS)) * sizeof *p.o);
+}
+
+/* p.o of each row times its factor. */
+static void partial_fade(const attention_spec *s, const attention_rows *rows, partial p, const float *factor)
+{
+    const int64_t wide = padded_dim(s);
+    for (int64_t r = 0; is_few(rows) && r < rows->n; r++) {
+        for (int64_t d = 0; d < wide && factor[r] != 1.0f; d += WIDE) {
+            n_store(p.o + r * wide + d, n_load(p.o + r * wide + d) * n_all(factor[r]));
+        }
+    }
+    for (int64_t j = 0; !is_few(rows) && j < rows->vectors * WIDE; j += WIDE) {
+        const vn f = n_load(factor + j);
+        int fades = 0;
+        for (int64_t r = j; r < j + WIDE; r++) {
+            fades |= factor[r] != 1.0f;
+        }
+        for (int64_t d = 0; d < s->dim && fades; d++) {
+            n_store(p.o + d * ATT_ROWS + j, n_load(p.o + d * ATT_ROWS + j) * f);
+        }
+    }
+}
+
+/* all, then what `next` saw. */
+static void partial_join(const attention_spec *s, const attention_rows *rows, partial all, partial next)
+{
+    const int64_t wide = padded_dim(s);
+    float fade[ATT_ROWS], part[ATT_ROWS];
+    for (int64_t r = 0; r < rows->vectors * WIDE; r += WIDE) {
+        const vn a = n_load(all.most + r), b = n_load(next.most + r), most = n_max(a, b), f = n_exp2(a - most), g = n_exp2(b - most);
+        n_store(fade + r, f);
+        n_store(part + r, g);
+        n_store(all.most + r, most);
+        n_store(all.sum + r, n_product(PLAIN, n_load(next.sum + r), g, n_load(all.sum + r) * f));
+    }
+    if (is_few(rows)) {
+        for (int64_t r = 0; r < rows->n; r++) {
+            for (int64_t d = r * wide; d < (r + 1) * wide; d += WIDE) {
+                n_store(all.o + d, n_product(PLAIN, n_load(next.o + d), n_all(part[r]), n_load(all.o + d) * n_all(fade[r])));
+            }
+        }
+        return;
+    }
+    for (int64_t d = 0; d < s->dim; d++) {
+        for (int64_t j = 0, at = d * ATT_ROWS; j < rows->vectors * WIDE; j += WIDE, at += WIDE) {
+            n_store(all.o + at, n_product(PLAIN, n_load(next.o + at), n_load(part + j), n_load(all.o + at) * n_load(fade + j)));
+        }
+    }
+}
+
+/* Softcap: scores, in units of cap, become their tanh, again in scores' units. */
+static void cap_scores(float *z, int64_t n, float cap)
+{
+    for (int64_t i = 0; i < n; i += LANES) {
+        v_store(z + i, v_tanh(v_load(z + i) / v_all(cap)) * v_all(cap));
+    }
+}
+
+/* Vector j of rows: scores [key, lane] become numerators as factors [unit of keys, lane]; earlier sums fade. */
+LANES_INLINE void softmax_vector(kind t, const attention_spec *s, const attention_sight *x, const int32_t *position, int64_t tile, int64_t j,
+                                 float *z, partial p, float *fade)
+{
+    const int64_t low = x->low[j], high = x->high[j];
+    float *zj = z + j * WIDE;
+    vn top = n_load(p.most + j * WIDE), total = n_all(0.0f);
+    const vn before = top;
+    for (int64_t i = low; i < high; i++) {
+        vn v = n_load(zj + i * ATT_ROWS);
+        if (x->masked[j]) {
+            v = n_select(sees(s, position + j * WIDE, tile + i), v, n_all(2.0f * ATT_FLOOR));
+            n_store(zj + i * ATT_ROWS, v);
+        }
+        top = n_max(top, v);
+    }
+    for (int64_t i = low; i < high; i += 2) {
+        const vn a = n_exp2(n_load(zj + i * ATT_ROWS) - top);
+        const vn b = i + 1 < high ? n_exp2(n_load(zj + (i + 1) * ATT_ROWS) - top) : n_all(0.0f);
+        total += a;
+        total += b;
+        if (t == PAIRS) {
+            n_store(zj + i / 2 * ATT_ROWS, across(t, a, b));
+        } else {
+            n_store(zj + i * ATT_ROWS, across(t, a, a));
+            n_store(zj + (i + 1) * ATT_ROWS, across(t, b, b));
+        }
+    }
+    const vn f = n_exp2(before - top);
+    n_store(fade + j * WIDE, f);
+    n_store(p.sum + j * WIDE, n_product(PLAIN, n_load(p.sum + j * WIDE), f, total));
+    n_store(p.most + j * WIDE, top);
+}
+
+/* A few rows: scores [row, ATT_KEYS] become numerators as factors [row, unit of keys]. Each number as softmax_vector gives it. */
+LANES_INLINE void softmax_few(kind t, const attention_spec *s, const attention_rows *rows, int64_t tile, int64_t n, float *z, partial p, float *fade)
+{
+    ni lane;
+    float top[FEW_ROWS + WIDE] = {0}, total[FEW_ROWS + WIDE] = {0};
+    for (int i = 0; i < WIDE; i++) {
+        lane[i] = i;
+    }
+    for (int64_t r = 0; r < rows->n; r++) {
+        const int64_t low = first_key(s, rows->position[r]) - tile, high = apus_cpu_min(n, rows->position[r] + 1 - tile);
+        vn most = n_all(p.most[r]);
+        for (int64_t i = 0; i < n; i += WIDE) {
+            vn v = n_load(z + r * ATT_KEYS + i);
+            if (i < low || i + WIDE > high) {
+                const ni key = lane + (int32_t)i;
+                v = n_select((key >= (int32_t)low) & (key < (int32_t)high), v, n_all(2.0f * ATT_FLOOR));
+                n_store(z + r * ATT_KEYS + i, v);
+            }
+            most = n_max(most, v);
+        }
+        top[r] = n_most(most);
+        for (int64_t i = 0; i < n; i += WIDE) {
+            n_store(z + r * ATT_KEYS + i, n_exp2(n_load(z + r * ATT_KEYS + i) - n_all(top[r])));
+        }
+    }
+    for (int64_t r = 0; r < rows->n; r += 4) { /* key after key, as in a lane; four rows hide the adds' latency */
+        const float *from = z + r * ATT_KEYS;
+        float a = 0.0f, b = 0.0f, c = 0.0f, d = 0.0f;
+        for (int64_t i = 0; i < n; i++) {
+            a += from[i];
+            b += from[i + ATT_KEYS];
+            c += from[i + 2 * ATT_KEYS];
+            d += from[i + 3 * ATT_KEYS];
+        }
+        total[r] = a;
+        total[r + 1] = b;
+        total[r + 2] = c;
+        total[r + 3] = d;
+    }
+    for (int64_t r = 0; r < rows->n; r += WIDE) {
+        const vn f = n_exp2(n_load(p.most + r) - n_load(top + r));
+        n_store(fade + r, f);
+        n_store(p.sum + r, n_product(PLAIN, n_load(p.sum + r), f, n_load(total + r)));
+        n_store(p.most + r, n_load(top + r));
+    }
+    for (int64_t r = 0; r < rows->n && t != PLAIN; r++) {
+        for (int64_t i = 0; i < ATT_KEYS; i += t == PAIRS ? 2 * WIDE : WIDE) {
+            n_store(z + r * ATT_KEYS + (t == PAIRS ? i / 2 : i), along(t, z + r * ATT_KEYS + i, ATT_KEYS - i));
+        }
+    }
+}
+
+/* A few rows and a tile of n keys: a vector's lanes are keys, then elements of values. */
+LANES_INLINE void few_tile(kind t, const forward *f, const attention_rows *rows, const int64_t *at, int64_t kv, int64_t tile, int64_t n, strided q,
+                           const forward_memory *m, partial p)
+{
+    const attention_spec *s = f->s;
+    const kind summed = t == BFLOAT16 ? SUMMED : PLAIN;
+    const int64_t dim = s->dim, wide = padded_dim(s);
+    float fade[FEW_ROWS + WIDE];
+    for (int64_t i = 0; i < n; i += WIDE) {
+        int64_t ld;
+        const float *k = key_factor(s, f->k + kv * dim, at + i, apus_cpu_min(WIDE, n - i), m->k, &ld);
+        pack_rows(t, ATT_KEYS, k, ld, apus_cpu_min(WIDE, n - i), WIDE, dim, m->panel + i);
+    }
+    small_product(t, rows->n, (n + WIDE - 1) / WIDE, units(summed, dim), q, m->panel, ATT_KEYS, m->z, ATT_KEYS, 0);
+    if (s->cap > 0.0f) {
+        cap_scores(m->z, rows->n * ATT_KEYS, s->cap * LOG2_E);
+    }
+    softmax_few(t, s, rows, tile, n, m->z, p, fade);
+    partial_fade(s, rows, p, fade);
+    for (int64_t i = 0; i < n; i += WIDE) {
+        const int64_t some = apus_cpu_min(WIDE, n - i);
+        int64_t ld;
+        const float *v = key_factor(s, f->v + kv * dim, at + i, some, m->v, &ld);
+        const strided values = rows_across(t, v, ld, some, dim, dim % WIDE == 0, m->values);
+        small_product(t, rows->n, wide / WIDE, units(summed, some), (strided){m->z + units(summed, i), ATT_KEYS, 1}, values.p, values.along, p.o,
+                      wide, 1);
+    }
+}
+
+LANES_INLINE void many_tile(kind t, const forward *f, const attention_rows *rows, const int64_t *at, int64_t kv, int64_t tile, int64_t n,
+                            const float *qt, const forward_memory *m, partial p)
+{
+    const attention_spec *s = f->s;
+    const int64_t dim = s->dim;
+    const attention_sight x = sight_of(s, rows, tile, n);
+    float fade[ATT_ROWS];
+    int64_t ld;
+    const float *k = key_factor(s, f->k + kv * dim, at, n, m->k, &ld);
+    seen_scores(t, &x, units(t == BFLOAT16 ? SUMMED : PLAIN, dim), rows_along(t, k, ld, n, dim, m->panel), qt, m->z);
+    if (s->cap > 0.0f) {
+        cap_scores(m->z, n * ATT_ROWS, s->cap * LOG2_E);
+    }
+    const float *v = key_factor(s, f->v + kv * dim, at, n, m->v, &ld);
+    for (int64_t j = 0; j < rows->vectors; j++) {
+        softmax_vector(t, s, &x, rows->position, tile, j, m->z, p, fade);
+    }
+    partial_fade(s, rows, p, fade);
+    seen_sums(t, &x, dim, rows_across(t, v, ld, n, dim, 1, m->values), m->z, p.o);
+}
+
+/* What the rows of b see of a span. */
+LANES_INLINE void span_forward(kind t, const forward *f, const attention_block *b, const attention_rows *rows, int64_t kv, int64_t span,
+                               const forward_memory *m, partial p)
+{
+    const attention_spec *s = f->s;
+    const int64_t wide = padded_dim(s), low = first_key(s, b->position), first = low > span * ATT_SPAN ? low : span * ATT_SPAN;
+    const int64_t end = apus_cpu_min((int64_t)b->position + b->count, (span + 1) * ATT_SPAN);
+    strided q = {m->q, wide, 1};
+    partial_clear(s, rows, p);
+    gather_rows(s, rows, f->q, s->scale * LOG2_E, m->q);
+    if (is_few(rows)) {
+        q = rows_along(t, m->q, wide, rows->n, s->dim, m->units);
+    } else {
+        rows_transposed(t, m->q, wide, rows->n, s->dim, m->units);
+    }
+    for (int64_t tile = first / ATT_KEYS * ATT_KEYS; tile < end; tile += ATT_KEYS) {
         const int64_t n = apus_cpu_min(ATT_KEYS, end - tile);
         int64_t at[ATT_KEYS];
-        const float *krow[ATT_KEYS], *vrow[ATT_KEYS];
-        key_rows(keys, b->sequence, tile, n, at);
-        for (int64_t j = 0; j < n; j++) {
-            krow[j] = k + at[j] * s->narrow + kv * dim;
-            vrow[j] = v + at[j] * s->narrow + kv * dim;
-        }
-        dots(m.q, dim, rows, krow, n, dim, m.s, ATT_KEYS, NULL, 0, 0);
-        for (int64_t r = 0; r < rows; r++) {
-            float *z = m.s + r * ATT_KEYS;
-            const int64_t position = b->position + r / heads, low = first_key(s, position) - tile;
-            const int64_t high = apus_cpu_min(position + 1 - tile, ATT_KEYS);
-            for (int64_t j = n; j < ATT_KEYS; j++) {
-                z[j] = 0.0f;
-            }
-            const float top = high > low ? mask_scores(s, z, low, high) : -INFINITY, next = top > most[r] || top != top ? top : most[r];
-            if (!(next > -INFINITY) && next == next) { /* no key of this tile is seen */
-                memset(z, 0, ATT_KEYS * sizeof *z);
-                continue;
-            }
-            vf total = v_all(0.0f);
-            if (high > low) {
-                for (int64_t j = 0; j < ATT_KEYS; j += LANES) {
-                    const vf p = v_exp_fast(v_load(z + j) - v_all(next));
-                    v_store(z + j, p);
-                    total += p;
-                }
-            } else {
-                memset(z, 0, ATT_KEYS * sizeof *z);
-            }
-            if (next != most[r]) {
-                const float fade = v_exp_fast(v_all(most[r] - next))[0];
-                sum[r] *= fade;
-                for (int64_t j = 0; j < dim; j += LANES) {
-                    put(o[r] + j, get(o[r] + j, dim - j) * v_all(fade), dim - j);
-                }
-                most[r] = next;
-            }
-            sum[r] += v_sum(total);
-        }
-        outer(rows, dim, n, m.s, ATT_KEYS, 1, vrow, o);
-    }
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t t = b->token + r / heads, h = head + r % heads;
-        const vf inverse = v_all(1.0f / sum[r]);
-        for (int64_t j = 0; j < dim && out != NULL; j += LANES) {
-            put(out + t * s->wide + h * dim + j, get(o[r] + j, dim - j) * inverse, dim - j);
-        }
-        if (lse != NULL) {
-            lse[t * s->heads + h] = most[r] + v_log(v_all(sum[r]))[0];
+        key_rows(f->keys, b->sequence, tile, n, at);
+        if (is_few(rows)) {
+            few_tile(t, f, rows, at, kv, tile, n, q, m, p);
+        } else {
+            many_tile(t, f, rows, at, kv, tile, n, m->units, m, p);
         }
     }
 }
 
-/* All blocks, over all key/value heads; blocks are independent, so any thread may take any. */
-static void attention_forward(const apus_kernel_call *c, const attention_spec *s, const attention_keys *keys, const attention_block *blocks,
-                              int64_t n, float *out, float *lse, char *memory)
+/* ---------------------------------------------------------------- all blocks */
+
+static void put_rows(const forward *f, const attention_block *b, const attention_rows *rows, partial p)
 {
-    const int64_t per_block = s->kv_heads * s->head_blocks, items = n * per_block;
-    const size_t bytes = forward_bytes(s);
+    const attention_spec *s = f->s;
+    const int64_t wide = padded_dim(s);
+    float inverse[ATT_ROWS], *to[ATT_ROWS];
+    for (int64_t r = 0; r < rows->vectors * WIDE; r++) {
+        inverse[r] = 1.0f / p.sum[r];
+        to[r] = f->out != NULL ? f->out + rows->at[r] : NULL;
+    }
+    if (f->out != NULL && is_few(rows)) {
+        for (int64_t r = 0; r < rows->n; r++) {
+            for (int64_t d = 0; d < s->dim; d += WIDE) {
+                n_store_part(to[r] + d, n_load(p.o + r * wide + d) * n_all(inverse[r]), s->dim - d);
+            }
+        }
+    } else if (f->out != NULL) {
+        put_transposed(p.o, rows->n, s->dim, inverse, to);
+    }
+    for (int64_t r = 0; r < rows->n && f->lse != NULL; r += LANES) {
+        const vf l = v_fma(v_load(p.most + r), v_all(LN_2), v_log(v_load(p.sum + r)));
+        for (int64_t i = 0; i < LANES && r + i < rows->n; i++) {
+            f->lse[(b->token + (r + i) / rows->heads) * s->heads + rows->head + (r + i) % rows->heads] = l[i];
+        }
+    }
+}
+
+/* An item of work: a block and some heads that share a key/value head. Gives that one. */
+static int64_t item_rows(const forward *f, int64_t item, const attention_block **b, attention_rows *rows)
+{
+    const attention_spec *s = f->s;
+    const int64_t per_block = s->kv_heads * s->head_blocks, kv = item % per_block / s->head_blocks, part = item % s->head_blocks * s->block_heads;
+    *b = &f->blocks[f->n_blocks - 1 - item / per_block]; /* long ones, which come last, first */
+    block_rows(s, *b, kv * s->group + part, apus_cpu_min(s->block_heads, s->group - part), rows);
+    return kv;
+}
+
+static void item_span(const apus_kernel_call *c, const forward *f, const attention_block *b, const attention_rows *rows, int64_t kv, int64_t span,
+                      const forward_memory *m, partial p)
+{
+    if (apus_cpu_of(c)->bfloat16) {
+        span_forward(BFLOAT16, f, b, rows, kv, span, m, p);
+    } else {
+        span_forward(PLAIN, f, b, rows, kv, span, m, p);
+    }
+}
+
+static forward forward_of(const apus_kernel_call *c, const attention_spec *s, const attention_keys *keys, const attention_block *blocks, int64_t n,
+                          float *out, float *lse)
+{
     const float *q = (const float *)c->in[0].data, *k = (const float *)c->in[1].data, *v = (const float *)c->in[2].data;
+    return (forward){s, keys, blocks, n, q, k, v, out, lse};
+}
+
+/* Blocks are independent, so any thread may take any. */
+static void attention_forward(const apus_kernel_call *c, const forward *f, char *memory)
+{
+    const attention_spec *s = f->s;
+    const int64_t items = f->n_blocks * s->kv_heads * s->head_blocks;
+    const size_t bytes = forward_bytes(s);
 #pragma omp parallel for num_threads(threads_of(c)) schedule(dynamic, 1) if (items > 1)
     for (int64_t item = 0; item < items; item++) {
-        const attention_block *b = &blocks[n - 1 - item / per_block]; /* long ones, which come last, first */
-        const int64_t kv = item % per_block / s->head_blocks, part = item % s->head_blocks * s->block_heads;
-        const int64_t heads = apus_cpu_min(s->block_heads, s->group - part);
-        attention_block_forward(s, keys, b, kv, kv * s->group + part, heads, q, k, v, out, lse, memory + (size_t)omp_get_thread_num() * bytes);
+        const forward_memory m = forward_pieces(s, memory + (size_t)omp_get_thread_num() * bytes);
+        const attention_block *b;
+        attention_rows rows;
+        const int64_t kv = item_rows(f, item, &b, &rows), end = (int64_t)b->position + b->count;
+        partial_clear(s, &rows, m.all);
+        for (int64_t span = first_key(s, b->position) / ATT_SPAN; span * ATT_SPAN < end; span++) {
+            item_span(c, f, b, &rows, kv, span, &m, m.span);
+            partial_join(s, &rows, m.all, m.span);
+        }
+        put_rows(f, b, &rows, m.all);
     }
 }
 
@@ -260,14 +631,74 @@ static apus_status run_attention(const apus_kernel_call *c, apus_error *err)
         memset(lse, 0, (size_t)(tokens * s.heads) * sizeof *lse);
     }
     const attention_keys keys = {(const int32_t *)c->in[3].data, before, segments, 4, 0};
-    attention_forward(c, &s, &keys, blocks, n, out, lse, memory);
+    const forward f = forward_of(c, &s, &keys, blocks, n, out, lse);
+    attention_forward(c, &f, memory);
     return APUS_OK;
+}
+
+/* ---------------------------------------------------------------- over caches */
+
+/* When a few rows are all there is, threads share the spans of each item: up to so many items. */
+static int64_t shared_items(const apus_kernel_call *c)
+{
+    return threads_of(c) > 1 ? 4 * (int64_t)threads_of(c) : 0;
+}
+
+/* Spans of the longest sequence that a table of so many columns can name. */
+static int64_t most_spans(const apus_kernel_call *c)
+{
+    return ((c->in[3].dims[1] - 4) * (int64_t)c->attrs[6] + ATT_SPAN - 1) / ATT_SPAN;
+}
+
+/* Of a few rows: most, sum, o. */
+static size_t shared_bytes(const attention_spec *s)
+{
+    return (size_t)(FEW_ROWS * (2 + padded_dim(s))) * sizeof(float);
+}
+
+static partial shared_partial(const attention_spec *s, char *memory, int64_t i)
+{
+    float *p = (float *)(void *)(memory + (size_t)i * shared_bytes(s));
+    return (partial){p, p + FEW_ROWS, p + 2 * FEW_ROWS};
+}
+
+/* Spans of each item, then the items: the same joins in the same order as attention_forward. */
+static void attention_shared(const apus_kernel_call *c, const forward *f, int64_t spans, char *memory, char *partials)
+{
+    const attention_spec *s = f->s;
+    const int64_t items = f->n_blocks * s->kv_heads * s->head_blocks;
+    const size_t bytes = forward_bytes(s);
+#pragma omp parallel num_threads(threads_of(c))
+    {
+        const forward_memory m = forward_pieces(s, memory + (size_t)omp_get_thread_num() * bytes);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < items * spans; i++) {
+            const attention_block *b;
+            attention_rows rows;
+            const int64_t kv = item_rows(f, i / spans, &b, &rows), span = i % spans, end = (int64_t)b->position + b->count;
+            if (span >= first_key(s, b->position) / ATT_SPAN && span * ATT_SPAN < end) {
+                item_span(c, f, b, &rows, kv, span, &m, shared_partial(s, partials, i));
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < items; item++) {
+            const attention_block *b;
+            attention_rows rows;
+            (void)item_rows(f, item, &b, &rows);
+            partial_clear(s, &rows, m.all);
+            for (int64_t span = first_key(s, b->position) / ATT_SPAN; span * ATT_SPAN < (int64_t)b->position + b->count; span++) {
+                partial_join(s, &rows, m.all, shared_partial(s, partials, item * spans + span));
+            }
+            put_rows(f, b, &rows, m.all);
+        }
+    }
 }
 
 static size_t scratch_attention_cached(const apus_kernel_call *c)
 {
     const attention_spec s = attention_of(c);
-    return (size_t)threads_of(c) * forward_bytes(&s) + most_blocks(&s, apus_cpu_rows(&c->in[0]), c->in[3].dims[0]) * sizeof(attention_block);
+    return (size_t)threads_of(c) * forward_bytes(&s) + (size_t)(shared_items(c) * most_spans(c)) * shared_bytes(&s) +
+           most_blocks(&s, apus_cpu_rows(&c->in[0]), c->in[3].dims[0]) * sizeof(attention_block);
 }
 
 static apus_status check_pages(const int32_t *row, int64_t at, int64_t tokens, int64_t columns, int64_t page, int64_t slots, apus_error *err)
@@ -294,8 +725,9 @@ static apus_status run_attention_cached(const apus_kernel_call *c, apus_error *e
     const int32_t *table = (const int32_t *)c->in[3].data;
     float *out = (float *)c->out[0].data;
     char *memory = (char *)c->scratch;
-    attention_block *blocks = (attention_block *)(void *)(memory + (size_t)threads_of(c) * forward_bytes(&s));
-    int64_t n = 0, covered = 0;
+    char *partials = memory + (size_t)threads_of(c) * forward_bytes(&s);
+    attention_block *blocks = (attention_block *)(void *)(partials + (size_t)(shared_items(c) * most_spans(c)) * shared_bytes(&s));
+    int64_t n = 0, covered = 0, spans = 0, few = 1;
     for (int64_t i = 0; i < rows; i++) {
         const int32_t *row = table + i * columns;
         if (check_pages(row, i, tokens, columns, page, c->in[1].dims[0], err) != APUS_OK) {
@@ -305,12 +737,19 @@ static apus_status run_attention_cached(const apus_kernel_call *c, apus_error *e
             return apus_fail(err, APUS_E_INTERNAL, "attention_cached: the table has more queries than there are tokens (%lld)", (long long)tokens);
         }
         n = add_blocks(&s, blocks, n, i, row[0], row[2] - row[1], row[1]);
+        few &= row[1] * s.block_heads <= FEW_ROWS;
+        spans = row[2] > spans * ATT_SPAN ? (row[2] + ATT_SPAN - 1) / ATT_SPAN : spans;
     }
     if (covered < tokens) {
         memset(out, 0, (size_t)(tokens * s.wide) * sizeof *out);
     }
     const attention_keys keys = {table, NULL, rows, columns, page};
-    attention_forward(c, &s, &keys, blocks, n, out, NULL, memory);
+    const forward f = forward_of(c, &s, &keys, blocks, n, out, NULL);
+    if (few && spans > 1 && n * s.kv_heads * s.head_blocks <= shared_items(c)) {
+        attention_shared(c, &f, spans, memory, partials);
+    } else {
+        attention_forward(c, &f, memory);
+    }
     return APUS_OK;
 }
 
