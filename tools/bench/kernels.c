@@ -168,6 +168,53 @@ static void bench_attention(int64_t t, int cached)
     bench(label, "attention_cached", (apus_view[]){q, k, v, ints(1, 4 + t / PAGE, table)}, 4, &y, 1, attrs, 2 * product, "GFLOP/s");
 }
 
+/* As in a model that generates: each layer's cache lies in memory. */
+static void bench_cached_cold(int64_t t, int64_t sequences)
+{
+    enum { LAYERS = 16, HEADS = 9, KV_HEADS = 3, DIM = 64, PAGE = 16 };
+    const double attrs[7] = {HEADS, KV_HEADS, DIM, 0.125, 0, 0, PAGE};
+    const int64_t pages = t / PAGE, columns = 4 + pages;
+    int32_t *table = calloc((size_t)(sequences * columns), sizeof *table);
+    char label[64];
+    snprintf(label, sizeof label, "attention_cached %lld x 1 of %lld, cold", (long long)sequences, (long long)t);
+    if (table == NULL || (only != NULL && strstr(label, only) == NULL)) {
+        free(table);
+        return;
+    }
+    for (int32_t i = 0; i < sequences; i++) {
+        memcpy(table + i * columns, (int32_t[]){i, 1, (int32_t)t, 0}, 4 * sizeof *table);
+        for (int32_t p = 0; p < pages; p++)
+            table[i * columns + 4 + p] = i + (int32_t)sequences * p; /* as they grow beside each other */
+    }
+    apus_view k[LAYERS], v[LAYERS];
+    for (int i = 0; i < LAYERS; i++) {
+        k[i] = real(sequences * t, KV_HEADS * DIM);
+        v[i] = real(sequences * t, KV_HEADS * DIM);
+    }
+    const apus_view q = real(sequences, HEADS * DIM), y = real(sequences, HEADS * DIM), rows = ints(sequences, columns, table);
+    const apus_kernel *kernel = kernel_of("apus.attention_cached/1");
+    void *scratch = NULL;
+    double best = 1e9;
+    for (int run = 0; run < 5; run++) {
+        const double begin = now();
+        for (int i = 0; i < LAYERS; i++) {
+            const apus_view in[4] = {q, k[i], v[i], rows};
+            apus_kernel_call c = {.in = in, .out = &y, .attrs = attrs, .backend = cpu, .n_in = 4, .n_out = 1};
+            if (scratch == NULL)
+                scratch = backend->alloc(cpu, kernel->scratch(&c) + 64);
+            c.scratch = scratch;
+            (void)kernel->run(&c, NULL);
+        }
+        best = fmin(best, (now() - begin) / LAYERS);
+    }
+    printf("%-38s %9.3f ms %8.1f GB/s\n", label, best * 1e3, 8.0 * (double)(sequences * t) * KV_HEADS * DIM / best * 1e-9);
+    for (int i = 0; i < LAYERS; i++) {
+        backend->free(cpu, k[i].data, (size_t)(sequences * t * KV_HEADS * DIM) * 4 + 64);
+        backend->free(cpu, v[i].data, (size_t)(sequences * t * KV_HEADS * DIM) * 4 + 64);
+    }
+    free(table);
+}
+
 int main(int argc, char **argv)
 {
     apus_error err = {.message = ""};
@@ -237,6 +284,8 @@ int main(int argc, char **argv)
     bench("swiglu_grad (one thread)", "swiglu_grad", flat, 3, more, 2, NULL, 20.0 * T * FFN, "GB/s");
     for (int64_t t = 128; t <= 4096; t *= 2)
         bench_attention(t, t == T || t == 4096);
+    bench_cached_cold(4096, 1);
+    bench_cached_cold(512, 8);
     const apus_view vocabulary = real(V, H), targets = ints(T, 0, NULL), logp = real(1, T);
     bench("token_logprob", "token_logprob", (apus_view[]){x, vocabulary, targets}, 3, (apus_view[]){logp, real(1, T)}, 2, head, 2.0 * T * H * V,
           "GFLOP/s");

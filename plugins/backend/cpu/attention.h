@@ -72,9 +72,11 @@ static void key_rows(const attention_keys *keys, int64_t sequence, int64_t first
         return;
     }
     for (int64_t s = sequence, end = first + n; s >= 0 && end > first; s = keys->table[s * 4 + 2]) {
-        for (; end > first && end > keys->before[s]; end--) {
-            rows[end - 1 - first] = keys->table[s * 4] + end - 1 - keys->before[s];
+        const int64_t before = keys->before[s], begin = before > first ? before : first, row = keys->table[s * 4] - before;
+        for (int64_t i = begin; i < end; i++) {
+            rows[i - first] = row + i;
         }
+        end = begin < end ? begin : end;
     }
 }
 
@@ -195,11 +197,11 @@ LANES_INLINE ni sees(const attention_spec *s, const int32_t *position, int64_t k
 /* Rows [n, dim] of keys at these places of `from`, ld apart: where they lie, if that is one after the other, or copied. */
 static const float *key_factor(const attention_spec *s, const float *from, const int64_t *at, int64_t n, float *copy, int64_t *ld)
 {
-    int64_t run = 1;
-    while (run < n && at[run] == at[0] + run) {
-        run++;
+    int64_t apart = 0;
+    for (int64_t i = 0; i < n; i++) {
+        apart |= at[i] ^ (at[0] + i);
     }
-    if (run == n) {
+    if (apart == 0) {
         *ld = s->narrow;
         return from + at[0] * s->narrow;
     }
@@ -451,79 +453,111 @@ LANES_INLINE void softmax_few(kind t, const attention_spec *s, const attention_r
     }
 }
 
-/* A few rows and a tile of n keys: a vector's lanes are keys, then elements of values. */
-LANES_INLINE void few_tile(kind t, const forward *f, const attention_rows *rows, const int64_t *at, int64_t kv, int64_t tile, int64_t n, strided q,
-                           const forward_memory *m, partial p)
+/* Keys of a tile, and those that the next one will read. */
+typedef struct tile_keys {
+    int64_t tile, n, next_n; /* the position of the first; how many */
+    int64_t at[ATT_KEYS], next[ATT_KEYS];
+} tile_keys;
+
+/* Rows [first, first + n) of the next tile, where there are such. */
+LANES_INLINE void fetch_rows(const attention_spec *s, const float *from, const tile_keys *k, int64_t first, int64_t n)
+{
+    for (int64_t i = first; i < first + n && i < k->next_n; i++) {
+        for (int64_t d = 0; d < s->dim; d += 16) {
+            __builtin_prefetch(from + k->next[i] * s->narrow + d, 0, 2);
+        }
+    }
+}
+
+/* A few rows and a tile: a vector's lanes are keys, then elements of values. */
+LANES_INLINE void few_tile(kind t, const forward *f, const attention_rows *rows, const tile_keys *keys, int64_t kv, const forward_memory *m,
+                           partial p)
 {
     const attention_spec *s = f->s;
     const kind summed = t == BFLOAT16 ? SUMMED : PLAIN;
-    const int64_t dim = s->dim, wide = padded_dim(s);
+    const int64_t dim = s->dim, wide = padded_dim(s), n = keys->n;
+    const strided q = t == PLAIN ? (strided){m->q, wide, 1} : (strided){m->units, (units(t, dim) + WIDE - 1) / WIDE * WIDE, 1};
     float fade[FEW_ROWS + WIDE];
     for (int64_t i = 0; i < n; i += WIDE) {
         int64_t ld;
-        const float *k = key_factor(s, f->k + kv * dim, at + i, apus_cpu_min(WIDE, n - i), m->k, &ld);
+        const float *k = key_factor(s, f->k + kv * dim, keys->at + i, apus_cpu_min(WIDE, n - i), m->k, &ld);
+        fetch_rows(s, f->k + kv * dim, keys, i, WIDE);
         pack_rows(t, ATT_KEYS, k, ld, apus_cpu_min(WIDE, n - i), WIDE, dim, m->panel + i);
     }
     small_product(t, rows->n, (n + WIDE - 1) / WIDE, units(summed, dim), q, m->panel, ATT_KEYS, m->z, ATT_KEYS, 0);
     if (s->cap > 0.0f) {
         cap_scores(m->z, rows->n * ATT_KEYS, s->cap * LOG2_E);
     }
-    softmax_few(t, s, rows, tile, n, m->z, p, fade);
+    softmax_few(t, s, rows, keys->tile, n, m->z, p, fade);
     partial_fade(s, rows, p, fade);
     for (int64_t i = 0; i < n; i += WIDE) {
         const int64_t some = apus_cpu_min(WIDE, n - i);
         int64_t ld;
-        const float *v = key_factor(s, f->v + kv * dim, at + i, some, m->v, &ld);
+        const float *v = key_factor(s, f->v + kv * dim, keys->at + i, some, m->v, &ld);
+        fetch_rows(s, f->v + kv * dim, keys, i, WIDE);
         const strided values = rows_across(t, v, ld, some, dim, dim % WIDE == 0, m->values);
         small_product(t, rows->n, wide / WIDE, units(summed, some), (strided){m->z + units(summed, i), ATT_KEYS, 1}, values.p, values.along, p.o,
                       wide, 1);
     }
 }
 
-LANES_INLINE void many_tile(kind t, const forward *f, const attention_rows *rows, const int64_t *at, int64_t kv, int64_t tile, int64_t n,
-                            const float *qt, const forward_memory *m, partial p)
+LANES_INLINE void many_tile(kind t, const forward *f, const attention_rows *rows, const tile_keys *keys, int64_t kv, const forward_memory *m,
+                            partial p)
 {
     const attention_spec *s = f->s;
-    const int64_t dim = s->dim;
-    const attention_sight x = sight_of(s, rows, tile, n);
+    const int64_t dim = s->dim, n = keys->n;
+    const attention_sight x = sight_of(s, rows, keys->tile, n);
     float fade[ATT_ROWS];
     int64_t ld;
-    const float *k = key_factor(s, f->k + kv * dim, at, n, m->k, &ld);
-    seen_scores(t, &x, units(t == BFLOAT16 ? SUMMED : PLAIN, dim), rows_along(t, k, ld, n, dim, m->panel), qt, m->z);
+    const float *k = key_factor(s, f->k + kv * dim, keys->at, n, m->k, &ld);
+    seen_scores(t, &x, units(t == BFLOAT16 ? SUMMED : PLAIN, dim), rows_along(t, k, ld, n, dim, m->panel), m->units, m->z);
     if (s->cap > 0.0f) {
         cap_scores(m->z, n * ATT_ROWS, s->cap * LOG2_E);
     }
-    const float *v = key_factor(s, f->v + kv * dim, at, n, m->v, &ld);
+    const float *v = key_factor(s, f->v + kv * dim, keys->at, n, m->v, &ld);
     for (int64_t j = 0; j < rows->vectors; j++) {
-        softmax_vector(t, s, &x, rows->position, tile, j, m->z, p, fade);
+        softmax_vector(t, s, &x, rows->position, keys->tile, j, m->z, p, fade);
     }
     partial_fade(s, rows, p, fade);
     seen_sums(t, &x, dim, rows_across(t, v, ld, n, dim, 1, m->values), m->z, p.o);
+}
+
+/* Queries as factors: of few rows along, of more across the sum. */
+LANES_INLINE void put_queries(kind t, const forward *f, const attention_rows *rows, const forward_memory *m)
+{
+    const attention_spec *s = f->s;
+    const int64_t wide = padded_dim(s);
+    gather_rows(s, rows, f->q, s->scale * LOG2_E, m->q);
+    if (is_few(rows)) {
+        (void)rows_along(t, m->q, wide, rows->n, s->dim, m->units);
+    } else {
+        rows_transposed(t, m->q, wide, rows->n, s->dim, m->units);
+    }
 }
 
 /* What the rows of b see of a span. */
 LANES_INLINE void span_forward(kind t, const forward *f, const attention_block *b, const attention_rows *rows, int64_t kv, int64_t span,
                                const forward_memory *m, partial p)
 {
-    const attention_spec *s = f->s;
-    const int64_t wide = padded_dim(s), low = first_key(s, b->position), first = low > span * ATT_SPAN ? low : span * ATT_SPAN;
-    const int64_t end = apus_cpu_min((int64_t)b->position + b->count, (span + 1) * ATT_SPAN);
-    strided q = {m->q, wide, 1};
-    partial_clear(s, rows, p);
-    gather_rows(s, rows, f->q, s->scale * LOG2_E, m->q);
-    if (is_few(rows)) {
-        q = rows_along(t, m->q, wide, rows->n, s->dim, m->units);
-    } else {
-        rows_transposed(t, m->q, wide, rows->n, s->dim, m->units);
-    }
-    for (int64_t tile = first / ATT_KEYS * ATT_KEYS; tile < end; tile += ATT_KEYS) {
-        const int64_t n = apus_cpu_min(ATT_KEYS, end - tile);
-        int64_t at[ATT_KEYS];
-        key_rows(f->keys, b->sequence, tile, n, at);
-        if (is_few(rows)) {
-            few_tile(t, f, rows, at, kv, tile, n, q, m, p);
+    const int64_t low = first_key(f->s, b->position), first = low > span * ATT_SPAN ? low : span * ATT_SPAN;
+    const int64_t end = (int64_t)b->position + b->count, stop = apus_cpu_min(end, (span + 1) * ATT_SPAN);
+    tile_keys keys = {.tile = first / ATT_KEYS * ATT_KEYS};
+    partial_clear(f->s, rows, p);
+    for (keys.next_n = 0; keys.tile < stop; keys.tile += ATT_KEYS) {
+        keys.n = apus_cpu_min(ATT_KEYS, end - keys.tile);
+        if (keys.next_n > 0) {
+            memcpy(keys.at, keys.next, sizeof keys.at);
         } else {
-            many_tile(t, f, rows, at, kv, tile, n, m->units, m, p);
+            key_rows(f->keys, b->sequence, keys.tile, keys.n, keys.at);
+        }
+        keys.next_n = apus_cpu_min(ATT_KEYS, stop - keys.tile - ATT_KEYS);
+        if (keys.next_n > 0) {
+            key_rows(f->keys, b->sequence, keys.tile + ATT_KEYS, keys.next_n, keys.next);
+        }
+        if (is_few(rows)) {
+            few_tile(t, f, rows, &keys, kv, m, p);
+        } else {
+            many_tile(t, f, rows, &keys, kv, m, p);
         }
     }
 }
@@ -560,10 +594,19 @@ static void put_rows(const forward *f, const attention_block *b, const attention
 static int64_t item_rows(const forward *f, int64_t item, const attention_block **b, attention_rows *rows)
 {
     const attention_spec *s = f->s;
-    const int64_t per_block = s->kv_heads * s->head_blocks, kv = item % per_block / s->head_blocks, part = item % s->head_blocks * s->block_heads;
-    *b = &f->blocks[f->n_blocks - 1 - item / per_block]; /* long ones, which come last, first */
+    const int64_t per_head = f->n_blocks * s->head_blocks, kv = item / per_head, part = item % s->head_blocks * s->block_heads;
+    *b = &f->blocks[f->n_blocks - 1 - item % per_head / s->head_blocks]; /* long ones, which come last, first */
     block_rows(s, *b, kv * s->group + part, apus_cpu_min(s->block_heads, s->group - part), rows);
     return kv;
+}
+
+static void item_queries(const apus_kernel_call *c, const forward *f, const attention_rows *rows, const forward_memory *m)
+{
+    if (apus_cpu_of(c)->bfloat16) {
+        put_queries(BFLOAT16, f, rows, m);
+    } else {
+        put_queries(PLAIN, f, rows, m);
+    }
 }
 
 static void item_span(const apus_kernel_call *c, const forward *f, const attention_block *b, const attention_rows *rows, int64_t kv, int64_t span,
@@ -595,8 +638,10 @@ static void attention_forward(const apus_kernel_call *c, const forward *f, char 
         const attention_block *b;
         attention_rows rows;
         const int64_t kv = item_rows(f, item, &b, &rows), end = (int64_t)b->position + b->count;
-        partial_clear(s, &rows, m.all);
-        for (int64_t span = first_key(s, b->position) / ATT_SPAN; span * ATT_SPAN < end; span++) {
+        item_queries(c, f, &rows, &m);
+        int64_t span = first_key(s, b->position) / ATT_SPAN;
+        item_span(c, f, b, &rows, kv, span, &m, m.all);
+        while (++span * ATT_SPAN < end) {
             item_span(c, f, b, &rows, kv, span, &m, m.span);
             partial_join(s, &rows, m.all, m.span);
         }
@@ -677,6 +722,7 @@ static void attention_shared(const apus_kernel_call *c, const forward *f, int64_
             attention_rows rows;
             const int64_t kv = item_rows(f, i / spans, &b, &rows), span = i % spans, end = (int64_t)b->position + b->count;
             if (span >= first_key(s, b->position) / ATT_SPAN && span * ATT_SPAN < end) {
+                item_queries(c, f, &rows, &m);
                 item_span(c, f, b, &rows, kv, span, &m, shared_partial(s, partials, i));
             }
         }
@@ -685,11 +731,12 @@ static void attention_shared(const apus_kernel_call *c, const forward *f, int64_
             const attention_block *b;
             attention_rows rows;
             (void)item_rows(f, item, &b, &rows);
-            partial_clear(s, &rows, m.all);
-            for (int64_t span = first_key(s, b->position) / ATT_SPAN; span * ATT_SPAN < (int64_t)b->position + b->count; span++) {
-                partial_join(s, &rows, m.all, shared_partial(s, partials, item * spans + span));
+            int64_t span = first_key(s, b->position) / ATT_SPAN;
+            const partial all = shared_partial(s, partials, item * spans + span);
+            while (++span * ATT_SPAN < (int64_t)b->position + b->count) {
+                partial_join(s, &rows, all, shared_partial(s, partials, item * spans + span));
             }
-            put_rows(f, b, &rows, m.all);
+            put_rows(f, b, &rows, all);
         }
     }
 }

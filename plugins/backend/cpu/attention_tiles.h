@@ -48,27 +48,27 @@ LANES_INLINE vn n_round(vn x)
     return n_select(x != x, x, (vn)((bits + 0x7fff + ((bits >> 16) & 1)) & (int32_t)0xffff0000u));
 }
 
-/* 2^x for x <= 0, with 0 at the end of the range; NaN stays. Cephes (Moshier), exp2f: relative error 2e-7. */
+/* 2^x for x <= 0, with 0 at the end of the range; NaN stays. 2^x = 2^n 2^r, of which the second is 1 + r times a polynomial
+ * fitted to the least relative error, 1e-7. */
 LANES_INLINE vn n_exp2(vn x)
 {
 #if defined(__AVX512BF16__)
-    x = n_max(n_all(-160.0f), x);
-    const vn n = (vn)_mm512_roundscale_ps((__m512)x, 0), r = x - n;
+    const vn r = (vn)_mm512_reduce_ps((__m512)x, 0x9); /* [0, 1) */
+    vn p = n_all(1.8671380821615458e-3f);
+    p = n_product(PLAIN, p, r, n_all(9.017013013362885e-3f));
+    p = n_product(PLAIN, p, r, n_all(5.5799923837184906e-2f));
+    p = n_product(PLAIN, p, r, n_all(2.4016444385051727e-1f));
+    p = n_product(PLAIN, p, r, n_all(6.931512951850891e-1f));
+    return (vn)_mm512_scalef_ps((__m512)n_product(PLAIN, p, r, n_all(1.0f)), (__m512)x); /* it takes the floor itself */
 #else
     x = n_max(n_all(-127.0f), x);
     const vn magic = n_all(12582912.0f), t = x + magic, n = t - magic, r = x - n; /* 1.5 * 2^23: adding it rounds to whole numbers */
-#endif
-    vn p = n_all(1.535336188319500e-4f);
-    p = n_product(PLAIN, p, r, n_all(1.339887440266574e-3f));
-    p = n_product(PLAIN, p, r, n_all(9.618437357674640e-3f));
-    p = n_product(PLAIN, p, r, n_all(5.550332471162809e-2f));
-    p = n_product(PLAIN, p, r, n_all(2.402264791363012e-1f));
-    p = n_product(PLAIN, p, r, n_all(6.931472028550421e-1f));
-    p = n_product(PLAIN, p, r, n_all(1.0f));
-#if defined(__AVX512BF16__)
-    return (vn)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-    return p * v_power((vi)t - (vi)magic);
+    vn p = n_all(1.32647342979908e-3f);
+    p = n_product(PLAIN, p, r, n_all(9.67151578515768e-3f));
+    p = n_product(PLAIN, p, r, n_all(5.550733581185341e-2f));
+    p = n_product(PLAIN, p, r, n_all(2.4022242426872253e-1f));
+    p = n_product(PLAIN, p, r, n_all(6.931470036506653e-1f));
+    return n_product(PLAIN, p, r, n_all(1.0f)) * v_power((vi)t - (vi)magic);
 #endif
 }
 
