@@ -120,16 +120,22 @@ static void cap_slopes(float *z, float *slope, int64_t n, float cap)
     }
 }
 
-/* sums [key, padded dim] += a b, where keys lie one after the other. */
-static void add_key_sums(kind t, const attention_spec *s, const int64_t *at, int64_t n, int64_t m, strided a, const float *b, float *sums)
+/* sums [key, padded dim] += a b, each key over the rows that see it; rows of a lie ld apart. */
+static void add_key_sums(kind t, const attention_spec *s, const attention_sight *x, const int64_t *at, const float *a, int64_t ld, const float *b,
+                         float *sums)
 {
+    const kind summed = t == BFLOAT16 ? SUMMED : PLAIN;
     const int64_t wide = padded_dim(s);
-    for (int64_t i = 0, run; i < n; i += run) {
-        run = 1;
-        while (i + run < n && at[i + run] == at[i] + run) {
-            run++;
+    for (int e = 0; e < x->n_stretches; e++) {
+        const attention_stretch *r = &x->stretches[e];
+        const int64_t first = units(summed, r->j * WIDE), n = units(summed, r->vectors * WIDE);
+        for (int64_t i = r->first, run; i < r->end; i += run) { /* keys that lie one after the other */
+            run = 1;
+            while (i + run < r->end && at[i + run] == at[i] + run) {
+                run++;
+            }
+            small_product(t, run, wide / WIDE, n, (strided){a + i * ld + first, ld, 1}, b + first * wide, wide, sums + at[i] * wide, wide, 1);
         }
-        small_product(t, run, wide / WIDE, m, (strided){a.p + i * a.across, a.across, a.along}, b, wide, sums + at[i] * wide, wide, 1);
     }
 }
 
@@ -169,7 +175,7 @@ LANES_INLINE void attention_block_backward(kind t, const backward *g, const atte
     attention_rows rows;
     float lse[ATT_ROWS] = {0}, delta[ATT_ROWS] = {0};
     block_rows(s, b, head, heads, &rows);
-    const int64_t lanes = (rows.n + 2 * WIDE - 1) / (2 * WIDE) * (2 * WIDE), of_rows = units(summed, lanes);
+    const int64_t lanes = (rows.n + 2 * WIDE - 1) / (2 * WIDE) * (2 * WIDE);
     gather_rows(s, &rows, g->q, s->scale * LOG2_E, q);
     gather_rows(s, &rows, g->dout, 1.0f, dout);
     row_deltas(t, g, &rows, dout, qt, dout_t, delta);
@@ -200,8 +206,8 @@ LANES_INLINE void attention_block_backward(kind t, const backward *g, const atte
             }
         }
         const int64_t row = t == PAIRS ? ATT_ROWS / 2 : ATT_ROWS;
-        add_key_sums(t, s, at, n, of_rows, (strided){f.p, row, 1}, dout_rows.p, dv);
-        add_key_sums(t, s, at, n, of_rows, (strided){f.ds, row, 1}, q_rows.p, dk);
+        add_key_sums(t, s, &x, at, f.p, row, dout_rows.p, dv);
+        add_key_sums(t, s, &x, at, f.ds, row, q_rows.p, dk);
         seen_sums(t, &x, dim, rows_across(t, k, k_ld, n, dim, 1, r[11]), f.ds_keys, dq);
     }
     if (g->dq != NULL) {
