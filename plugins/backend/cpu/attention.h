@@ -212,6 +212,16 @@ static const float *key_factor(const attention_spec *s, const float *from, const
     return copy;
 }
 
+/* How many of the n keys at these places to take together: those that lie one after the other, in whole vectors, or one vector. */
+static int64_t key_run(const int64_t *at, int64_t n)
+{
+    int64_t run = 1;
+    while (run < n && at[run] == at[0] + run) {
+        run++;
+    }
+    return run == n ? n : run < WIDE ? apus_cpu_min(WIDE, n) : run / WIDE * WIDE;
+}
+
 /* c [key, lane] = a b, for the keys that the rows see; m: units of the sum. */
 static void seen_scores(kind t, const attention_sight *x, int64_t m, strided a, const float *b, float *c)
 {
@@ -478,11 +488,12 @@ LANES_INLINE void few_tile(kind t, const forward *f, const attention_rows *rows,
     const int64_t dim = s->dim, wide = padded_dim(s), n = keys->n;
     const strided q = t == PLAIN ? (strided){m->q, wide, 1} : (strided){m->units, (units(t, dim) + WIDE - 1) / WIDE * WIDE, 1};
     float fade[FEW_ROWS + WIDE];
-    for (int64_t i = 0; i < n; i += WIDE) {
+    for (int64_t i = 0, run; i < n; i += run) {
         int64_t ld;
-        const float *k = key_factor(s, f->k + kv * dim, keys->at + i, apus_cpu_min(WIDE, n - i), m->k, &ld);
-        fetch_rows(s, f->k + kv * dim, keys, i, WIDE);
-        pack_rows(t, ATT_KEYS, k, ld, apus_cpu_min(WIDE, n - i), WIDE, dim, m->panel + i);
+        run = key_run(keys->at + i, n - i);
+        const float *k = key_factor(s, f->k + kv * dim, keys->at + i, run, m->k, &ld);
+        fetch_rows(s, f->k + kv * dim, keys, i, run);
+        pack_rows(t, ATT_KEYS, k, ld, run, (run + WIDE - 1) / WIDE * WIDE, dim, m->panel + i);
     }
     small_product(t, rows->n, (n + WIDE - 1) / WIDE, units(summed, dim), q, m->panel, ATT_KEYS, m->z, ATT_KEYS, 0);
     if (s->cap > 0.0f) {
@@ -490,14 +501,14 @@ LANES_INLINE void few_tile(kind t, const forward *f, const attention_rows *rows,
     }
     softmax_few(t, s, rows, keys->tile, n, m->z, p, fade);
     partial_fade(s, rows, p, fade);
-    for (int64_t i = 0; i < n; i += WIDE) {
-        const int64_t some = apus_cpu_min(WIDE, n - i);
+    for (int64_t i = 0, run; i < n; i += run) {
         int64_t ld;
-        const float *v = key_factor(s, f->v + kv * dim, keys->at + i, some, m->v, &ld);
-        fetch_rows(s, f->v + kv * dim, keys, i, WIDE);
-        const strided values = rows_across(t, v, ld, some, dim, dim % WIDE == 0, m->values);
-        small_product(t, rows->n, wide / WIDE, units(summed, some), (strided){m->z + units(summed, i), ATT_KEYS, 1}, values.p, values.along, p.o,
-                      wide, 1);
+        run = key_run(keys->at + i, n - i);
+        const float *v = key_factor(s, f->v + kv * dim, keys->at + i, run, m->v, &ld);
+        fetch_rows(s, f->v + kv * dim, keys, i, run);
+        const strided values = rows_across(t, v, ld, run, dim, dim % WIDE == 0, m->values);
+        small_product(t, rows->n, wide / WIDE, units(summed, run), (strided){m->z + units(summed, i), ATT_KEYS, 1}, values.p, values.along, p.o, wide,
+                      1);
     }
 }
 

@@ -135,26 +135,26 @@ LANES_INLINE void small_product_by(kind t, int64_t m, int64_t vectors, int64_t n
                                    int add)
 {
 #if defined(__AVX512BF16__)
-    enum { MOST = 4 };
+    enum { MOST = 4, ROWS = 4 };
 #elif defined(__AVX2__) || defined(__aarch64__)
-    enum { MOST = 3 };
+    enum { MOST = 3, ROWS = 4 };
 #else
-    enum { MOST = 1 };
+    enum { MOST = 2, ROWS = 2 }; /* a vector takes two registers of sixteen */
 #endif
     for (int64_t j = 0; j < vectors;) {
         const float *bj = b + j * WIDE;
         float *cj = c + j * WIDE;
         if (MOST >= 4 && vectors - j >= 4) {
-            small_columns(t, 4, 4, m, n, a, bj, ldb, cj, ldc, add);
+            small_columns(t, ROWS, 4, m, n, a, bj, ldb, cj, ldc, add);
             j += 4;
         } else if (MOST >= 3 && vectors - j >= 3) {
-            small_columns(t, 4, 3, m, n, a, bj, ldb, cj, ldc, add);
+            small_columns(t, ROWS, 3, m, n, a, bj, ldb, cj, ldc, add);
             j += 3;
         } else if (MOST >= 2 && vectors - j >= 2) {
-            small_columns(t, 4, 2, m, n, a, bj, ldb, cj, ldc, add);
+            small_columns(t, ROWS, 2, m, n, a, bj, ldb, cj, ldc, add);
             j += 2;
         } else {
-            small_columns(t, MOST > 1 ? 8 : 4, 1, m, n, a, bj, ldb, cj, ldc, add);
+            small_columns(t, 2 * ROWS, 1, m, n, a, bj, ldb, cj, ldc, add);
             j += 1;
         }
     }
