@@ -8,26 +8,26 @@
 #ifndef APUS_CPU_ATTENTION_GRAD_H
 #define APUS_CPU_ATTENTION_GRAD_H
 
-#include "attention.h"
+#include "attention_rows.h"
 
 enum { ATT_CHUNKS = 16 };
 
-/* As few chunks as leave the fewest threads idle: each has partial sums of its own. */
+/* As few chunks as keep threads from idling, each having partial sums of its own: more only for a tenth of the time. */
 static int64_t attention_chunks(const apus_kernel_call *c, const attention_spec *s)
 {
     const int64_t threads = threads_of(c);
     int64_t best = 1;
     for (int64_t n = 2; n <= ATT_CHUNKS; n++) {
         const int64_t turns = (n * s->kv_heads + threads - 1) / threads, best_turns = (best * s->kv_heads + threads - 1) / threads;
-        if (turns * best < best_turns * n) { /* turns / n: the time, in units of a head's whole work */
+        if (10 * turns * best <= 9 * best_turns * n) { /* turns / n: the time, in units of a head's whole work */
             best = n;
         }
     }
     return best;
 }
 
-/* Pieces of a thread's memory: as many units of 64 rows of padded dim, then of 64 x 64 scores. */
-enum { BACK_ROWS = 13, BACK_TILES = 6 };
+/* Pieces of a thread's memory: as many times 64 rows of padded dim, then of 64 x 64 scores. */
+enum { BACK_ROWS = 12, BACK_TILES = 6 };
 
 static size_t backward_bytes(const attention_spec *s)
 {
