@@ -141,6 +141,80 @@ static void bench_cold(int64_t m, int64_t n, int64_t k)
     }
 }
 
+/* Nine heads of 64 over three of keys, causal, one sequence; cached: over pages too, for one query and for all. */
+static void bench_attention(int64_t t, int cached)
+{
+    enum { HEADS = 9, KV_HEADS = 3, DIM = 64, PAGE = 16, MOST = 4096 };
+    const double attrs[7] = {HEADS, KV_HEADS, DIM, 0.125, 0, 0, PAGE}, product = (double)t * (double)(t + 1) * HEADS * DIM;
+    const apus_view q = real(t, HEADS * DIM), k = real(t, KV_HEADS * DIM), v = real(t, KV_HEADS * DIM), y = real(t, HEADS * DIM);
+    const apus_view dy = real(t, HEADS * DIM), dq = real(t, HEADS * DIM), dk = real(t, KV_HEADS * DIM), dv = real(t, KV_HEADS * DIM);
+    const apus_view lse = real(t, HEADS), segment = ints(1, 4, (int32_t[]){0, (int32_t)t, -1, 0});
+    int32_t table[4 + MOST / PAGE] = {0, 1, (int32_t)t, 0};
+    char label[64];
+    for (int32_t i = 0; i < t / PAGE; i++)
+        table[4 + i] = i;
+    snprintf(label, sizeof label, "attention %lld", (long long)t);
+    bench(label, "attention", (apus_view[]){q, k, v, segment}, 4, (apus_view[]){y, lse}, 2, attrs, 2 * product, "GFLOP/s");
+    snprintf(label, sizeof label, "attention_grad %lld", (long long)t);
+    bench(label, "attention_grad", (apus_view[]){dy, q, k, v, y, lse, segment}, 7, (apus_view[]){dq, dk, dv}, 3, attrs, 5 * product, "GFLOP/s");
+    if (!cached)
+        return;
+    const apus_view one = real(1, HEADS * DIM), out = real(1, HEADS * DIM);
+    snprintf(label, sizeof label, "attention_cached 1 of %lld", (long long)t);
+    bench(label, "attention_cached", (apus_view[]){one, k, v, ints(1, 4 + t / PAGE, table)}, 4, &out, 1, attrs, 8.0 * (double)t * KV_HEADS * DIM,
+          "GB/s");
+    table[1] = (int32_t)t;
+    snprintf(label, sizeof label, "attention_cached %lld", (long long)t);
+    bench(label, "attention_cached", (apus_view[]){q, k, v, ints(1, 4 + t / PAGE, table)}, 4, &y, 1, attrs, 2 * product, "GFLOP/s");
+}
+
+/* As in a model that generates: each layer's cache lies in memory. */
+static void bench_cached_cold(int64_t t, int64_t sequences)
+{
+    enum { LAYERS = 16, HEADS = 9, KV_HEADS = 3, DIM = 64, PAGE = 16 };
+    const double attrs[7] = {HEADS, KV_HEADS, DIM, 0.125, 0, 0, PAGE};
+    const int64_t pages = t / PAGE, columns = 4 + pages;
+    int32_t *table = calloc((size_t)(sequences * columns), sizeof *table);
+    char label[64];
+    snprintf(label, sizeof label, "attention_cached %lld x 1 of %lld, cold", (long long)sequences, (long long)t);
+    if (table == NULL || (only != NULL && strstr(label, only) == NULL)) {
+        free(table);
+        return;
+    }
+    for (int32_t i = 0; i < sequences; i++) {
+        memcpy(table + i * columns, (int32_t[]){i, 1, (int32_t)t, 0}, 4 * sizeof *table);
+        for (int32_t p = 0; p < pages; p++)
+            table[i * columns + 4 + p] = i + (int32_t)sequences * p; /* as they grow beside each other */
+    }
+    apus_view k[LAYERS], v[LAYERS];
+    for (int i = 0; i < LAYERS; i++) {
+        k[i] = real(sequences * t, KV_HEADS * DIM);
+        v[i] = real(sequences * t, KV_HEADS * DIM);
+    }
+    const apus_view q = real(sequences, HEADS * DIM), y = real(sequences, HEADS * DIM), rows = ints(sequences, columns, table);
+    const apus_kernel *kernel = kernel_of("apus.attention_cached/1");
+    void *scratch = NULL;
+    double best = 1e9;
+    for (int run = 0; run < 5; run++) {
+        const double begin = now();
+        for (int i = 0; i < LAYERS; i++) {
+            const apus_view in[4] = {q, k[i], v[i], rows};
+            apus_kernel_call c = {.in = in, .out = &y, .attrs = attrs, .backend = cpu, .n_in = 4, .n_out = 1};
+            if (scratch == NULL)
+                scratch = backend->alloc(cpu, kernel->scratch(&c) + 64);
+            c.scratch = scratch;
+            (void)kernel->run(&c, NULL);
+        }
+        best = fmin(best, (now() - begin) / LAYERS);
+    }
+    printf("%-38s %9.3f ms %8.1f GB/s\n", label, best * 1e3, 8.0 * (double)(sequences * t) * KV_HEADS * DIM / best * 1e-9);
+    for (int i = 0; i < LAYERS; i++) {
+        backend->free(cpu, k[i].data, (size_t)(sequences * t * KV_HEADS * DIM) * 4 + 64);
+        backend->free(cpu, v[i].data, (size_t)(sequences * t * KV_HEADS * DIM) * 4 + 64);
+    }
+    free(table);
+}
+
 int main(int argc, char **argv)
 {
     apus_error err = {.message = ""};
@@ -195,9 +269,9 @@ int main(int argc, char **argv)
     bench_linear("gemv_q6_k", 1, V, 512, APUS_Q6_K);
     bench_linear("q4_1", T, FFN, H, APUS_Q4_1);
 
-    const double norm[3] = {1e-5, 0, 0}, rope[8] = {64, 64, 1, 0, 0, 0, 1, 10000}, att[7] = {9, 3, 64, 0.125, 0, 0, 16}, head[2] = {1, 0};
-    const apus_view x = real(T, H), w = real(1, H), y = real(T, H), q = real(T, H), k = real(T, KV), v = real(T, KV), lse = real(T, 9);
-    const apus_view freqs = real(1, 32), positions = ints(T, 0, NULL), segment = ints(1, 4, (int32_t[]){0, T, -1, 0});
+    const double norm[3] = {1e-5, 0, 0}, rope[8] = {64, 64, 1, 0, 0, 0, 1, 10000}, head[2] = {1, 0};
+    const apus_view x = real(T, H), w = real(1, H), y = real(T, H), q = real(T, H);
+    const apus_view freqs = real(1, 32), positions = ints(T, 0, NULL);
     bench("rms_norm", "rms_norm", (apus_view[]){x, w}, 2, &y, 1, norm, 8.0 * T * H, "GB/s");
     bench("rms_norm_grad", "rms_norm_grad", (apus_view[]){y, x, w}, 3, (apus_view[]){real(T, H), w}, 2, norm, 12.0 * T * H, "GB/s");
     bench("rope q", "rope", (apus_view[]){q, positions, positions, freqs}, 4, &y, 1, rope, 8.0 * T * H, "GB/s");
@@ -212,17 +286,10 @@ int main(int argc, char **argv)
     }
     bench("swiglu (one thread)", "swiglu", flat, 2, more, 1, NULL, 12.0 * T * FFN, "GB/s");
     bench("swiglu_grad (one thread)", "swiglu_grad", flat, 3, more, 2, NULL, 20.0 * T * FFN, "GB/s");
-    const double pairs = 2.0 * T * T / 2 * H; /* one product, causal */
-    bench("attention", "attention", (apus_view[]){q, k, v, segment}, 4, (apus_view[]){y, lse}, 2, att, 2 * pairs, "GFLOP/s");
-    bench("attention_grad", "attention_grad", (apus_view[]){x, q, k, v, y, lse, segment}, 7, (apus_view[]){real(T, H), real(T, KV), real(T, KV)}, 3,
-          att, 5 * pairs, "GFLOP/s");
-    int32_t table[4 + T / 16] = {0, 1, T, 0};
-    for (int i = 0; i < T / 16; i++)
-        table[4 + i] = i;
-    bench("attention_cached 1", "attention_cached", (apus_view[]){real(1, H), k, v, ints(1, 4 + T / 16, table)}, 4, (apus_view[]){real(1, H)}, 1, att,
-          8.0 * T * KV, "GB/s");
-    table[1] = T;
-    bench("attention_cached 512", "attention_cached", (apus_view[]){q, k, v, ints(1, 4 + T / 16, table)}, 4, &y, 1, att, 2 * pairs, "GFLOP/s");
+    for (int64_t t = 128; t <= 4096; t *= 2)
+        bench_attention(t, t == T || t == 4096);
+    bench_cached_cold(4096, 1);
+    bench_cached_cold(512, 8);
     const apus_view vocabulary = real(V, H), targets = ints(T, 0, NULL), logp = real(1, T);
     bench("token_logprob", "token_logprob", (apus_view[]){x, vocabulary, targets}, 3, (apus_view[]){logp, real(1, T)}, 2, head, 2.0 * T * H * V,
           "GFLOP/s");

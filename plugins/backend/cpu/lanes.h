@@ -23,7 +23,6 @@ typedef int32_t vi_at __attribute__((vector_size(32), aligned(4), may_alias));
 typedef float v4 __attribute__((vector_size(16)));
 typedef double vd __attribute__((vector_size(32))); /* half of a vf's lanes: wider ones would live in memory */
 typedef double vd_at __attribute__((vector_size(32), aligned(8), may_alias));
-typedef float v4_at __attribute__((vector_size(16), aligned(4), may_alias));
 
 #define LANES_INLINE static inline __attribute__((always_inline, unused))
 
@@ -149,18 +148,6 @@ LANES_INLINE float v_most(vf x)
         m = s > m ? s : m;
     }
     return m;
-}
-
-/* The sums over lanes of four vectors at once, each as v_sum gives it. */
-LANES_INLINE v4 v_sum4(vf a, vf b, vf c, vf d)
-{
-#if defined(__AVX2__)
-    const __m256 ab = _mm256_hadd_ps((__m256)a, (__m256)b), cd = _mm256_hadd_ps((__m256)c, (__m256)d);
-    const __m256 all = _mm256_hadd_ps(ab, cd);
-    return (v4)_mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-#else
-    return (v4){v_sum(a), v_sum(b), v_sum(c), v_sum(d)};
-#endif
 }
 
 LANES_INLINE double v_sumd(vd low, vd high)
