@@ -121,8 +121,18 @@ typedef struct apus_plan_cost {
     size_t nodes;
 } apus_plan_cost;
 apus_plan_cost apus_plan_costs(const apus_plan *p);
-/* {ops: [{op, count, kernel, flops, seconds}], arena: …}: seconds when apus_plan_profile was on. owner: caller. */
+/* {ops: [{op, count, kernel, flops, seconds}], arena: …}: seconds as apus_plan_measure found them, else 0. owner: caller. */
 apus_node *apus_plan_describe(const apus_plan *p);
-void apus_plan_profile(apus_plan *p, int on);
+/* About how long a run with these extents and feeds takes: each kind of step (kernel and shapes) is run and timed some times, on
+ * whatever numbers are there. What the plan writes (gradients, states) is spoilt: for plans that will not be run for their results. */
+apus_status apus_plan_measure(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds,
+                              double *seconds, apus_error *err);
+
+/* Told of each step when it is done, with its begin and end on the monotonic clock in seconds. Called by apus_plan_run, on its thread. */
+typedef struct apus_plan_watcher {
+    void *context;
+    void (*step)(void *context, const apus_plan *p, size_t step, double began, double ended);
+} apus_plan_watcher;
+void apus_plan_watch(apus_plan *p, const apus_plan_watcher *watcher); /* copied; NULL: nobody, which costs nothing */
 
 #endif

@@ -7,7 +7,7 @@
  *   effects    effects.c   accumulations and assignments become stores into variables' memory
  *   group      schedule.c  steps: single kernels, or runs of elementwise nodes worked tile by tile
  *   memory     memory.c    lifetimes, reuse in place, offsets in one arena
- *   run        run.c
+ *   run        run.c      (what it costs, in memory, operations and time: costs.c)
  */
 #ifndef APUS_CORE_GRAPH_PLAN_H
 #define APUS_CORE_GRAPH_PLAN_H
@@ -108,7 +108,8 @@ struct apus_plan {
     int64_t extents[APUS_N_DIM_SYMBOLS];
     int ready; /* views are those of `extents` and of the bound memory */
     int ran;
-    int profile, check_numbers;
+    int check_numbers;
+    apus_plan_watcher watcher;
 };
 
 /* Appends a zeroed item; NULL: out of memory. */
@@ -131,6 +132,14 @@ apus_status apus_plan_recompute(apus_plan *p, int mode, apus_error *err);
 apus_status apus_plan_group(apus_plan *p, apus_error *err);
 apus_status apus_plan_memory(apus_plan *p, apus_error *err);
 apus_status apus_plan_prepare(apus_plan *p, apus_error *err);
+void apus_plan_count_flops(apus_plan *p); /* of each step, at the extents of the views */
+
+/* A run, in parts: extents checked, views set, inputs in their places; then each step. */
+apus_status apus_plan_begin(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds, apus_error *err);
+apus_status apus_plan_run_step(apus_plan *p, const apus_plan_step *s, apus_error *err);
+apus_kernel_call apus_plan_call(const apus_plan *p, const apus_plan_node *n, void *scratch);
+int apus_plan_wants(const apus_plan_tensor *t); /* somebody reads it */
+double apus_plan_now(void);                     /* seconds, monotonic */
 
 /* The arena, so that tests can poison it. */
 void *apus_plan_arena(const apus_plan *p, size_t *bytes);

@@ -239,12 +239,25 @@ apus_status apus_objective_scale(apus_objective *o, const apus_objective_sums *c
     return APUS_OK;
 }
 
-apus_status apus_objective_run(apus_objective *o, const apus_batch *b, apus_objective_sums *sums, apus_error *err)
+/* The batch's and the scales; their number. */
+static size_t gather_feeds(apus_objective *o, const apus_batch *b)
 {
     size_t n_feeds = b->n_feeds;
     memcpy(o->feeds, b->feeds, n_feeds * sizeof *o->feeds);
     for (size_t k = 0; k < o->context.n_terms; k++)
         o->feeds[n_feeds++] = (apus_feed){scale_names[k], &o->scale[k]};
+    return n_feeds;
+}
+
+apus_status apus_objective_measure(apus_objective *o, const apus_batch *b, double *seconds, apus_error *err)
+{
+    const size_t n_feeds = gather_feeds(o, b);
+    return apus_plan_measure(o->plan, b->extents, o->feeds, n_feeds, seconds, err);
+}
+
+apus_status apus_objective_run(apus_objective *o, const apus_batch *b, apus_objective_sums *sums, apus_error *err)
+{
+    const size_t n_feeds = gather_feeds(o, b);
     apus_status st = apus_plan_run(o->plan, b->extents, o->feeds, n_feeds, err);
     size_t n = 0;
     for (size_t k = 0; k < o->context.n_terms + o->context.n_metrics && st == APUS_OK; k++) {
@@ -408,4 +421,10 @@ apus_status apus_reference_run(apus_reference *r, apus_batch *b, apus_error *err
         b->reference_rejected[p] = r->rows[b->rejected_rows[p]];
     }
     return st;
+}
+
+apus_status apus_reference_measure(apus_reference *r, const apus_batch *b, double *seconds, apus_error *err)
+{
+    *seconds = 0.0;
+    return r->plan != NULL ? apus_plan_measure(r->plan, b->extents, b->feeds, b->n_feeds, seconds, err) : APUS_OK;
 }

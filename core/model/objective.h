@@ -59,6 +59,8 @@ void apus_objective_close(apus_objective *o);
 apus_status apus_objective_count(apus_objective *o, const apus_batch *b, apus_objective_sums *sums, apus_error *err);
 /* Run this micro-batch; adds its sums (and metrics). Scales must be set when training. */
 apus_status apus_objective_run(apus_objective *o, const apus_batch *b, apus_objective_sums *sums, apus_error *err);
+/* About how long such a run takes: see apus_plan_measure. */
+apus_status apus_objective_measure(apus_objective *o, const apus_batch *b, double *seconds, apus_error *err);
 /* weight / count for each term, from counts over the global batch. */
 apus_status apus_objective_scale(apus_objective *o, const apus_objective_sums *counts, apus_error *err);
 /* loss = sum of weight * sum / count. */
@@ -84,5 +86,7 @@ apus_status apus_reference_open(apus_reference *r, apus_model *policy, const apu
 void apus_reference_close(apus_reference *r);
 /* Fill b's reference log-probabilities. */
 apus_status apus_reference_run(apus_reference *r, apus_batch *b, apus_error *err);
+/* About how long that takes: see apus_plan_measure. */
+apus_status apus_reference_measure(apus_reference *r, const apus_batch *b, double *seconds, apus_error *err);
 
 #endif

@@ -390,38 +390,3 @@ apus_status apus_trainer_finish(apus_trainer *t, apus_error *err)
     t->stage->result = result;
     return APUS_OK;
 }
-
-/* ---------------------------------------------------------------- what it costs */
-
-void apus_trainer_describe(const apus_trainer *t, apus_node *map)
-{
-    uint64_t parameters = 0, trained = 0, bytes = 0;
-    for (size_t i = 0; i < t->model->n_weights; i++) {
-        const apus_weight *w = &t->model->weights[i];
-        const uint64_t n = apus_weight_elements(&w->spec);
-        parameters += n;
-        trained += w->trained ? n : 0;
-        bytes += w->bytes + (w->trained ? w->bytes * (1 + (uint64_t)t->updater.n_states) : 0);
-    }
-    const apus_plan_cost cost = apus_plan_costs(t->train.plan);
-    apus_node *memory = NODE->make_map();
-    uint64_t arenas = cost.arena_bytes;
-    if (t->reference.plan != NULL)
-        arenas += apus_plan_costs(t->reference.plan).arena_bytes;
-    if (t->eval.plan != NULL)
-        arenas += apus_plan_costs(t->eval.plan).arena_bytes;
-    (void)NODE->set(memory, "weights_and_states", NODE->make_int((int64_t)bytes));
-    (void)NODE->set(memory, "activations", NODE->make_int((int64_t)arenas));
-    (void)NODE->set(map, "parameters", NODE->make_int((int64_t)parameters));
-    (void)NODE->set(map, "trained", NODE->make_int((int64_t)trained));
-    (void)NODE->set(map, "rows", NODE->make_int((int64_t)apus_dataset_rows(t->data)));
-    (void)NODE->set(map, "steps", NODE->make_int(t->max_steps));
-    (void)NODE->set(map, "steps_done", NODE->make_int(t->step));
-    (void)NODE->set(map, "memory", memory);
-    /* The plan's cost is for a full micro-batch; a step holds batch_size rows of average length. */
-    const double tokens = (double)apus_dataset_limits(t->data)->tokens / (double)apus_dataset_rows(t->data) *
-                          (double)int_param(t, "batch_size", 1);
-    set(map, "tokens_per_step", tokens);
-    set(map, "flops_per_step", cost.flops * tokens / (double)t->batch.capacity[0]);
-    (void)NODE->set(map, "plan", apus_plan_describe(t->train.plan));
-}

@@ -32,6 +32,8 @@ apus_status apus_updater_bind(apus_updater *u, apus_plan *p, apus_error *err);
 apus_status apus_updater_norm(apus_updater *u, double *norm, apus_error *err);
 /* One step (1-based) with gradients times clip; leaves the gradients zero. */
 apus_status apus_updater_step(apus_updater *u, double learning_rate, int64_t step, double clip, apus_error *err);
+/* About how long norm and step take: see apus_plan_measure. */
+apus_status apus_updater_measure(apus_updater *u, double *seconds, apus_error *err);
 
 struct apus_trainer {
     apus_stage_context *stage;
@@ -64,8 +66,10 @@ apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err);
 apus_status apus_trainer_checkpoint(apus_trainer *t, apus_error *err);
 apus_status apus_trainer_finish(apus_trainer *t, apus_error *err);
 
-/* What a step costs, into a map: parameters, trained, steps, memory (bytes), flops_per_step, seconds_per_step, ops. */
-void apus_trainer_describe(const apus_trainer *t, apus_node *map);
+/* What the training costs, into a map: parameters, trained, rows, steps, steps_done, memory (bytes), tokens_per_step, flops_per_step,
+ * seconds_per_step, seconds (of all that is left; an estimate), plan. tokens_per_second: as an earlier run of the same found it; 0: each
+ * kind of operation is timed now, on some rows. Gradients and weights are spoilt by that: the trainer can only be closed then. (cost.c) */
+apus_status apus_trainer_describe(apus_trainer *t, double tokens_per_second, apus_node *map, apus_error *err);
 
 /* Sums of the objective over all rows of d, in order. r: zeroed when no reference is needed. */
 apus_status apus_evaluate_rows(apus_objective *o, apus_reference *r, apus_batch *b, const apus_dataset *d, apus_objective_sums *sums,

@@ -1,0 +1,138 @@
+/*
+ * core/model/cost.c: what a training costs before it runs: memory, operations, time.
+ *
+ * Time is an estimate. Every kind of operation (kernel and shapes) of a step is run some times on some rows of the data and timed;
+ * what it says is printed and decides nothing.
+ */
+#include <math.h>
+#include <stdlib.h>
+
+#include "model/internal.h"
+#include "model/trainer.h"
+
+#define NODE apus_nodes()
+
+/* How many tokens are timed: as many as a micro-batch holds, fewer where they would take long. */
+#define TIMED_FLOPS  3e10
+#define TIMED_TOKENS 256
+
+/* ---------------------------------------------------------------- time */
+
+typedef struct timing {
+    double micro, evaluation; /* seconds a token */
+    double update;            /* seconds a step */
+} timing;
+
+/* A micro-batch of shuffled rows, at least one. */
+static apus_status fill_some(apus_trainer *t, const apus_dataset *d, int64_t tokens, apus_error *err)
+{
+    const size_t rows = apus_dataset_rows(d);
+    uint32_t *order = malloc((rows + 1) * sizeof *order);
+    if (order == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory for the order of %zu rows", rows);
+    apus_dataset_order(t->stage->seed, 0, 1, rows, order);
+    size_t n = 0;
+    for (int64_t sum = 0; n < rows; n++) {
+        sum += apus_dataset_row(d, order[n]).n_tokens;
+        if (n > 0 && sum > tokens)
+            break;
+    }
+    (void)apus_batch_fill(&t->batch, d, order, 0, n, 0);
+    free(order);
+    return APUS_OK;
+}
+
+static apus_status time_pass(apus_trainer *t, apus_objective *o, const apus_dataset *d, double *per_token, apus_error *err)
+{
+    const apus_plan_cost cost = apus_plan_costs(o->plan);
+    const double fits = TIMED_FLOPS / (cost.flops + 1.0) * (double)t->batch.capacity[0];
+    double policy = 0.0, reference = 0.0;
+    apus_status st = fill_some(t, d, fits > TIMED_TOKENS ? fits < 1e9 ? (int64_t)fits : 1000000000 : TIMED_TOKENS, err);
+    if (st == APUS_OK)
+        st = apus_reference_measure(&t->reference, &t->batch, &reference, err);
+    if (st == APUS_OK)
+        st = apus_objective_measure(o, &t->batch, &policy, err);
+    *per_token = (policy + reference) / (double)t->batch.extents[0];
+    return st;
+}
+
+static apus_status time_all(apus_trainer *t, timing *time, apus_error *err)
+{
+    apus_status st = time_pass(t, &t->train, t->data, &time->micro, err);
+    if (st == APUS_OK)
+        st = apus_updater_measure(&t->updater, &time->update, err);
+    time->evaluation = 0.0;
+    if (st == APUS_OK && t->has_eval)
+        st = time_pass(t, &t->eval, t->eval_data, &time->evaluation, err);
+    return st;
+}
+
+/* ---------------------------------------------------------------- memory */
+
+static apus_node *describe_memory(const apus_trainer *t, uint64_t weights_and_states)
+{
+    uint64_t arenas = apus_plan_costs(t->train.plan).arena_bytes;
+    if (t->reference.plan != NULL)
+        arenas += apus_plan_costs(t->reference.plan).arena_bytes;
+    if (t->eval.plan != NULL)
+        arenas += apus_plan_costs(t->eval.plan).arena_bytes;
+    apus_node *memory = NODE->make_map();
+    (void)NODE->set(memory, "weights_and_states", NODE->make_int((int64_t)weights_and_states));
+    (void)NODE->set(memory, "activations", NODE->make_int((int64_t)arenas));
+    return memory;
+}
+
+/* ---------------------------------------------------------------- telling */
+
+static void set(apus_node *map, const char *key, double v)
+{
+    (void)NODE->set(map, key, NODE->make_float(v));
+}
+
+static int64_t int_param(const apus_trainer *t, const char *name)
+{
+    return NODE->as_int(NODE->get(t->params, name), 0);
+}
+
+/* Evaluations in the steps that are left: every eval_steps, and one at the end. */
+static double evaluations_left(const apus_trainer *t)
+{
+    const int64_t every = int_param(t, "eval_steps");
+    if (!t->has_eval || t->step >= t->max_steps)
+        return 0.0;
+    const int64_t due = every > 0 ? t->max_steps / every - t->step / every : 0;
+    return (double)(due + (every <= 0 || t->max_steps % every != 0 ? 1 : 0));
+}
+
+apus_status apus_trainer_describe(apus_trainer *t, double tokens_per_second, apus_node *map, apus_error *err)
+{
+    uint64_t parameters = 0, trained = 0, bytes = 0;
+    for (size_t i = 0; i < t->model->n_weights; i++) {
+        const apus_weight *w = &t->model->weights[i];
+        const uint64_t n = apus_weight_elements(&w->spec);
+        parameters += n;
+        trained += w->trained ? n : 0;
+        bytes += w->bytes + (w->trained ? w->bytes * (1 + (uint64_t)t->updater.n_states) : 0);
+    }
+    timing time;
+    apus_status st = time_all(t, &time, err);
+    if (st != APUS_OK)
+        return st;
+    (void)NODE->set(map, "parameters", NODE->make_int((int64_t)parameters));
+    (void)NODE->set(map, "trained", NODE->make_int((int64_t)trained));
+    (void)NODE->set(map, "rows", NODE->make_int((int64_t)apus_dataset_rows(t->data)));
+    (void)NODE->set(map, "steps", NODE->make_int(t->max_steps));
+    (void)NODE->set(map, "steps_done", NODE->make_int(t->step));
+    (void)NODE->set(map, "memory", describe_memory(t, bytes));
+    /* The plan's cost is for a full micro-batch; a step holds batch_size rows of average length. */
+    const double rows = (double)apus_dataset_rows(t->data);
+    const double tokens = (double)apus_dataset_limits(t->data)->tokens / rows * fmin((double)int_param(t, "batch_size"), rows);
+    const double step = tokens_per_second > 0.0 ? tokens / tokens_per_second : time.micro * tokens + time.update;
+    const double evaluation = t->has_eval ? time.evaluation * (double)apus_dataset_limits(t->eval_data)->tokens : 0.0;
+    set(map, "tokens_per_step", tokens);
+    set(map, "flops_per_step", apus_plan_costs(t->train.plan).flops * tokens / (double)t->batch.capacity[0]);
+    set(map, "seconds_per_step", step);
+    set(map, "seconds", step * (double)(t->max_steps - t->step) + evaluation * evaluations_left(t));
+    (void)NODE->set(map, "plan", apus_plan_describe(t->train.plan));
+    return APUS_OK;
+}
