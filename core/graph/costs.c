@@ -10,18 +10,27 @@
 
 enum { SHORT_MS = 50 /* what takes longer is timed once */, PASSES = 3 /* of what does not */ };
 
+/* A node's operations at its views' extents, without what nobody reads. products: of products of matrices alone. */
+static double node_flops(const apus_plan *p, const apus_plan_node *n, int products)
+{
+    apus_view views[APUS_PLAN_INPUTS + APUS_MAX_OUTPUTS];
+    memcpy(views, n->views, (n->n_in + n->n_out) * sizeof *views);
+    for (uint32_t k = 0; k < n->n_out; k++)
+        if (!apus_plan_wants(&p->tensors.at[n->out[k]]))
+            views[n->n_in + k] = (apus_view){.dtype = p->device->real};
+    apus_kernel_call call = apus_plan_call(p, n, NULL);
+    call.in = views;
+    call.out = views + n->n_in;
+    if (products)
+        return apus_op_product_flops(&call, n->op->name);
+    return n->kernel->kernel.flops != NULL ? n->kernel->kernel.flops(&call) : apus_op_flops(&call, n->op->name);
+}
+
 void apus_plan_count_flops(apus_plan *p)
 {
-    for (size_t s = 0; s < p->steps.n; s++) {
-        for (int32_t i = 0; i < p->steps.at[s].count; i++) {
-            const apus_plan_node *n = &p->nodes.at[p->order.at[p->steps.at[s].first + i]];
-            for (uint32_t k = 0; k < n->n_out; k++)
-                if (!apus_plan_wants(&p->tensors.at[n->out[k]]))
-                    n->views[n->n_in + k] = (apus_view){.dtype = p->device->real};
-            const apus_kernel_call call = apus_plan_call(p, n, NULL);
-            p->steps.at[s].flops += n->kernel->kernel.flops != NULL ? n->kernel->kernel.flops(&call) : apus_op_flops(&call, n->op->name);
-        }
-    }
+    for (size_t s = 0; s < p->steps.n; s++)
+        for (int32_t i = 0; i < p->steps.at[s].count; i++)
+            p->steps.at[s].flops += node_flops(p, &p->nodes.at[p->order.at[p->steps.at[s].first + i]], 0);
 }
 
 /* ---------------------------------------------------------------- time */
@@ -54,11 +63,11 @@ static size_t first_like(const apus_plan *p, const size_t *kinds, size_t n_kinds
 
 static apus_status time_step(apus_plan *p, const apus_plan_step *s, double *seconds, apus_error *err)
 {
-    const double began = apus_plan_now();
+    const double began = apus_clock();
     apus_status st = apus_plan_run_step(p, s, err);
     if (st == APUS_OK)
         st = p->device->ops.finish(p->device->backend, err);
-    *seconds = apus_plan_now() - began;
+    *seconds = apus_clock() - began;
     return st;
 }
 
@@ -97,6 +106,44 @@ apus_status apus_plan_measure(apus_plan *p, const int64_t extents[APUS_N_DIM_SYM
 
 /* ---------------------------------------------------------------- telling */
 
+static const char *step_name(const apus_plan *p, const apus_plan_step *s)
+{
+    return s->count > 1 ? "elementwise" : p->nodes.at[p->order.at[s->first]].op->name;
+}
+
+/* Appends as much as there is room for. */
+static void put_text(char *text, size_t capacity, const char *more)
+{
+    const size_t used = strlen(text);
+    (void)snprintf(text + used, capacity - used, "%s", more);
+}
+
+static void put_shape(char *text, size_t capacity, const apus_view *v)
+{
+    char number[24];
+    put_text(text, capacity, text[0] != '\0' ? " [" : "[");
+    for (int32_t d = 0; d < v->ndim; d++) {
+        (void)snprintf(number, sizeof number, "%s%lld", d > 0 ? "," : "", (long long)v->dims[d]);
+        put_text(text, capacity, number);
+    }
+    put_text(text, capacity, "]");
+}
+
+void apus_plan_step_look(const apus_plan *p, size_t step, apus_plan_step_facts *facts)
+{
+    const apus_plan_step *s = &p->steps.at[step];
+    const apus_plan_node *first = &p->nodes.at[p->order.at[s->first]], *last = &p->nodes.at[p->order.at[s->first + s->count - 1]];
+    *facts = (apus_plan_step_facts){.op = step_name(p, s), .kernel = first->kernel->table, .nodes = s->count};
+    for (int32_t i = 0; i < s->count; i++)
+        facts->flops += node_flops(p, &p->nodes.at[p->order.at[s->first + i]], 1);
+    for (uint32_t k = 0; k < first->n_in; k++)
+        put_shape(facts->shapes, sizeof facts->shapes, &first->views[k]);
+    put_text(facts->shapes, sizeof facts->shapes, " ->");
+    for (uint32_t k = 0; k < last->n_out; k++)
+        if (apus_plan_wants(&p->tensors.at[last->out[k]]))
+            put_shape(facts->shapes, sizeof facts->shapes, &last->views[last->n_in + k]);
+}
+
 apus_plan_cost apus_plan_costs(const apus_plan *p)
 {
     apus_plan_cost c = {.arena_bytes = p->arena_bytes + p->constant_bytes, .nodes = p->order.n};
@@ -113,7 +160,7 @@ static void describe_step(const apus_plan *p, const apus_plan_step *s, apus_node
 {
     const apus_node_api *api = apus_nodes();
     const apus_plan_node *n = &p->nodes.at[p->order.at[s->first]];
-    const char *name = s->count > 1 ? "elementwise" : n->op->name, *then = n->kernel->kernel.then;
+    const char *name = step_name(p, s), *then = n->kernel->kernel.then;
     char kernel[160];
     (void)snprintf(kernel, sizeof kernel, "%s%s%s", n->kernel->table, then != NULL ? " + " : "", then != NULL ? then : "");
     apus_node *row = NULL;

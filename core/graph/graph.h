@@ -128,7 +128,19 @@ apus_node *apus_plan_describe(const apus_plan *p);
 apus_status apus_plan_measure(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds,
                               double *seconds, apus_error *err);
 
-/* Told of each step when it is done, with its begin and end on the monotonic clock in seconds. Called by apus_plan_run, on its thread. */
+double apus_clock(void); /* seconds, monotonic */
+
+/* What step of a plan that runs is, at the extents of this run. */
+typedef struct apus_plan_step_facts {
+    const char *op;     /* "apus.linear/1"; "elementwise": several, one tile after the other */
+    const char *kernel; /* the table it is from */
+    int32_t nodes;
+    double flops;       /* of a product of matrices; 0: not known */
+    char shapes[192];   /* "[64,576] [192,576] -> [64,192]" of the first node's inputs, the last one's outputs */
+} apus_plan_step_facts;
+void apus_plan_step_look(const apus_plan *p, size_t step, apus_plan_step_facts *facts);
+
+/* Told of each step when it is done, with its begin and end by apus_clock. Called by apus_plan_run, on its thread. */
 typedef struct apus_plan_watcher {
     void *context;
     void (*step)(void *context, const apus_plan *p, size_t step, double began, double ended);

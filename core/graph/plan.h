@@ -139,7 +139,6 @@ apus_status apus_plan_begin(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBO
 apus_status apus_plan_run_step(apus_plan *p, const apus_plan_step *s, apus_error *err);
 apus_kernel_call apus_plan_call(const apus_plan *p, const apus_plan_node *n, void *scratch);
 int apus_plan_wants(const apus_plan_tensor *t); /* somebody reads it */
-double apus_plan_now(void);                     /* seconds, monotonic */
 
 /* The arena, so that tests can poison it. */
 void *apus_plan_arena(const apus_plan *p, size_t *bytes);

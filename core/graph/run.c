@@ -416,7 +416,7 @@ static apus_status check_step(apus_plan *p, const apus_plan_step *s, apus_error 
     return APUS_OK;
 }
 
-double apus_plan_now(void)
+double apus_clock(void)
 {
     struct timespec t;
     (void)clock_gettime(CLOCK_MONOTONIC, &t);
@@ -449,12 +449,12 @@ apus_status apus_plan_run_step(apus_plan *p, const apus_plan_step *s, apus_error
 /* The step's work is waited for, so that its time is its own. */
 static apus_status run_watched(apus_plan *p, size_t step, apus_error *err)
 {
-    const double began = apus_plan_now();
+    const double began = apus_clock();
     apus_status st = apus_plan_run_step(p, &p->steps.at[step], err);
     if (st == APUS_OK)
         st = p->device->ops.finish(p->device->backend, err);
     if (st == APUS_OK)
-        p->watcher.step(p->watcher.context, p, step, began, apus_plan_now());
+        p->watcher.step(p->watcher.context, p, step, began, apus_clock());
     return st;
 }
 

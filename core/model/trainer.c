@@ -4,7 +4,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "io/io.h"
 #include "model/export.h"
@@ -14,13 +13,6 @@
 
 /* Micro-batches are cut at about this many tokens: long enough for the matrix kernels, short enough for caches and memory. */
 #define MICRO_BATCH_TOKENS 1024
-
-static double now_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static const apus_node *param(const apus_trainer *t, const char *name)
 {
@@ -160,6 +152,23 @@ static apus_status open_plans(apus_trainer *t, apus_error *err)
     return APUS_OK;
 }
 
+static apus_status open_profile(apus_trainer *t, apus_error *err)
+{
+    if (!t->stage->profile)
+        return APUS_OK;
+    t->profile = apus_profile_open(t->stage->stage_dir, err);
+    apus_status st = t->profile != NULL ? APUS_OK : APUS_E_MEMORY;
+    if (st == APUS_OK)
+        st = apus_profile_plan(t->profile, t->train.plan, "", err);
+    if (st == APUS_OK)
+        st = apus_profile_plan(t->profile, t->train.counts, "counts", err);
+    if (st == APUS_OK)
+        st = apus_profile_plan(t->profile, t->reference.plan, "reference", err);
+    if (st == APUS_OK)
+        st = apus_profile_plan(t->profile, t->updater.norm, "norm", err);
+    return st == APUS_OK ? apus_profile_plan(t->profile, t->updater.update, "optimizer", err) : st;
+}
+
 apus_status apus_trainer_open(apus_stage_context *s, const apus_node *params, apus_trainer **trainer, apus_error *err)
 {
     apus_trainer *t = calloc(1, sizeof *t);
@@ -178,6 +187,8 @@ apus_status apus_trainer_open(apus_stage_context *s, const apus_node *params, ap
         st = apus_schedule_open(param(t, "schedule"), t->max_steps, &t->schedule, err);
     if (st == APUS_OK)
         st = open_plans(t, err);
+    if (st == APUS_OK)
+        st = open_profile(t, err);
     if (st == APUS_OK && apus_trainer_resume(t, err) < 0)
         st = APUS_E_INVALID;
     if (st != APUS_OK) {
@@ -192,6 +203,7 @@ void apus_trainer_close(apus_trainer *t)
 {
     if (t == NULL)
         return;
+    apus_profile_close(t->profile);
     apus_reference_close(&t->reference);
     apus_objective_close(&t->train);
     apus_objective_close(&t->eval);
@@ -234,26 +246,69 @@ static apus_status stop_numeric(apus_trainer *t, double loss, double norm, size_
     return apus_hint(err, APUS_E_NUMERIC, "lower optimizer.learning_rate, set max_grad_norm, or look at those rows; the last checkpoint is kept");
 }
 
-apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
+/* Time that the step waits for its data, from `began` on. */
+static void wait_ends(apus_trainer *t, double began, double *waited)
 {
-    apus_status st = t->eval_due ? apus_trainer_evaluate(t, err) : APUS_OK;
-    if (st != APUS_OK)
-        return st;
-    const double started = now_seconds();
+    const double ended = apus_clock();
+    apus_profile_wait(t->profile, began, ended);
+    *waited += ended - began;
+}
+
+/* The step's rows are order[begin … *end). */
+static size_t step_rows(apus_trainer *t, size_t *end, double *waited)
+{
+    const double began = apus_clock();
     const uint64_t epoch = (uint64_t)(t->step / t->epoch_steps);
     const size_t rows = apus_dataset_rows(t->data), batch = (size_t)int_param(t, "batch_size", 1);
     if (epoch != t->order_epoch) {
         apus_dataset_order(t->stage->seed, epoch, apus_dataset_shuffles(t->data), rows, t->order);
         t->order_epoch = epoch;
     }
-    const size_t begin = (size_t)(t->step % t->epoch_steps) * batch, end = begin + batch < rows ? begin + batch : rows;
+    const size_t begin = (size_t)(t->step % t->epoch_steps) * batch;
+    *end = begin + batch < rows ? begin + batch : rows;
+    wait_ends(t, began, waited);
+    return begin;
+}
+
+/* Rows from i on into the next micro-batch; how many. */
+static size_t next_rows(apus_trainer *t, size_t i, size_t end, int64_t index_base, double *waited)
+{
+    const double began = apus_clock();
+    const size_t n = apus_batch_fill(&t->batch, t->data, t->order, i, end, index_base);
+    wait_ends(t, began, waited);
+    return n;
+}
+
+/* Once, when there is a profile to tell. */
+static apus_status tell_profile(apus_trainer *t, int last, apus_error *err)
+{
+    apus_node *table;
+    apus_status st = apus_profile_table(t->profile, last, &table, err);
+    if (st != APUS_OK || table == NULL)
+        return st;
+    apus_node *e = NODE->make_map();
+    (void)NODE->set(e, "step", NODE->make_int(t->step));
+    (void)NODE->set(e, "profile", table);
+    return apus_stage_event(t->stage, e, err);
+}
+
+apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
+{
+    apus_status st = t->eval_due ? apus_trainer_evaluate(t, err) : APUS_OK;
+    if (st != APUS_OK)
+        return st;
+    const double started = apus_clock();
+    apus_profile_begin(t->profile);
+    double waited = 0.0;
+    size_t end;
+    const size_t begin = step_rows(t, &end, &waited);
     t->batch.random[0] = (int64_t)t->stage->seed;
     t->batch.random[1] = t->step;
 
     apus_objective_sums sums = {0}, counts = {0};
     int64_t tokens = 0;
     for (size_t i = begin; i < end && st == APUS_OK;) {
-        i += apus_batch_fill(&t->batch, t->data, t->order, i, end, tokens);
+        i += next_rows(t, i, end, tokens, &waited);
         tokens += t->batch.extents[0];
         st = apus_objective_count(&t->train, &t->batch, &counts, err);
     }
@@ -261,7 +316,7 @@ apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
         st = apus_objective_scale(&t->train, &counts, err);
     tokens = 0;
     for (size_t i = begin; i < end && st == APUS_OK;) {
-        i += apus_batch_fill(&t->batch, t->data, t->order, i, end, tokens);
+        i += next_rows(t, i, end, tokens, &waited);
         tokens += t->batch.extents[0];
         st = apus_reference_run(&t->reference, &t->batch, err);
         if (st == APUS_OK)
@@ -285,8 +340,9 @@ apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
         return st;
     t->step++;
     t->num_tokens += (uint64_t)tokens;
-    const double seconds = now_seconds() - started;
+    const double ended = apus_clock(), seconds = ended - started;
     t->seconds += seconds;
+    apus_profile_end(t->profile, started, ended);
 
     apus_node *e = NODE->make_map();
     (void)NODE->set(e, "step", NODE->make_int(t->step));
@@ -297,8 +353,10 @@ apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
     (void)NODE->set(e, "tokens", NODE->make_int(tokens));
     (void)NODE->set(e, "num_tokens", NODE->make_int((int64_t)t->num_tokens));
     set(e, "tokens_per_second", (double)tokens / fmax(seconds, 1e-9));
+    set(e, "data_seconds", waited);
     (void)NODE->set(e, "max_steps", NODE->make_int(t->max_steps));
-    return apus_stage_event(t->stage, e, err);
+    st = apus_stage_event(t->stage, e, err);
+    return st == APUS_OK ? tell_profile(t, 0, err) : st;
 }
 
 /* ---------------------------------------------------------------- evaluation */
@@ -328,8 +386,10 @@ apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err)
     if (!t->has_eval)
         return APUS_OK;
     apus_objective_sums sums = {0};
+    const double began = apus_clock();
     apus_status st = apus_evaluate_rows(&t->eval, &t->reference, &t->batch, t->eval_data, &sums, err);
     t->eval_due = st == APUS_E_STOPPED;
+    apus_profile_span(t->profile, "evaluation", began, apus_clock());
     if (st != APUS_OK)
         return st;
     const double loss = apus_objective_loss(&t->eval, &sums);
@@ -349,6 +409,8 @@ apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err)
 apus_status apus_trainer_finish(apus_trainer *t, apus_error *err)
 {
     apus_status st = t->eval_due ? apus_trainer_evaluate(t, err) : APUS_OK;
+    if (st == APUS_OK)
+        st = tell_profile(t, 1, err);
     if (st != APUS_OK)
         return st;
     char path[4096];

@@ -6,6 +6,7 @@
 #define APUS_CORE_TRAINER_H
 
 #include "model/objective.h"
+#include "model/profile.h"
 #include "model/schedule.h"
 #include "run/stage.h"
 
@@ -56,6 +57,7 @@ struct apus_trainer {
     int64_t best_step;          /* -1: none */
     int has_eval, new_adapter;
     int eval_due;               /* the evaluation of this step was stopped: it comes first when training goes on */
+    apus_profile *profile;      /* NULL: off */
     apus_node *start_spec;      /* the model at step 0, for later stages' reference */
 };
 

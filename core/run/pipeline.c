@@ -22,6 +22,8 @@ static const apus_param top_params[] = {
      .doc = "The device that computes.", .aliases = "device"},
     {.size = sizeof(apus_param), .name = "memory", .type = APUS_PARAM_BYTES, .flags = APUS_PARAM_NULLABLE, .min = 1, .max = 0,
      .doc = "Most memory a step's activations may take; refused before the first step where it is not enough."},
+    {.size = sizeof(apus_param), .name = "profile", .type = APUS_PARAM_BOOL, .fallback = "false", .min = 1, .max = 0,
+     .doc = "Where a training's time goes, by operation: RUN/STAGE/trace.json for Perfetto, of steps 2 to 4, and a table in the report."},
     {.size = sizeof(apus_param), .name = "trackers", .type = APUS_PARAM_LIST, .item = APUS_PARAM_COMPONENT, .of_kind = "tracker",
      .fallback = "[console, html]", .min = 1, .max = 0, .doc = "Who is told of events, beside events.jsonl.", .aliases = "report_to"},
     {.size = sizeof(apus_param), .name = "cache", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE | APUS_PARAM_WRITTEN, .min = 1, .max = 0,
