@@ -29,8 +29,11 @@ static double node_flops(const apus_plan *p, const apus_plan_node *n, int produc
 void apus_plan_count_flops(apus_plan *p)
 {
     for (size_t s = 0; s < p->steps.n; s++)
-        for (int32_t i = 0; i < p->steps.at[s].count; i++)
-            p->steps.at[s].flops += node_flops(p, &p->nodes.at[p->order.at[p->steps.at[s].first + i]], 0);
+        for (int32_t i = 0; i < p->steps.at[s].count; i++) {
+            const apus_plan_node *n = &p->nodes.at[p->order.at[p->steps.at[s].first + i]];
+            p->steps.at[s].flops += node_flops(p, n, 0);
+            p->steps.at[s].product_flops += node_flops(p, n, 1);
+        }
 }
 
 /* ---------------------------------------------------------------- time */
@@ -146,12 +149,19 @@ void apus_plan_step_look(const apus_plan *p, size_t step, apus_plan_step_facts *
 
 apus_plan_cost apus_plan_costs(const apus_plan *p)
 {
-    apus_plan_cost c = {.arena_bytes = p->arena_bytes + p->constant_bytes, .nodes = p->order.n};
-    for (size_t i = 0; i < p->steps.n; i++)
+    apus_plan_cost c = {.arena_bytes = p->constant_bytes + (p->shared ? 0 : p->arena_bytes), .nodes = p->order.n};
+    for (size_t i = 0; i < p->steps.n; i++) {
         c.flops += p->steps.at[i].flops;
+        c.product_flops += p->steps.at[i].product_flops;
+    }
     for (size_t i = 0; i < p->variables.n; i++)
         if (p->variables.at[i].used)
             c.variable_bytes += apus_plan_bytes(&p->tensors.at[p->variables.at[i].tensor]);
+    int points = 0;
+    for (size_t i = 0; i < p->order.n; i++)
+        for (uint32_t k = 0; k < p->nodes.at[p->order.at[i]].n_out; k++)
+            points += p->tensors.at[p->nodes.at[p->order.at[i]].out[k]].block_point != 0;
+    c.blocks = points > 0 ? points - 1 : 0;
     return c;
 }
 

@@ -56,7 +56,7 @@ typedef struct apus_plan_step {
     int32_t slots;   /* of a tile */
     int64_t tile;    /* elements */
     int32_t scratch; /* place; -1 */
-    double flops, seconds;
+    double flops, product_flops, seconds;
 } apus_plan_step;
 
 typedef struct apus_plan_leaf {
@@ -101,6 +101,7 @@ struct apus_plan {
 
     char *arena, *constant_memory;
     size_t arena_bytes, constant_bytes;
+    int shared; /* the arena is another plan's */
     void *staging; /* for feeds of a device that is not in host memory */
     size_t staging_bytes;
     apus_view *views;      /* of tensors, at the current extents */

@@ -67,26 +67,31 @@ static apus_status time_all(apus_trainer *t, timing *time, apus_error *err)
     return st;
 }
 
-/* ---------------------------------------------------------------- memory */
-
-static apus_node *describe_memory(const apus_trainer *t, uint64_t weights_and_states)
-{
-    uint64_t arenas = apus_plan_costs(t->train.plan).arena_bytes;
-    if (t->reference.plan != NULL)
-        arenas += apus_plan_costs(t->reference.plan).arena_bytes;
-    if (t->eval.plan != NULL)
-        arenas += apus_plan_costs(t->eval.plan).arena_bytes;
-    apus_node *memory = NODE->make_map();
-    (void)NODE->set(memory, "weights_and_states", NODE->make_int((int64_t)weights_and_states));
-    (void)NODE->set(memory, "activations", NODE->make_int((int64_t)arenas));
-    return memory;
-}
-
 /* ---------------------------------------------------------------- telling */
 
 static void set(apus_node *map, const char *key, double v)
 {
     (void)NODE->set(map, key, NODE->make_float(v));
+}
+
+static apus_node *describe_memory(const apus_trainer *t)
+{
+    const apus_training_memory m = apus_trainer_memory(t);
+    const struct {
+        const char *name;
+        uint64_t bytes;
+    } parts[] = {{"weights", m.weights},
+                 {"gradients", m.gradients},
+                 {"states", m.states},
+                 {"reference", m.reference},
+                 {"activations", m.activations},
+                 {"total", m.total},
+                 {"limit", (uint64_t)t->stage->memory_limit}};
+    apus_node *memory = NODE->make_map();
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
+        if (parts[i].bytes > 0)
+            (void)NODE->set(memory, parts[i].name, NODE->make_int((int64_t)parts[i].bytes));
+    return memory;
 }
 
 static int64_t int_param(const apus_trainer *t, const char *name)
@@ -106,13 +111,13 @@ static double evaluations_left(const apus_trainer *t)
 
 apus_status apus_trainer_describe(apus_trainer *t, double tokens_per_second, apus_node *map, apus_error *err)
 {
-    uint64_t parameters = 0, trained = 0, bytes = 0;
+    uint64_t parameters = 0, trained = 0;
+    char layout[160];
     for (size_t i = 0; i < t->model->n_weights; i++) {
         const apus_weight *w = &t->model->weights[i];
         const uint64_t n = apus_weight_elements(&w->spec);
         parameters += n;
         trained += w->trained ? n : 0;
-        bytes += w->bytes + (w->trained ? w->bytes * (1 + (uint64_t)t->updater.n_states) : 0);
     }
     timing time;
     apus_status st = time_all(t, &time, err);
@@ -123,7 +128,8 @@ apus_status apus_trainer_describe(apus_trainer *t, double tokens_per_second, apu
     (void)NODE->set(map, "rows", NODE->make_int((int64_t)apus_dataset_rows(t->data)));
     (void)NODE->set(map, "steps", NODE->make_int(t->max_steps));
     (void)NODE->set(map, "steps_done", NODE->make_int(t->step));
-    (void)NODE->set(map, "memory", describe_memory(t, bytes));
+    (void)NODE->set(map, "memory", describe_memory(t));
+    (void)NODE->set(map, "layout", NODE->make_string(apus_trainer_layout(t, layout), (size_t)-1));
     /* The plan's cost is for a full micro-batch; a step holds batch_size rows of average length. */
     const double rows = (double)apus_dataset_rows(t->data);
     const double tokens = (double)apus_dataset_limits(t->data)->tokens / rows * fmin((double)int_param(t, "batch_size"), rows);

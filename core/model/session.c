@@ -114,7 +114,9 @@ static apus_status evaluate(apus_stage_context *s, const apus_node *params, apus
     if (st == APUS_OK)
         st = apus_objective_open(&objective, m, &loss, &forward, capacity, err);
     if (st == APUS_OK && (loss.needs & APUS_LOSS_NEEDS_REFERENCE))
-        st = apus_reference_open(&reference, m, NODE->get(spec, "reference"), 0, capacity, s->now, err);
+        st = apus_reference_open(&reference, m, NODE->get(spec, "reference"), 0, s->now, err);
+    if (st == APUS_OK)
+        st = apus_reference_plan(&reference, capacity, err);
     if (st == APUS_OK)
         st = apus_evaluate_rows(&objective, &reference, &batch, data, &sums, err);
     if (st == APUS_OK) {

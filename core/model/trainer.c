@@ -1,4 +1,4 @@
-/* core/model/trainer.c: opening a training, one step, evaluation on held-out rows, the final model. Checkpoints: checkpoint.c. */
+/* core/model/trainer.c: opening a training, one step, evaluation on held-out rows, the final model. Its plans: fit.c. */
 #include "model/trainer.h"
 
 #include <math.h>
@@ -10,9 +10,6 @@
 #include "model/internal.h"
 
 #define NODE apus_nodes()
-
-/* Micro-batches are cut at about this many tokens: long enough for the matrix kernels, short enough for caches and memory. */
-#define MICRO_BATCH_TOKENS 1024
 
 static const apus_node *param(const apus_trainer *t, const char *name)
 {
@@ -113,43 +110,16 @@ static apus_status open_data(apus_trainer *t, apus_error *err)
     return APUS_OK;
 }
 
-static int recompute_mode(const char *name)
-{
-    if (name != NULL && strcmp(name, "none") == 0)
-        return APUS_RECOMPUTE_NONE;
-    return name != NULL && strcmp(name, "block") == 0 ? APUS_RECOMPUTE_BLOCK : APUS_RECOMPUTE_CHEAP;
-}
-
 static apus_status open_plans(apus_trainer *t, apus_error *err)
 {
-    int64_t capacity[APUS_N_DIM_SYMBOLS];
-    const apus_dataset *const sets[2] = {t->data, t->eval_data};
-    apus_batch_capacity(sets, 2, (size_t)int_param(t, "batch_size", 1), MICRO_BATCH_TOKENS, capacity);
-    apus_status st = apus_batch_init(&t->batch, capacity, err);
-    const apus_objective_options options = {
-        .train = 1, .dropout = 1, .recompute = recompute_mode(NODE->as_string(param(t, "recompute"), NULL))};
+    apus_status st = apus_updater_open(&t->updater, t->model, param(t, "optimizer"), err);
+    if (st == APUS_OK && (t->loss.needs & APUS_LOSS_NEEDS_REFERENCE))
+        st = apus_reference_open(&t->reference, t->model, NODE->get(param(t, "loss"), "reference"), t->new_adapter, t->stage->now, err);
     if (st == APUS_OK)
-        st = apus_objective_open(&t->train, t->model, &t->loss, &options, capacity, err);
-    if (st == APUS_OK)
-        st = apus_updater_open(&t->updater, t->model, param(t, "optimizer"), err);
+        st = apus_trainer_fit(t, err);
     if (st == APUS_OK)
         st = apus_updater_bind(&t->updater, t->train.plan, err);
-    if (st == APUS_OK)
-        st = apus_model_bind(t->model, t->train.plan, err);
-    const apus_objective_options plain = {0};
-    if (st == APUS_OK && t->has_eval)
-        st = apus_objective_open(&t->eval, t->model, &t->loss, &plain, capacity, err);
-    if (st == APUS_OK && (t->loss.needs & APUS_LOSS_NEEDS_REFERENCE))
-        st = apus_reference_open(&t->reference, t->model, NODE->get(param(t, "loss"), "reference"), t->new_adapter, capacity, t->stage->now, err);
-    if (st != APUS_OK)
-        return st;
-    const size_t need = apus_plan_costs(t->train.plan).arena_bytes;
-    if (t->stage->memory_limit > 0 && (int64_t)need > t->stage->memory_limit) {
-        apus_fail(err, APUS_E_MEMORY, "a step needs %zu MiB of activations, over the limit of %lld MiB", need >> 20,
-                  (long long)(t->stage->memory_limit >> 20));
-        return apus_hint(err, APUS_E_MEMORY, "shorten dataset.max_length, set recompute: block, or raise the limit");
-    }
-    return APUS_OK;
+    return st == APUS_OK ? apus_model_bind(t->model, t->train.plan, err) : st;
 }
 
 static apus_status open_profile(apus_trainer *t, apus_error *err)
@@ -205,8 +175,8 @@ void apus_trainer_close(apus_trainer *t)
         return;
     apus_profile_close(t->profile);
     apus_reference_close(&t->reference);
-    apus_objective_close(&t->train);
     apus_objective_close(&t->eval);
+    apus_objective_close(&t->train);
     apus_updater_close(&t->updater);
     apus_batch_free(&t->batch);
     apus_dataset_close(t->data);

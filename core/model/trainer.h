@@ -36,6 +36,12 @@ apus_status apus_updater_step(apus_updater *u, double learning_rate, int64_t ste
 /* About how long norm and step take: see apus_plan_measure. */
 apus_status apus_updater_measure(apus_updater *u, double *seconds, apus_error *err);
 
+/* How a step is cut and what its backward pass computes again. */
+typedef struct apus_layout {
+    int64_t tokens;             /* micro-batches are cut at about so many; one row may be longer */
+    int recompute;              /* as for apus_plan_new */
+} apus_layout;
+
 struct apus_trainer {
     apus_stage_context *stage;
     const apus_node *params;    /* the stage's; live as long as the stage */
@@ -44,6 +50,7 @@ struct apus_trainer {
     apus_objective train, eval;
     apus_reference reference;
     apus_updater updater;
+    apus_layout layout;
     apus_schedule schedule;
     apus_dataset *data, *eval_data, *whole_data;
     apus_batch batch;
@@ -68,7 +75,23 @@ apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err);
 apus_status apus_trainer_checkpoint(apus_trainer *t, apus_error *err);
 apus_status apus_trainer_finish(apus_trainer *t, apus_error *err);
 
-/* What the training costs, into a map: parameters, trained, rows, steps, steps_done, memory (bytes), tokens_per_step, flops_per_step,
+/* Opens the passes (train, eval, the reference's plan) over updater and reference, in the layout that takes the least time among
+ * those that keep within the stage's memory_limit (fit.c). APUS_E_MEMORY: none does; err says what the least would be. */
+apus_status apus_trainer_fit(apus_trainer *t, apus_error *err);
+
+/* Bytes of what a training computes with; not the program, its data's mapped pages, nor buffers of some kilobytes. */
+typedef struct apus_training_memory {
+    uint64_t weights;           /* of the model and its adapter */
+    uint64_t gradients, states;
+    uint64_t reference;         /* weights of the reference that are not the model's */
+    uint64_t activations;       /* all plans' arenas: activations, scratch, constants */
+    uint64_t total;
+} apus_training_memory;
+apus_training_memory apus_trainer_memory(const apus_trainer *t);
+/* "micro-batches of up to 512 tokens, 3 of 30 blocks computed again" */
+const char *apus_trainer_layout(const apus_trainer *t, char text[160]);
+
+/* What the training costs, into a map: parameters, trained, rows, steps, steps_done, memory (bytes), layout, tokens_per_step, flops_per_step,
  * seconds_per_step, seconds (of all that is left; an estimate), plan. tokens_per_second: as an earlier run of the same found it; 0: each
  * kind of operation is timed now, on some rows. Gradients and weights are spoilt by that: the trainer can only be closed then. (cost.c) */
 apus_status apus_trainer_describe(apus_trainer *t, double tokens_per_second, apus_node *map, apus_error *err);

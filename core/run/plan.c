@@ -72,7 +72,7 @@ static apus_status describe_training(const apus_run_state *r, size_t i, int forc
                                   .device = r->device,
                                   .cache_dir = r->cache_dir,
                                   .key = force ? NULL : r->keys[i], /* without one, nothing is resumed */
-                                  .memory_limit = NODE->as_int(NODE->get(r->pipeline.settings, "memory"), 0)};
+                                  .memory_limit = NODE->as_int(NODE->get(NODE->get(r->pipeline.settings, "backend"), "memory"), 0)};
     apus_trainer *t;
     apus_status st = apus_trainer_open(&context, params, &t, err);
     if (st != APUS_OK)
@@ -119,7 +119,7 @@ static apus_status plan_stage(apus_run_state *r, size_t i, int force, const unsi
     return st;
 }
 
-apus_node *apus_plan_file(const char *file, const apus_run_options *options, apus_error *err)
+apus_status apus_plan_file(const char *file, const apus_run_options *options, apus_node **result, apus_error *err)
 {
     apus_run_state r;
     apus_node *plan = NODE->make_map(), *stages = NODE->make_list(), *others = NODE->make_list();
@@ -148,9 +148,9 @@ apus_node *apus_plan_file(const char *file, const apus_run_options *options, apu
     (void)NODE->set(plan, "not_estimated", others);
     free(made);
     apus_run_close(&r);
-    if (st != APUS_OK) {
+    if (st == APUS_OK)
+        *result = plan;
+    else
         NODE->release(plan);
-        return NULL;
-    }
-    return plan;
+    return st;
 }

@@ -214,7 +214,7 @@ static apus_status run_stage(apus_run_state *r, size_t i, apus_error *err)
                                   .now = r->now,
                                   .device = r->device,
                                   .cache_dir = r->cache_dir,
-                                  .memory_limit = NODE->as_int(NODE->get(r->pipeline.settings, "memory"), 0),
+                                  .memory_limit = NODE->as_int(NODE->get(NODE->get(r->pipeline.settings, "backend"), "memory"), 0),
                                   .profile = NODE->as_bool(NODE->get(r->pipeline.settings, "profile"), 0),
                                   .key = r->keys[i],
                                   .say = say};

@@ -73,7 +73,7 @@ static void print_training(const apus_node *s)
 {
     const apus_node_api *node = apus_nodes();
     const apus_node *memory = node->get(s, "memory");
-    const double done = number(s, "steps_done"), states = number(memory, "weights_and_states"), activations = number(memory, "activations");
+    const double done = number(s, "steps_done");
     const char *waits = node->as_string(node->get(s, "waits_for"), NULL);
     const char *from = node->as_string(node->get(s, "seconds_from"), NULL);
     char text[32];
@@ -83,8 +83,15 @@ static void print_training(const apus_node *s)
         printf(" (%.0f are done)", done);
     printf(" of about %.0f tokens, %.3g s and %.1f GFLOP each%s\n", number(s, "tokens_per_step"), number(s, "seconds_per_step"),
            number(s, "flops_per_step") * 1e-9, from != NULL && strcmp(from, "events") == 0 ? ", as an earlier run of it on this machine went" : "");
-    printf("%28strains %.3f M of %.3f M parameters; memory %.1f MiB: %.1f weights and states, %.1f activations\n", "", number(s, "trained") * 1e-6,
-           number(s, "parameters") * 1e-6, (states + activations) / 1048576.0, states / 1048576.0, activations / 1048576.0);
+    printf("%28strains %.3f M of %.3f M parameters\n", "", number(s, "trained") * 1e-6, number(s, "parameters") * 1e-6);
+    printf("%28smemory %.1f MiB", "", number(memory, "total") / 1048576.0);
+    if (number(memory, "limit") > 0)
+        printf(" of %.1f", number(memory, "limit") / 1048576.0);
+    static const char *const parts[] = {"weights", "gradients", "states", "reference", "activations"};
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
+        if (number(memory, parts[i]) > 0)
+            printf("%s%.1f %s", i == 0 ? ": " : ", ", number(memory, parts[i]) / 1048576.0, parts[i]);
+    printf("\n%28s%s\n", "", node->as_string(node->get(s, "layout"), NULL));
 }
 
 static void print_stage(const apus_node *s)
@@ -123,12 +130,11 @@ static int do_plan(int argc, char **argv)
     apus_error err = {0};
     int json = 0, code = pipeline(&apus_verb_plan, argc, argv, &file, &o, rest, &json);
     if (code == 0) {
-        apus_node *plan = apus_plan_file(file, &o, &err);
-        if (plan == NULL) {
-            code = apus_exit(APUS_E_INVALID, &err);
-        } else if (json) {
+        apus_node *plan = NULL;
+        code = apus_exit(apus_plan_file(file, &o, &plan, &err), &err);
+        if (plan != NULL && json) {
             apus_print_json(plan, 1);
-        } else {
+        } else if (plan != NULL) {
             print_plan(plan);
             apus_nodes()->release(plan);
         }

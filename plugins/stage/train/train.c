@@ -91,7 +91,7 @@ static const apus_param params[] = {
     {PARAM, .name = "save_total_limit", .type = APUS_PARAM_INT, .fallback = "2", .min = 0, .max = 1e6,
      .doc = "Newest checkpoints to keep (and the best); 0: all."},
     {PARAM, .name = "recompute", .type = APUS_PARAM_STRING, .fallback = "cheap", .choices = recompute_choices, ANY,
-     .doc = "What the backward pass computes again instead of keeping: none; cheap operations; whole blocks (least memory).",
+     .doc = "What the backward pass computes again instead of keeping: none; cheap operations; whole blocks (least memory). With backend.memory, the least: more where that is needed to fit.",
      .aliases = "gradient_checkpointing"},
     {PARAM, .name = "format", .type = APUS_PARAM_STRING, .fallback = "safetensors", ANY, .doc = "Format of STAGE/model for a whole model."},
     {PARAM, .name = "adapter_format", .type = APUS_PARAM_STRING, .fallback = "peft", ANY, .doc = "Format of STAGE/model for an adapter."},
