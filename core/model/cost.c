@@ -109,6 +109,23 @@ static double evaluations_left(const apus_trainer *t)
     return (double)(due + (every <= 0 || t->max_steps % every != 0 ? 1 : 0));
 }
 
+apus_node *apus_trainer_chosen(const apus_trainer *t)
+{
+    char line[300];
+    apus_node *chosen = NODE->make_map(), *plan = apus_plan_describe(t->train.plan), *kernels = NODE->make_list();
+    const apus_node *ops = NODE->get(plan, "ops");
+    for (size_t i = 0; i < NODE->length(ops); i++) {
+        const apus_node *op = NODE->at(ops, i);
+        (void)snprintf(line, sizeof line, "%s: %s", NODE->as_string(NODE->get(op, "op"), NULL), NODE->as_string(NODE->get(op, "kernel"), NULL));
+        (void)NODE->append(kernels, NODE->make_string(line, (size_t)-1));
+    }
+    (void)NODE->set(chosen, "layout", NODE->make_string(apus_trainer_layout(t, line), (size_t)-1));
+    (void)NODE->set(chosen, "memory", describe_memory(t));
+    (void)NODE->set(chosen, "kernels", kernels);
+    NODE->release(plan);
+    return chosen;
+}
+
 apus_status apus_trainer_describe(apus_trainer *t, double tokens_per_second, apus_node *map, apus_error *err)
 {
     uint64_t parameters = 0, trained = 0;

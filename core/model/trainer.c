@@ -159,6 +159,8 @@ apus_status apus_trainer_open(apus_stage_context *s, const apus_node *params, ap
         st = open_plans(t, err);
     if (st == APUS_OK)
         st = open_profile(t, err);
+    if (st == APUS_OK)
+        st = apus_stage_chose(s, apus_trainer_chosen(t), err);
     if (st == APUS_OK && apus_trainer_resume(t, err) < 0)
         st = APUS_E_INVALID;
     if (st != APUS_OK) {

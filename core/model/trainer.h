@@ -91,6 +91,8 @@ apus_training_memory apus_trainer_memory(const apus_trainer *t);
 /* "micro-batches of up to 512 tokens, 3 of 30 blocks computed again" */
 const char *apus_trainer_layout(const apus_trainer *t, char text[160]);
 
+/* What was decided, for the lock: {layout, memory, kernels: ["op: table"]}. owner: caller. */
+apus_node *apus_trainer_chosen(const apus_trainer *t);
 /* What the training costs, into a map: parameters, trained, rows, steps, steps_done, memory (bytes), layout, tokens_per_step, flops_per_step,
  * seconds_per_step, seconds (of all that is left; an estimate), plan. tokens_per_second: as an earlier run of the same found it; 0: each
  * kind of operation is timed now, on some rows. Gradients and weights are spoilt by that: the trainer can only be closed then. (cost.c) */

@@ -9,6 +9,7 @@
 #include "io/io.h"
 #include "model/trainer.h"
 #include "module/module.h"
+#include "run/log.h"
 #include "run/stage.h"
 #include "run/state.h"
 #include "value/node.h"

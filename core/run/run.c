@@ -1,7 +1,7 @@
 /*
  * core/run/run.c: running a pipeline in its folder:
  *   RUN/config.json       the file as it was resolved
- *   RUN/run.lock          what made it: version, plugins, machine, seed, keys of the stages
+ *   RUN/run.lock          what made it: version, plugins, machine, seed, keys of the stages, what each decided (kernels, cut, recompute)
  *   RUN/STAGE/…           events.jsonl, checkpoints, model
  *   RUN/STAGE/result.json written last: the stage is done, and what later stages need of it
  */
@@ -26,24 +26,6 @@
 #define NODE apus_nodes()
 
 /* ---------------------------------------------------------------- files of a run */
-
-apus_node *apus_run_json(const char *path)
-{
-    size_t n;
-    char *text = apus_path_exists(path) ? apus_file_read(path, 0, &n, NULL) : NULL;
-    apus_node *node = text != NULL ? NODE->parse_json(text, n, path, NULL) : NULL;
-    apus_host_table()->free(text);
-    return node;
-}
-
-static apus_status write_json(const char *path, const apus_node *node, apus_error *err)
-{
-    size_t n;
-    char *text = NODE->write_json(node, APUS_JSON_INDENT, &n);
-    apus_status st = text != NULL ? apus_file_write(path, text, n, err) : apus_fail(err, APUS_E_MEMORY, "out of memory");
-    apus_host_table()->free(text);
-    return st;
-}
 
 static void find_cache_dir(const apus_pipeline *p, char *path, size_t capacity)
 {
@@ -96,9 +78,9 @@ static apus_status write_lock(apus_run_state *r, apus_error *err)
 {
     char path[4300];
     snprintf(path, sizeof path, "%s/run.lock", r->pipeline.run_dir);
-    apus_node *old = apus_run_json(path), *lock = NODE->make_map(), *plugins = NODE->make_map(), *stages = NODE->make_map();
+    apus_node *old = apus_run_json(path), *lock = NODE->make_map(), *plugins = NODE->make_map(), *stages = NODE->make_map(),
+              *plans = NODE->make_map();
     r->now = NODE->as_int(NODE->get(old, "started"), (int64_t)time(NULL));
-    NODE->release(old);
     (void)NODE->set(lock, "apus", NODE->make_string(APUS_VERSION, (size_t)-1));
     (void)NODE->set(lock, "started", NODE->make_int(r->now));
     (void)NODE->set(lock, "seed", NODE->copy(NODE->get(r->pipeline.settings, "seed")));
@@ -107,15 +89,22 @@ static apus_status write_lock(apus_run_state *r, apus_error *err)
         const apus_module *m = apus_module_at(i);
         (void)NODE->set(plugins, m->plugin->name, NODE->make_string(m->sha256, (size_t)-1));
     }
-    for (size_t i = 0; i < r->pipeline.n_stages; i++)
-        (void)NODE->set(stages, r->pipeline.stages[i].name, NODE->make_string(r->keys[i], (size_t)-1));
+    for (size_t i = 0; i < r->pipeline.n_stages; i++) {
+        const char *name = r->pipeline.stages[i].name, *key = NODE->as_string(NODE->get(NODE->get(old, "stages"), name), NULL);
+        const apus_node *plan = NODE->get(NODE->get(old, "plans"), name);
+        (void)NODE->set(stages, name, NODE->make_string(r->keys[i], (size_t)-1));
+        if (plan != NULL && key != NULL && strcmp(key, r->keys[i]) == 0)
+            (void)NODE->set(plans, name, NODE->copy(plan));
+    }
+    NODE->release(old);
     (void)NODE->set(lock, "plugins", plugins);
     (void)NODE->set(lock, "stages", stages);
-    apus_status st = write_json(path, lock, err);
+    (void)NODE->set(lock, "plans", plans);
+    apus_status st = apus_run_json_write(path, lock, err);
     NODE->release(lock);
     if (st == APUS_OK) {
         snprintf(path, sizeof path, "%s/config.json", r->pipeline.run_dir);
-        st = write_json(path, r->pipeline.config, err);
+        st = apus_run_json_write(path, r->pipeline.config, err);
     }
     return st;
 }
@@ -184,7 +173,7 @@ static apus_status save_result(const apus_run_state *r, size_t i, const apus_nod
     apus_node *saved = NODE->make_map();
     (void)NODE->set(saved, "key", NODE->make_string(r->keys[i], 64));
     (void)NODE->set(saved, "result", NODE->copy(result));
-    apus_status st = write_json(path, saved, err);
+    apus_status st = apus_run_json_write(path, saved, err);
     NODE->release(saved);
     return st;
 }

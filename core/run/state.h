@@ -23,7 +23,5 @@ void apus_run_close(apus_run_state *r);
 void apus_run_stage_paths(const apus_run_state *r, size_t i, char *dir, char *result, size_t capacity);
 /* The result of a stage that is done with its key; NULL otherwise. owner: caller. */
 apus_node *apus_run_done(const apus_run_state *r, size_t i);
-/* A JSON file; NULL: not there, or none. owner: caller. */
-apus_node *apus_run_json(const char *path);
 
 #endif

@@ -105,6 +105,10 @@ done
 "$apus" plan --json "$folder/plan.yaml" > "$folder/out" || wrong "plan --json"
 [ "$(grep -cE '"seconds(_per_step)?": [0-9.e-]*[1-9]' "$folder/out")" -ge 5 ] || wrong "plan --json has no times"
 "$apus" run "$folder/plan.yaml" stages.first.max_steps=40 > "$folder/out" 2>&1 || wrong "what was planned does not run: $(cat "$folder/out")"
+[ "$(grep -c '"layout": "micro-batches of up to 16 tokens' "$folder/planned/run.lock")" = 2 ] || wrong "run.lock does not say how the batches were cut"
+cp "$folder/planned/run.lock" "$folder/lock"
+"$apus" run "$folder/plan.yaml" > "$folder/out" 2>&1
+cmp -s "$folder/planned/run.lock" "$folder/lock" || wrong "run.lock of what is done is changed by another start"
 "$apus" plan "$folder/plan.yaml" | grep -q '^in all about 0.0 s$' || wrong "plan of what is done"
 "$apus" plan --force "$folder/plan.yaml" | grep -q 'as an earlier run of it on this machine went' || wrong "plan --force does not look at the earlier run"
 exit $bad
