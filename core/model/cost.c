@@ -24,46 +24,46 @@ typedef struct timing {
 } timing;
 
 /* A micro-batch of shuffled rows, at least one. */
-static apus_status fill_some(apus_trainer *t, const apus_dataset *d, int64_t tokens, apus_error *err)
+static apus_status fill_some(apus_batch *b, const apus_dataset *d, uint64_t seed, int64_t tokens, apus_error *err)
 {
     const size_t rows = apus_dataset_rows(d);
     uint32_t *order = malloc((rows + 1) * sizeof *order);
     if (order == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory for the order of %zu rows", rows);
-    apus_dataset_order(t->stage->seed, 0, 1, rows, order);
+    apus_dataset_order(seed, 0, 1, rows, order);
     size_t n = 0;
     for (int64_t sum = 0; n < rows; n++) {
         sum += apus_dataset_row(d, order[n]).n_tokens;
         if (n > 0 && sum > tokens)
             break;
     }
-    (void)apus_batch_fill(&t->batch, d, order, 0, n, 0);
+    (void)apus_batch_fill(b, d, order, 0, n, 0);
     free(order);
     return APUS_OK;
 }
 
-static apus_status time_pass(apus_trainer *t, apus_objective *o, const apus_dataset *d, double *per_token, apus_error *err)
+apus_status apus_pass_cost(apus_objective *o, apus_reference *r, apus_batch *b, const apus_dataset *d, uint64_t seed, double *seconds,
+                           apus_error *err)
 {
-    const apus_plan_cost cost = apus_plan_costs(o->plan);
-    const double fits = TIMED_FLOPS / (cost.flops + 1.0) * (double)t->batch.capacity[0];
+    const double fits = TIMED_FLOPS / (apus_plan_costs(o->plan).flops + 1.0) * (double)b->capacity[0];
     double policy = 0.0, reference = 0.0;
-    apus_status st = fill_some(t, d, fits > TIMED_TOKENS ? fits < 1e9 ? (int64_t)fits : 1000000000 : TIMED_TOKENS, err);
+    apus_status st = fill_some(b, d, seed, fits > TIMED_TOKENS ? fits < 1e9 ? (int64_t)fits : 1000000000 : TIMED_TOKENS, err);
     if (st == APUS_OK)
-        st = apus_reference_measure(&t->reference, &t->batch, &reference, err);
+        st = apus_reference_measure(r, b, &reference, err);
     if (st == APUS_OK)
-        st = apus_objective_measure(o, &t->batch, &policy, err);
-    *per_token = (policy + reference) / (double)t->batch.extents[0];
+        st = apus_objective_measure(o, b, &policy, err);
+    *seconds = (policy + reference) / (double)(b->extents[0] > 0 ? b->extents[0] : 1);
     return st;
 }
 
 static apus_status time_all(apus_trainer *t, timing *time, apus_error *err)
 {
-    apus_status st = time_pass(t, &t->train, t->data, &time->micro, err);
+    apus_status st = apus_pass_cost(&t->train, &t->reference, &t->batch, t->data, t->stage->seed, &time->micro, err);
     if (st == APUS_OK)
         st = apus_updater_measure(&t->updater, &time->update, err);
     time->evaluation = 0.0;
     if (st == APUS_OK && t->has_eval)
-        st = time_pass(t, &t->eval, t->eval_data, &time->evaluation, err);
+        st = apus_pass_cost(&t->eval, &t->reference, &t->batch, t->eval_data, t->stage->seed, &time->evaluation, err);
     return st;
 }
 
@@ -109,6 +109,16 @@ static double evaluations_left(const apus_trainer *t)
     return (double)(due + (every <= 0 || t->max_steps % every != 0 ? 1 : 0));
 }
 
+/* A model of the shape that the training will make, for plans of the stages after it. */
+static apus_node *shape_of(const apus_trainer *t)
+{
+    apus_node *spec = NODE->copy(t->start_spec);
+    if (t->model->own_extra != NULL) /* the tokenizer that the data brought */
+        (void)NODE->set(spec, "tokenizer", NODE->copy(t->model->own_extra));
+    (void)NODE->set(spec, "loss", NODE->copy(NODE->get(t->params, "loss")));
+    return spec;
+}
+
 apus_node *apus_trainer_chosen(const apus_trainer *t)
 {
     char line[300];
@@ -126,7 +136,7 @@ apus_node *apus_trainer_chosen(const apus_trainer *t)
     return chosen;
 }
 
-apus_status apus_trainer_describe(apus_trainer *t, double tokens_per_second, apus_node *map, apus_error *err)
+apus_status apus_trainer_describe(apus_trainer *t, apus_node *map, apus_error *err)
 {
     uint64_t parameters = 0, trained = 0;
     char layout[160];
@@ -150,12 +160,14 @@ apus_status apus_trainer_describe(apus_trainer *t, double tokens_per_second, apu
     /* The plan's cost is for a full micro-batch; a step holds batch_size rows of average length. */
     const double rows = (double)apus_dataset_rows(t->data);
     const double tokens = (double)apus_dataset_limits(t->data)->tokens / rows * fmin((double)int_param(t, "batch_size"), rows);
-    const double step = tokens_per_second > 0.0 ? tokens / tokens_per_second : time.micro * tokens + time.update;
+    const double known = t->stage->tokens_per_second, step = known > 0.0 ? tokens / known : time.micro * tokens + time.update;
     const double evaluation = t->has_eval ? time.evaluation * (double)apus_dataset_limits(t->eval_data)->tokens : 0.0;
     set(map, "tokens_per_step", tokens);
     set(map, "flops_per_step", apus_plan_costs(t->train.plan).flops * tokens / (double)t->batch.capacity[0]);
     set(map, "seconds_per_step", step);
     set(map, "seconds", step * (double)(t->max_steps - t->step) + evaluation * evaluations_left(t));
+    (void)NODE->set(map, "seconds_from", NODE->make_string(known > 0.0 ? "events" : "timing", (size_t)-1));
+    (void)NODE->set(map, "model", shape_of(t));
     (void)NODE->set(map, "plan", apus_plan_describe(t->train.plan));
     return APUS_OK;
 }

@@ -93,10 +93,14 @@ const char *apus_trainer_layout(const apus_trainer *t, char text[160]);
 
 /* What was decided, for the lock: {layout, memory, kernels: ["op: table"]}. owner: caller. */
 apus_node *apus_trainer_chosen(const apus_trainer *t);
-/* What the training costs, into a map: parameters, trained, rows, steps, steps_done, memory (bytes), layout, tokens_per_step, flops_per_step,
- * seconds_per_step, seconds (of all that is left; an estimate), plan. tokens_per_second: as an earlier run of the same found it; 0: each
- * kind of operation is timed now, on some rows. Gradients and weights are spoilt by that: the trainer can only be closed then. (cost.c) */
-apus_status apus_trainer_describe(apus_trainer *t, double tokens_per_second, apus_node *map, apus_error *err);
+/* What the training costs, into a map: parameters, trained, rows, steps, steps_done, memory (bytes), layout, tokens_per_step,
+ * flops_per_step, seconds_per_step, seconds (of all that is left; an estimate), seconds_from (events: the stage's tokens_per_second;
+ * timing: each kind of operation is timed now, on some rows), model (a spec of the shape that it will make), plan. Gradients and weights
+ * are spoilt by the timing: the trainer can only be closed then. (cost.c) */
+apus_status apus_trainer_describe(apus_trainer *t, apus_node *map, apus_error *err);
+/* About how long a token of d takes to run through o and r, by timing on some rows; their results mean nothing. b: of their capacity. */
+apus_status apus_pass_cost(apus_objective *o, apus_reference *r, apus_batch *b, const apus_dataset *d, uint64_t seed, double *seconds,
+                           apus_error *err);
 
 /* Sums of the objective over all rows of d, in order. r: zeroed when no reference is needed. */
 apus_status apus_evaluate_rows(apus_objective *o, apus_reference *r, apus_batch *b, const apus_dataset *d, apus_objective_sums *sums,

@@ -1,13 +1,12 @@
 /*
- * core/run/plan.c: what a run would do, stage by stage, before it does: a training is opened as a run would open it, over the model that
- * is there, or one of the same shape in place of a model that an earlier stage will make; no step is taken.
+ * core/run/plan.c: what a run would do, stage by stage, before it does: each stage is asked what it would take, with the model that is
+ * there, or one of the same shape in place of a model that an earlier stage will make.
  */
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "io/io.h"
-#include "model/trainer.h"
 #include "module/module.h"
 #include "run/log.h"
 #include "run/stage.h"
@@ -58,9 +57,9 @@ static double earlier_speed(const apus_run_state *r, size_t i)
     return median;
 }
 
-/* Opens the training and describes it into `entry`. model: owner: caller; of the shape that the training will make. */
-static apus_status describe_training(const apus_run_state *r, size_t i, int force, const apus_node *params, apus_node *entry, apus_node **model,
-                                     apus_error *err)
+/* What the stage says of its costs, into `entry`. */
+static apus_status describe(const apus_run_state *r, size_t i, int force, const apus_stage_ops *ops, const apus_node *params, apus_node *entry,
+                            apus_error *err)
 {
     const apus_pipeline_stage *s = &r->pipeline.stages[i];
     char dir[4400], path[4400];
@@ -73,24 +72,22 @@ static apus_status describe_training(const apus_run_state *r, size_t i, int forc
                                   .device = r->device,
                                   .cache_dir = r->cache_dir,
                                   .key = force ? NULL : r->keys[i], /* without one, nothing is resumed */
+                                  .tokens_per_second = earlier_speed(r, i),
                                   .memory_limit = NODE->as_int(NODE->get(NODE->get(r->pipeline.settings, "backend"), "memory"), 0)};
-    apus_trainer *t;
-    apus_status st = apus_trainer_open(&context, params, &t, err);
-    if (st != APUS_OK)
-        return st;
-    const double speed = earlier_speed(r, i);
-    st = apus_trainer_describe(t, speed, entry, err);
-    if (st == APUS_OK)
-        (void)NODE->set(entry, "seconds_from", NODE->make_string(speed > 0.0 ? "events" : "timing", (size_t)-1));
-    *model = NODE->make_map();
-    (void)NODE->set(*model, "model", NODE->copy(t->start_spec));
-    apus_trainer_close(t);
-    return st;
+    return ops->plan(apus_host_table(), params, &context, entry, err);
 }
 
-static int is_unmade(const apus_node *model)
+/* The first stage not made before i that `params` has a model of; NULL: none. */
+static const char *waits_for(const apus_run_state *r, size_t i, const unsigned char *made, const apus_node *params)
 {
-    return NODE->length(model) == 1 && NODE->get(model, "stage") != NULL;
+    const char *stage = NODE->kind(params) == APUS_NODE_MAP && NODE->length(params) == 1 ? NODE->as_string(NODE->get(params, "stage"), NULL) : NULL;
+    for (size_t k = 0; stage != NULL && k < i; k++)
+        if (!made[k] && strcmp(r->pipeline.stages[k].name, stage) == 0)
+            return r->pipeline.stages[k].name;
+    for (size_t k = 0; k < NODE->length(params); k++)
+        if ((stage = waits_for(r, i, made, NODE->at(params, k))) != NULL)
+            return stage;
+    return NULL;
 }
 
 /* r->results: of stages that are not made (yet), a model of the shape that theirs will have. */
@@ -101,21 +98,28 @@ static apus_status plan_stage(apus_run_state *r, size_t i, int force, const unsi
     (void)NODE->set(entry, "stage", NODE->make_string(s->component->name, (size_t)-1));
     (void)NODE->set(entry, "key", NODE->make_string(r->keys[i], 64));
     (void)NODE->set(entry, "done", NODE->make_bool(made[i]));
-    if (made[i] || NODE->get(s->params, "optimizer") == NULL)
+    apus_stage_ops ops;
+    apus_take(&ops, sizeof ops, s->component->ops);
+    if (made[i] || ops.plan == NULL)
         return APUS_OK;
-    apus_node *params = apus_pipeline_wire(s->params, &r->pipeline, r->results);
+    apus_node *params = apus_pipeline_wire(s->params, &r->pipeline, r->results), *costs = NODE->make_map();
+    const char *waits = waits_for(r, i, made, s->params);
     apus_error why = {0};
-    const char *waits = NODE->as_string(NODE->get(NODE->get(s->params, "model"), "stage"), NULL);
-    for (size_t k = 0; waits != NULL && k < i; k++)
-        if (made[k] && strcmp(r->pipeline.stages[k].name, waits) == 0)
-            waits = NULL;
-    apus_status st = is_unmade(NODE->get(params, "model")) ? APUS_E_NOT_FOUND : describe_training(r, i, force, params, entry, &r->results[i], &why);
+    apus_status st = waits_for(r, i, made, params) == NULL ? describe(r, i, force, &ops, params, costs, &why) : APUS_E_NOT_FOUND;
     if (waits != NULL)
         (void)NODE->set(entry, "waits_for", NODE->make_string(waits, (size_t)-1));
+    for (size_t k = 0; k < NODE->length(costs) && st == APUS_OK; k++)
+        if (strcmp(NODE->key_at(costs, k), "model") != 0)
+            (void)NODE->set(entry, NODE->key_at(costs, k), NODE->copy(NODE->at(costs, k)));
+    if (st == APUS_OK && NODE->get(costs, "model") != NULL) {
+        r->results[i] = NODE->make_map();
+        (void)NODE->set(r->results[i], "model", NODE->copy(NODE->get(costs, "model")));
+    }
     if (st != APUS_OK && st != APUS_E_MEMORY && waits != NULL)
         st = APUS_OK; /* it may still be well with the real model */
     if (st != APUS_OK && err != NULL)
         *err = why;
+    NODE->release(costs);
     NODE->release(params);
     return st;
 }

@@ -17,6 +17,7 @@ struct apus_stage_context {
     const char *cache_dir;       /* token caches; NULL: none */
     int64_t memory_limit;        /* bytes; 0: none */
     int profile;                 /* trainings: STAGE/trace.json */
+    double tokens_per_second;    /* planning: of an earlier run of the same training here; 0: not known */
     const char *key;             /* hash of what makes this stage's output: checkpoints carry it */
     struct apus_stage_log *log;  /* events.jsonl and the trackers */
     apus_node *result;           /* set by the stage */

@@ -93,11 +93,24 @@ trackers: []
 stages:
   - {name: first, stage: train, model: $golden, dataset: {type: tokens, path: $folder/tokens.jsonl}, tuner: full, batch_size: 2, max_steps: 40}
   - {name: second, stage: train, model: first, dataset: {type: tokens, path: $folder/tokens.jsonl}, batch_size: 2, max_steps: 10}
+  - {name: measured, stage: eval, model: second, dataset: {type: tokens, path: $folder/tokens.jsonl}}
+  - name: talker
+    stage: train
+    model:
+      arch: decoder
+      tokenizer: configs/byte-tokenizer
+      config: {model_type: llama, vocab_size: 257, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2}
+    dataset: {path: $folder/words.jsonl}
+    tuner: full
+    max_steps: 1
+  - {name: talk, stage: generate, model: talker, dataset: {path: $folder/words.jsonl}, max_tokens: 4}
   - {name: out, stage: export, model: second, format: safetensors, path: $folder/exported}
 END
+echo '{"prompt": "a", "completion": "b"}' > "$folder/words.jsonl"
 printf '{"input_ids": [1, 2, 3, 4, 5, 6, 7, 8]}\n%.0s' 1 2 3 4 > "$folder/tokens.jsonl"
 "$apus" plan "$folder/plan.yaml" > "$folder/out" 2>&1 || wrong "plan: $(cat "$folder/out")"
 for line in '^first  *train  *about [0-9.]* s$' '^second .*about [0-9.]* s, with a model as' '40 steps of about 16 tokens, [0-9.e-]* s and' \
+    '^measured  *eval  *about [0-9.]* s, with' '4 rows, 32 tokens$' '^talk  *generate  *at most [0-9.]* s, with' '1 answers of up to 4 tokens' \
     '^out  *export  *costs are not known' '^in all about [0-9.]* s, and what these take: out$'; do
     grep -q "$line" "$folder/out" || wrong "plan does not say '$line': $(cat "$folder/out")"
 done

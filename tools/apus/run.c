@@ -73,11 +73,8 @@ static void print_training(const apus_node *s)
 {
     const apus_node_api *node = apus_nodes();
     const apus_node *memory = node->get(s, "memory");
-    const double done = number(s, "steps_done");
-    const char *waits = node->as_string(node->get(s, "waits_for"), NULL);
     const char *from = node->as_string(node->get(s, "seconds_from"), NULL);
-    char text[32];
-    printf("about %s%s\n", duration(number(s, "seconds"), text), waits != NULL ? ", with a model as the earlier stage will make it" : "");
+    const double done = number(s, "steps_done");
     printf("%28s%.0f steps", "", number(s, "steps"));
     if (done > 0)
         printf(" (%.0f are done)", done);
@@ -94,6 +91,20 @@ static void print_training(const apus_node *s)
     printf("\n%28s%s\n", "", node->as_string(node->get(s, "layout"), NULL));
 }
 
+static void print_costs(const apus_node *s)
+{
+    const apus_node_api *node = apus_nodes();
+    char text[32];
+    printf("%s %s%s\n", node->as_bool(node->get(s, "at_most"), 0) ? "at most" : "about", duration(number(s, "seconds"), text),
+           node->get(s, "waits_for") != NULL ? ", with a model as an earlier stage will make it" : "");
+    if (node->get(s, "steps") != NULL)
+        print_training(s);
+    else if (node->get(s, "answers") != NULL)
+        printf("%28s%.0f answers of up to %.0f tokens\n", "", number(s, "answers"), number(s, "max_tokens"));
+    else if (node->get(s, "rows") != NULL)
+        printf("%28s%.0f rows, %.0f tokens\n", "", number(s, "rows"), number(s, "tokens"));
+}
+
 static void print_stage(const apus_node *s)
 {
     const apus_node_api *node = apus_nodes();
@@ -102,7 +113,7 @@ static void print_stage(const apus_node *s)
     if (node->as_bool(node->get(s, "done"), 0))
         printf("done before: will be reused\n");
     else if (node->get(s, "seconds") != NULL)
-        print_training(s);
+        print_costs(s);
     else if (waits != NULL)
         printf("its model is made by stage %s: costs are not known yet\n", waits);
     else

@@ -49,7 +49,13 @@ static apus_status run(const apus_host *host, const apus_node *params, apus_stag
     return st;
 }
 
-static const apus_stage_ops ops = {.size = sizeof ops, .run = run};
+static apus_status plan(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_node *costs, apus_error *err)
+{
+    (void)host;
+    return session->trainer_plan(s, params, costs, err);
+}
+
+static const apus_stage_ops ops = {.size = sizeof ops, .run = run, .plan = plan};
 
 static const char *const recompute_choices[] = {"none", "cheap", "block", NULL};
 
