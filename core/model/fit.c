@@ -175,7 +175,7 @@ static apus_status refuse(const search *s, apus_error *err)
               "the rest of activations and scratch for rows of up to %u tokens",
               size_of(s->limit).text, size_of(s->least).text, size_of(m.weights + m.reference).text, size_of(m.gradients).text,
               size_of(m.states).text, apus_dataset_limits(s->t->data)->longest);
-    return apus_hint(err, APUS_E_MEMORY, "raise backend.memory, shorten dataset.max_length, or train fewer weights (tuner: lora)");
+    return apus_hint(err, APUS_E_MEMORY, "raise backend.memory, shorten dataset.max_length, or train fewer weights");
 }
 
 apus_status apus_trainer_fit(apus_trainer *t, apus_error *err)

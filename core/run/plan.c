@@ -115,8 +115,11 @@ static apus_status plan_stage(apus_run_state *r, size_t i, int force, const unsi
         r->results[i] = NODE->make_map();
         (void)NODE->set(r->results[i], "model", NODE->copy(NODE->get(costs, "model")));
     }
-    if (st != APUS_OK && st != APUS_E_MEMORY && waits != NULL)
-        st = APUS_OK; /* it may still be well with the real model */
+    if (st != APUS_OK && st != APUS_E_MEMORY && waits != NULL) { /* it may still be well with the real model */
+        if (why.message[0] != '\0')
+            (void)NODE->set(entry, "unknown", NODE->make_string(why.message, (size_t)-1));
+        st = APUS_OK;
+    }
     if (st != APUS_OK && err != NULL)
         *err = why;
     NODE->release(costs);

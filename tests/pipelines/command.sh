@@ -106,7 +106,7 @@ stages:
   - {name: talk, stage: generate, model: talker, dataset: {path: $folder/words.jsonl}, max_tokens: 4}
   - {name: out, stage: export, model: second, format: safetensors, path: $folder/exported}
 END
-echo '{"prompt": "a", "completion": "b"}' > "$folder/words.jsonl"
+echo '{"text": "a b"}' > "$folder/words.jsonl"
 printf '{"input_ids": [1, 2, 3, 4, 5, 6, 7, 8]}\n%.0s' 1 2 3 4 > "$folder/tokens.jsonl"
 "$apus" plan "$folder/plan.yaml" > "$folder/out" 2>&1 || wrong "plan: $(cat "$folder/out")"
 for line in '^first  *train  *about [0-9.]* s$' '^second .*about [0-9.]* s, with a model as' '40 steps of about 16 tokens, [0-9.e-]* s and' \
@@ -114,6 +114,8 @@ for line in '^first  *train  *about [0-9.]* s$' '^second .*about [0-9.]* s, with
     '^out  *export  *costs are not known' '^in all about [0-9.]* s, and what these take: out$'; do
     grep -q "$line" "$folder/out" || wrong "plan does not say '$line': $(cat "$folder/out")"
 done
+"$apus" plan "$folder/plan.yaml" stages.talk.dataset.type=messages 2>&1 | grep -q 'made by stage talker: costs are not known yet: .*' ||
+    wrong "plan does not say why a stage's costs are not known"
 [ -e "$folder/planned" ] && wrong "plan writes into the run folder"
 "$apus" plan --json "$folder/plan.yaml" > "$folder/out" || wrong "plan --json"
 [ "$(grep -cE '"seconds(_per_step)?": [0-9.e-]*[1-9]' "$folder/out")" -ge 5 ] || wrong "plan --json has no times"

@@ -108,14 +108,14 @@ static void print_costs(const apus_node *s)
 static void print_stage(const apus_node *s)
 {
     const apus_node_api *node = apus_nodes();
-    const char *waits = node->as_string(node->get(s, "waits_for"), NULL);
+    const char *waits = node->as_string(node->get(s, "waits_for"), NULL), *why = node->as_string(node->get(s, "unknown"), NULL);
     printf("%-16s %-9s  ", node->as_string(node->get(s, "name"), NULL), node->as_string(node->get(s, "stage"), NULL));
     if (node->as_bool(node->get(s, "done"), 0))
         printf("done before: will be reused\n");
     else if (node->get(s, "seconds") != NULL)
         print_costs(s);
     else if (waits != NULL)
-        printf("its model is made by stage %s: costs are not known yet\n", waits);
+        printf("its model is made by stage %s: costs are not known yet%s%s\n", waits, why != NULL ? ": " : "", why != NULL ? why : "");
     else
         printf("costs are not known before it runs\n");
 }
