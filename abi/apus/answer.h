@@ -6,6 +6,7 @@
 #define APUS_ANSWER_H
 
 #include <string.h>
+#include <time.h>
 
 #include <apus/session.h>
 
@@ -222,6 +223,56 @@ static inline apus_status apus_answer_rows(apus_row_questions *q, apus_error *er
     q->host->node->release(q->messages);
     q->example = q->messages = NULL;
     return st;
+}
+
+/* ------------------------------------------------------------ what that will take */
+
+static inline double apus_answer_clock(void)
+{
+    struct timespec t;
+    (void)timespec_get(&t, TIME_UTC);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static inline apus_status apus_answer_ignored(void *context, int64_t i, const apus_node *row, const apus_node *answer, apus_error *err)
+{
+    (void)context;
+    (void)i;
+    (void)row;
+    (void)answer;
+    (void)err;
+    return APUS_OK;
+}
+
+/* For a stage's `plan`: some rows are asked for a few tokens, then their prompts, which are known by now, for a few more. Into costs:
+ * answers, max_tokens, at_most, and the seconds of `passes` over all rows if every answer is as long as it may be. */
+static inline apus_status apus_answer_plan(apus_row_questions *q, int64_t passes, apus_node *costs, apus_error *err)
+{
+    enum { APUS_FEW_TOKENS = 8 };
+    const apus_node_api *node = q->host->node;
+    apus_row_questions some = *q;
+    const int64_t together = q->parallel > 0 ? q->parallel : 1, most = node->as_int(node->get(q->sampling, "max_tokens"), 512);
+    double seconds[2] = {0.0, 0.0};
+    apus_status st = APUS_OK;
+    some.count = q->count < together ? q->count : together;
+    some.answered = apus_answer_ignored;
+    for (int k = 0; k < 2 && st == APUS_OK && q->count > 0; k++) {
+        apus_node *sampling = node->copy(q->sampling);
+        (void)node->set(sampling, "max_tokens", node->make_int(k == 0 ? 1 : APUS_FEW_TOKENS));
+        some.sampling = sampling;
+        const double began = apus_answer_clock();
+        st = apus_answer_rows(&some, err);
+        seconds[k] = apus_answer_clock() - began;
+        node->release(sampling);
+    }
+    if (st != APUS_OK)
+        return st;
+    const double rounds = (double)passes * (double)q->count / (double)(some.count > 0 ? some.count : 1);
+    (void)node->set(costs, "answers", node->make_int(passes * q->count));
+    (void)node->set(costs, "max_tokens", node->make_int(most));
+    (void)node->set(costs, "seconds", node->make_float(rounds * (seconds[0] + seconds[1] / APUS_FEW_TOKENS * (double)most)));
+    (void)node->set(costs, "at_most", node->make_bool(1));
+    return APUS_OK;
 }
 
 #ifdef __cplusplus

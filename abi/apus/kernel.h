@@ -13,7 +13,8 @@ extern "C" {
 /* A device. One instance per run. All functions [main] unless tagged. */
 typedef struct apus_backend_ops {
     uint32_t size;
-    /* params: validated (threads, …). Fails with a clear line where the device does not answer. */
+    /* params: validated (threads, …). Fails with a clear line where the device does not answer. `memory` (BYTES, nullable), where a
+     * backend has it, is the host's: the most that a training may take; the backend does nothing about it. */
     apus_status (*open)(const apus_host *host, const apus_node *params, void **backend, apus_error *err);
     void (*close)(void *backend);
     apus_dtype (*real)(void *backend);           /* what APUS_REAL becomes: APUS_F32 or APUS_F64 */

@@ -109,6 +109,10 @@ typedef struct apus_session_api {
 
     /* Write a model (params as in the stage `export`). */
     apus_status (*export_model)(apus_stage_context *s, const apus_node *params, apus_error *err);
+
+    /* For a stage's `plan`: what a training, or `evaluate`, would take with these params. Into costs: seconds, memory, steps, … */
+    apus_status (*trainer_plan)(apus_stage_context *s, const apus_node *params, apus_node *costs, apus_error *err);
+    apus_status (*evaluate_plan)(apus_stage_context *s, const apus_node *params, apus_node *costs, apus_error *err);
 } apus_session_api;
 
 /* ------------------------------------------------------------ the kind "stage" */
@@ -117,6 +121,10 @@ typedef struct apus_session_api {
 typedef struct apus_stage_ops {
     uint32_t size;
     apus_status (*run)(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_error *err);
+    /* What `run` would take, into the map costs: seconds (an estimate, of all that is left to do), at_most (true: not longer than that),
+     * and whatever else there is to tell. Writes nothing and emits no event. A model that an earlier stage is yet to make is stood in for
+     * by one of the same shape. NULL: not known before it runs. */
+    apus_status (*plan)(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_node *costs, apus_error *err);
 } apus_stage_ops;
 
 /* ------------------------------------------------------------ the kind "sampler" */

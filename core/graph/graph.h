@@ -82,16 +82,21 @@ void apus_graph_gradients(apus_graph *g, const apus_tensor *y, const apus_tensor
 
 /* ---- planning and running */
 
-enum { APUS_RECOMPUTE_NONE = 0, APUS_RECOMPUTE_CHEAP = 1, APUS_RECOMPUTE_BLOCK = 2 };
+enum { APUS_RECOMPUTE_NONE = 0, APUS_RECOMPUTE_CHEAP = 1, APUS_RECOMPUTE_BLOCK = 2 /* + n: the first n blocks only */ };
 
 typedef struct apus_plan apus_plan;
 
 /* outputs: kept for reading after each run. capacity: largest extent of each symbol (index -1-symbol). Only what the
  * outputs and effects need is planned. Errors name an op or weight encoding that no kernel of the device takes.
- * recompute: CHEAP clones cheap forward ops into the backward pass; BLOCK keeps only the "block" points. */
+ * recompute: CHEAP clones cheap forward ops into the backward pass; BLOCK keeps only the "block" points; BLOCK + n does so for the first
+ * n blocks, and is CHEAP for the others. */
 apus_plan *apus_plan_new(apus_graph *g, apus_device *d, const apus_tensor *outputs, size_t n_outputs,
                          const int64_t capacity[APUS_N_DIM_SYMBOLS], int recompute, apus_error *err);
 void apus_plan_free(apus_plan *p);
+
+/* p works in other's memory from now on, where that is large enough; else nothing happens. Neither may run before what it needs of the
+ * last run's outputs is read. other is freed after p, or p is not run any more. */
+void apus_plan_share(apus_plan *p, const apus_plan *other);
 
 /* Inputs and variables the plan really uses. */
 size_t apus_plan_variable_count(const apus_plan *p);
@@ -115,14 +120,38 @@ apus_status apus_plan_output(apus_plan *p, size_t k, double *values, int64_t n, 
 apus_view apus_plan_output_view(const apus_plan *p, size_t k);
 
 typedef struct apus_plan_cost {
-    size_t arena_bytes;    /* activations and scratch, at capacity */
+    size_t arena_bytes;    /* activations, scratch and constants, at capacity; what is shared counts where it is from */
     size_t variable_bytes; /* what binding will take */
     double flops;          /* at capacity */
+    double product_flops;  /* of products of matrices alone */
     size_t nodes;
+    int blocks;            /* stretches between "block" points */
 } apus_plan_cost;
 apus_plan_cost apus_plan_costs(const apus_plan *p);
-/* {ops: [{op, count, kernel, flops, seconds}], arena: …}: seconds when apus_plan_profile was on. owner: caller. */
+/* {ops: [{op, count, kernel, flops, seconds}], arena: …}: seconds as apus_plan_measure found them, else 0. owner: caller. */
 apus_node *apus_plan_describe(const apus_plan *p);
-void apus_plan_profile(apus_plan *p, int on);
+/* About how long a run with these extents and feeds takes: each kind of step (kernel and shapes) is run and timed some times, on
+ * whatever numbers are there. What the plan writes (gradients, states) is spoilt: for plans that will not be run for their results. */
+apus_status apus_plan_measure(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds,
+                              double *seconds, apus_error *err);
+
+double apus_clock(void); /* seconds, monotonic */
+
+/* What step of a plan that runs is, at the extents of this run. */
+typedef struct apus_plan_step_facts {
+    const char *op;     /* "apus.linear/1"; "elementwise": several, one tile after the other */
+    const char *kernel; /* the table it is from */
+    int32_t nodes;
+    double flops;       /* of a product of matrices; 0: not known */
+    char shapes[192];   /* "[64,576] [192,576] -> [64,192]" of the first node's inputs, the last one's outputs */
+} apus_plan_step_facts;
+void apus_plan_step_look(const apus_plan *p, size_t step, apus_plan_step_facts *facts);
+
+/* Told of each step when it is done, with its begin and end by apus_clock. Called by apus_plan_run, on its thread. */
+typedef struct apus_plan_watcher {
+    void *context;
+    void (*step)(void *context, const apus_plan *p, size_t step, double began, double ended);
+} apus_plan_watcher;
+void apus_plan_watch(apus_plan *p, const apus_plan_watcher *watcher); /* copied; NULL: nobody, which costs nothing */
 
 #endif

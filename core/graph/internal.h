@@ -38,7 +38,9 @@ size_t apus_kernel_count(void);
 const apus_kernel_entry *apus_kernel_at(size_t i);
 
 extern const apus_ops_ops apus_builtin_ops;                      /* op_table.c */
-double apus_op_flops(const apus_kernel_call *c, const char *op); /* op_table.c: an estimate by the op's name */
+/* op_table.c: estimates by the op's name. Of products of matrices alone, which are exact; 0: it is none. */
+double apus_op_product_flops(const apus_kernel_call *c, const char *op);
+double apus_op_flops(const apus_kernel_call *c, const char *op);
 
 /* gradients.c: the built-in ops' gradients and decompositions, by the names in op_table.c */
 typedef void apus_gradient_fn(apus_graph *g, const apus_tensor *in, uint32_t n_in, const apus_tensor *out, const apus_tensor *d_out,

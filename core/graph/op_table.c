@@ -447,7 +447,7 @@ static double elements(const apus_view *v)
     return n;
 }
 
-double apus_op_flops(const apus_kernel_call *c, const char *op)
+double apus_op_product_flops(const apus_kernel_call *c, const char *op)
 {
     static const struct {
         const char *op;
@@ -466,6 +466,14 @@ double apus_op_flops(const apus_kernel_call *c, const char *op)
             f *= 2; /* token_logprob with slopes */
         return f;
     }
+    return 0.0;
+}
+
+double apus_op_flops(const apus_kernel_call *c, const char *op)
+{
+    const double product = apus_op_product_flops(c, op);
+    if (product > 0.0)
+        return product;
     /* one segment as long as everything: an upper bound, halved by causality */
     if (strcmp(op, "apus.attention/1") == 0)
         return 2.0 * elements(&c->in[0]) * (double)c->in[0].dims[0];

@@ -537,11 +537,21 @@ static void free_leaves(apus_plan_leaf *at, size_t n)
     free(at);
 }
 
+void apus_plan_share(apus_plan *p, const apus_plan *other)
+{
+    if (p->shared || p->arena_bytes > other->arena_bytes || p->device != other->device)
+        return;
+    apus_device_free(p->device, p->arena, p->arena_bytes);
+    p->arena = other->arena;
+    p->shared = 1;
+    p->ready = 0;
+}
+
 void apus_plan_free(apus_plan *p)
 {
     if (p == NULL)
         return;
-    if (p->arena != NULL)
+    if (p->arena != NULL && !p->shared)
         apus_device_free(p->device, p->arena, p->arena_bytes);
     if (p->constant_memory != NULL)
         apus_device_free(p->device, p->constant_memory, p->constant_bytes);

@@ -7,7 +7,7 @@
  *   effects    effects.c   accumulations and assignments become stores into variables' memory
  *   group      schedule.c  steps: a kernel, sibling calls of one, or runs of elementwise nodes worked tile by tile
  *   memory     memory.c    lifetimes, reuse in place, offsets in one arena
- *   run        run.c
+ *   run        run.c      (what it costs, in memory, operations and time: costs.c)
  */
 #ifndef APUS_CORE_GRAPH_PLAN_H
 #define APUS_CORE_GRAPH_PLAN_H
@@ -56,7 +56,7 @@ typedef struct apus_plan_step {
     int32_t slots;   /* of a tile */
     int64_t tile;    /* elements */
     int32_t scratch; /* place; -1 */
-    double flops, seconds;
+    double flops, product_flops, seconds;
 } apus_plan_step;
 
 typedef struct apus_plan_leaf {
@@ -101,6 +101,7 @@ struct apus_plan {
 
     char *arena, *constant_memory;
     size_t arena_bytes, constant_bytes;
+    int shared; /* the arena is another plan's */
     void *staging; /* for feeds of a device that is not in host memory */
     size_t staging_bytes;
     apus_view *views;      /* of tensors, at the current extents */
@@ -108,7 +109,8 @@ struct apus_plan {
     int64_t extents[APUS_N_DIM_SYMBOLS];
     int ready; /* views are those of `extents` and of the bound memory */
     int ran;
-    int profile, check_numbers;
+    int check_numbers;
+    apus_plan_watcher watcher;
 };
 
 /* Appends a zeroed item; NULL: out of memory. */
@@ -131,6 +133,13 @@ apus_status apus_plan_recompute(apus_plan *p, int mode, apus_error *err);
 apus_status apus_plan_group(apus_plan *p, apus_error *err);
 apus_status apus_plan_memory(apus_plan *p, apus_error *err);
 apus_status apus_plan_prepare(apus_plan *p, apus_error *err);
+void apus_plan_count_flops(apus_plan *p); /* of each step, at the extents of the views */
+
+/* A run, in parts: extents checked, views set, inputs in their places; then each step. */
+apus_status apus_plan_begin(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds, apus_error *err);
+apus_status apus_plan_run_step(apus_plan *p, const apus_plan_step *s, apus_error *err);
+apus_kernel_call apus_plan_call(const apus_plan *p, const apus_plan_node *n, void *scratch);
+int apus_plan_wants(const apus_plan_tensor *t); /* somebody reads it */
 
 /* The arena, so that tests can poison it. */
 void *apus_plan_arena(const apus_plan *p, size_t *bytes);

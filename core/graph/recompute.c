@@ -2,7 +2,8 @@
  * core/graph/recompute: what the backward pass needs from the forward pass is either kept or computed again.
  *
  * CHEAP: an op flagged so is computed again where keeping its inputs costs less than keeping its result: inputs that are
- * kept anyway cost nothing. BLOCK: everything between two "block" points is computed again from the earlier one.
+ * kept anyway cost nothing. BLOCK: everything between two "block" points is computed again from the earlier one; or only so between
+ * the first of them, whose results would be kept the longest.
  * A clone stands just before its first use; it runs the same kernel on the same inputs, so its bits are the same.
  */
 #include "graph/plan.h"
@@ -86,6 +87,7 @@ static void decide(recompute *r, int mode)
     for (size_t i = 0; i < r->boundary; i++)
         for (uint32_t k = 0; k < p->nodes.at[p->order.at[i]].n_out; k++)
             points += p->tensors.at[p->nodes.at[p->order.at[i]].out[k]].block_point != 0;
+    const int blocks = mode < APUS_RECOMPUTE_BLOCK ? 0 : mode == APUS_RECOMPUTE_BLOCK ? points : mode - APUS_RECOMPUTE_BLOCK;
     for (size_t i = 0; i < r->boundary; i++) {
         apus_plan_node *n = &p->nodes.at[p->order.at[i]];
         const int32_t id = p->order.at[i];
@@ -94,9 +96,9 @@ static void decide(recompute *r, int mode)
         n->segment = seen;
         for (uint32_t k = 0; k < n->n_out; k++)
             point |= p->tensors.at[n->out[k]].block_point;
-        r->block[id] = mode == APUS_RECOMPUTE_BLOCK && seen > 0 && seen < points && can && !point;
+        r->block[id] = seen > 0 && seen < points && seen <= blocks && can && !point;
         r->clone[id] =
-            r->block[id] || ((n->op->flags & APUS_OP_CHEAP) != 0 && n->kernel->then == NULL && can && !(mode == APUS_RECOMPUTE_BLOCK && point));
+            r->block[id] || ((n->op->flags & APUS_OP_CHEAP) != 0 && n->kernel->then == NULL && can && !(blocks > 0 && seen <= blocks && point));
         seen += point;
         for (uint32_t k = 0; k < n->n_out && !r->clone[id]; k++)
             r->saved[n->out[k]] = r->direct[n->out[k]] || p->tensors.at[n->out[k]].keep;

@@ -4,8 +4,6 @@
  */
 #include "graph/plan.h"
 
-#include "value/node.h"
-
 #include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -57,7 +55,7 @@ static apus_status prepare_constants(apus_plan *p, apus_error *err)
     return st;
 }
 
-static apus_kernel_call call_of(const apus_plan *p, const apus_plan_node *n, void *scratch)
+apus_kernel_call apus_plan_call(const apus_plan *p, const apus_plan_node *n, void *scratch)
 {
     return (apus_kernel_call){.in = n->views,
                               .out = n->views + n->n_in,
@@ -69,7 +67,7 @@ static apus_kernel_call call_of(const apus_plan *p, const apus_plan_node *n, voi
                               .accumulate = n->accumulate};
 }
 
-static int is_wanted(const apus_plan_tensor *t)
+int apus_plan_wants(const apus_plan_tensor *t)
 {
     return t->used || t->keep || t->variable >= 0;
 }
@@ -101,22 +99,8 @@ static void set_views(apus_plan *p, const int64_t *extents, int with_memory)
         }
         for (uint32_t k = 0; k < n->n_out; k++) {
             n->views[n->n_in + k] = p->views[n->out[k]];
-            if (!is_wanted(&p->tensors.at[n->out[k]]))
+            if (!apus_plan_wants(&p->tensors.at[n->out[k]]))
                 n->views[n->n_in + k].data = NULL;
-        }
-    }
-}
-
-static void count_flops(apus_plan *p)
-{
-    for (size_t s = 0; s < p->steps.n; s++) {
-        for (int32_t i = 0; i < p->steps.at[s].count; i++) {
-            const apus_plan_node *n = &p->nodes.at[p->order.at[p->steps.at[s].first + i]];
-            for (uint32_t k = 0; k < n->n_out; k++)
-                if (!is_wanted(&p->tensors.at[n->out[k]]))
-                    n->views[n->n_in + k] = (apus_view){.dtype = p->device->real};
-            const apus_kernel_call call = call_of(p, n, NULL);
-            p->steps.at[s].flops += n->kernel->kernel.flops != NULL ? n->kernel->kernel.flops(&call) : apus_op_flops(&call, n->op->name);
         }
     }
 }
@@ -176,7 +160,7 @@ apus_status apus_plan_prepare(apus_plan *p, apus_error *err)
     if (mark_leaves(p, err) != APUS_OK)
         return APUS_E_MEMORY;
     set_views(p, p->capacity, 0);
-    count_flops(p);
+    apus_plan_count_flops(p);
     for (size_t i = 0; i < p->inputs.n; i++) {
         const size_t bytes = apus_plan_bytes(&p->tensors.at[p->inputs.at[i].tensor]);
         p->staging_bytes = bytes > p->staging_bytes ? bytes : p->staging_bytes;
@@ -312,7 +296,7 @@ static void run_members(tile_context *c, apus_view *views, const size_t *move)
     const apus_plan *p = c->p;
     for (int32_t m = 0; m < c->s->count; m++) {
         const apus_plan_node *node = &p->nodes.at[p->order.at[c->s->first + m]];
-        apus_kernel_call call = call_of(p, node, NULL);
+        apus_kernel_call call = apus_plan_call(p, node, NULL);
         call.in = views;
         call.out = views + node->n_in;
         /* The next tile's operands: tiles are too short for the hardware to see where they lead (an update of 28 M parameters takes
@@ -404,7 +388,7 @@ static apus_status run_kernel(const apus_plan *p, const apus_plan_step *s, apus_
             most = count > most ? count : most;
         }
         if (most > 0)
-            calls[n_calls++] = call_of(p, n, scratch);
+            calls[n_calls++] = apus_plan_call(p, n, scratch);
     }
     if (n_calls == 0)
         return APUS_OK;
@@ -421,7 +405,7 @@ static apus_status check_step(apus_plan *p, const apus_plan_step *s, apus_error 
         const apus_plan_node *n = &p->nodes.at[p->order.at[s->first + m]];
         for (uint32_t k = 0; k < n->n_out; k++) {
             const apus_view *v = &p->views[n->out[k]];
-            const int64_t count = v->data != NULL && v->dtype == p->device->real && is_wanted(&p->tensors.at[n->out[k]]) ? count_of(v) : 0;
+            const int64_t count = v->data != NULL && v->dtype == p->device->real && apus_plan_wants(&p->tensors.at[n->out[k]]) ? count_of(v) : 0;
             for (int64_t i = 0; i < count;) {
                 double buffer[512];
                 const int64_t c = count - i < 512 ? count - i : 512;
@@ -439,14 +423,14 @@ static apus_status check_step(apus_plan *p, const apus_plan_step *s, apus_error 
     return APUS_OK;
 }
 
-static double now(void)
+double apus_clock(void)
 {
     struct timespec t;
     (void)clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-apus_status apus_plan_run(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds, apus_error *err)
+apus_status apus_plan_begin(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds, apus_error *err)
 {
     p->ran = 0;
     for (int i = 0; i < APUS_N_DIM_SYMBOLS; i++)
@@ -461,22 +445,43 @@ apus_status apus_plan_run(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS
         set_views(p, extents, 1);
         p->ready = 1;
     }
-    apus_status st = feed_all(p, feeds, n_feeds, err);
+    return feed_all(p, feeds, n_feeds, err);
+}
+
+apus_status apus_plan_run_step(apus_plan *p, const apus_plan_step *s, apus_error *err)
+{
+    return s->elementwise ? run_elementwise(p, s, err) : run_kernel(p, s, err);
+}
+
+/* The step's work is waited for, so that its time is its own. */
+static apus_status run_watched(apus_plan *p, size_t step, apus_error *err)
+{
+    const double began = apus_clock();
+    apus_status st = apus_plan_run_step(p, &p->steps.at[step], err);
+    if (st == APUS_OK)
+        st = p->device->ops.finish(p->device->backend, err);
+    if (st == APUS_OK)
+        p->watcher.step(p->watcher.context, p, step, began, apus_clock());
+    return st;
+}
+
+apus_status apus_plan_run(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds, apus_error *err)
+{
+    apus_status st = apus_plan_begin(p, extents, feeds, n_feeds, err);
     for (size_t i = 0; i < p->steps.n && st == APUS_OK; i++) {
-        apus_plan_step *s = &p->steps.at[i];
-        const double start = p->profile ? now() : 0.0;
-        st = s->elementwise ? run_elementwise(p, s, err) : run_kernel(p, s, err);
-        if (st == APUS_OK && p->profile) {
-            st = p->device->ops.finish(p->device->backend, err);
-            s->seconds += now() - start;
-        }
+        st = p->watcher.step != NULL ? run_watched(p, i, err) : apus_plan_run_step(p, &p->steps.at[i], err);
         if (st == APUS_OK && p->check_numbers)
-            st = check_step(p, s, err);
+            st = check_step(p, &p->steps.at[i], err);
     }
     if (st == APUS_OK)
         st = p->device->ops.finish(p->device->backend, err);
     p->ran = st == APUS_OK;
     return st;
+}
+
+void apus_plan_watch(apus_plan *p, const apus_plan_watcher *watcher)
+{
+    p->watcher = watcher != NULL ? *watcher : (apus_plan_watcher){.step = NULL};
 }
 
 apus_view apus_plan_output_view(const apus_plan *p, size_t k)
@@ -531,76 +536,4 @@ void *apus_plan_arena(const apus_plan *p, size_t *bytes)
 {
     *bytes = p->arena_bytes;
     return p->arena;
-}
-
-/* ---------------------------------------------------------------- cost, description */
-
-apus_plan_cost apus_plan_costs(const apus_plan *p)
-{
-    apus_plan_cost c = {.arena_bytes = p->arena_bytes + p->constant_bytes, .nodes = p->order.n};
-    for (size_t i = 0; i < p->steps.n; i++)
-        c.flops += p->steps.at[i].flops;
-    for (size_t i = 0; i < p->variables.n; i++)
-        if (p->variables.at[i].used)
-            c.variable_bytes += apus_plan_bytes(&p->tensors.at[p->variables.at[i].tensor]);
-    return c;
-}
-
-void apus_plan_profile(apus_plan *p, int on)
-{
-    p->profile = on;
-}
-
-/* One line for all steps of the same op and kernel. */
-static void describe_step(const apus_plan *p, const apus_plan_step *s, apus_node *ops)
-{
-    const apus_node_api *api = apus_nodes();
-    const apus_plan_node *n = &p->nodes.at[p->order.at[s->first]];
-    const char *name = s->count > 1 && s->elementwise ? "elementwise" : n->op->name, *then = n->kernel->kernel.then;
-    char kernel[160];
-    (void)snprintf(kernel, sizeof kernel, "%s%s%s", n->kernel->table, then != NULL ? " + " : "", then != NULL ? then : "");
-    apus_node *row = NULL;
-    int64_t count = 0, nodes = 0;
-    double flops = 0, seconds = 0;
-    for (size_t i = 0; i < api->length(ops) && row == NULL; i++) {
-        const apus_node *r = api->at(ops, i);
-        if (strcmp(api->as_string(api->get(r, "op"), NULL), name) == 0 && strcmp(api->as_string(api->get(r, "kernel"), NULL), kernel) == 0) {
-            row = (apus_node *)(uintptr_t)r; /* children of a tree that is ours */
-            count = api->as_int(api->get(r, "count"), 0);
-            nodes = api->as_int(api->get(r, "nodes"), 0);
-            flops = api->as_float(api->get(r, "flops"), 0);
-            seconds = api->as_float(api->get(r, "seconds"), 0);
-        }
-    }
-    if (row == NULL) {
-        row = api->make_map();
-        if (row == NULL || api->append(ops, row) != APUS_OK)
-            return;
-        (void)api->set(row, "op", api->make_string(name, (size_t)-1));
-        (void)api->set(row, "kernel", api->make_string(kernel, (size_t)-1));
-    }
-    (void)api->set(row, "count", api->make_int(count + 1));
-    (void)api->set(row, "nodes", api->make_int(nodes + s->count));
-    (void)api->set(row, "flops", api->make_float(flops + s->flops));
-    (void)api->set(row, "seconds", api->make_float(seconds + s->seconds));
-}
-
-apus_node *apus_plan_describe(const apus_plan *p)
-{
-    const apus_node_api *api = apus_nodes();
-    apus_node *map = api->make_map(), *ops = api->make_list();
-    if (map == NULL || ops == NULL || api->set(map, "ops", ops) != APUS_OK) {
-        api->release(map);
-        return NULL;
-    }
-    for (size_t i = 0; i < p->steps.n; i++)
-        describe_step(p, &p->steps.at[i], ops);
-    const apus_plan_cost cost = apus_plan_costs(p);
-    (void)api->set(map, "device", api->make_string(apus_device_describe(p->device), (size_t)-1));
-    (void)api->set(map, "arena", api->make_int((int64_t)cost.arena_bytes));
-    (void)api->set(map, "variables", api->make_int((int64_t)cost.variable_bytes));
-    (void)api->set(map, "flops", api->make_float(cost.flops));
-    (void)api->set(map, "nodes", api->make_int((int64_t)cost.nodes));
-    (void)api->set(map, "steps", api->make_int((int64_t)p->steps.n));
-    return map;
 }

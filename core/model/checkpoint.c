@@ -234,6 +234,7 @@ static apus_status write_tensors(apus_trainer *t, const char *folder, char hex[6
 
 apus_status apus_trainer_checkpoint(apus_trainer *t, apus_error *err)
 {
+    const double began = apus_clock();
     char final[4096], aside[4200], hex[65];
     snprintf(final, sizeof final, "%s/checkpoint-%lld", t->stage->stage_dir, (long long)t->step);
     snprintf(aside, sizeof aside, "%s.tmp", final);
@@ -269,6 +270,7 @@ apus_status apus_trainer_checkpoint(apus_trainer *t, apus_error *err)
         return st;
     drop_old(t);
     link_best(t);
+    apus_profile_span(t->profile, "checkpoint", began, apus_clock());
     return APUS_OK;
 }
 

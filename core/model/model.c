@@ -526,6 +526,7 @@ static apus_status open_from_scratch(apus_model *m, const apus_node *spec, const
     m->format.card.size = sizeof m->format.card;
     m->format.card.config = m->config;
     const char *tokenizer = NODE->as_string(NODE->get(spec, "tokenizer"), NULL);
+    const apus_node *brought = NODE->kind(NODE->get(spec, "tokenizer")) == APUS_NODE_MAP ? NODE->get(spec, "tokenizer") : o->tokenizer;
     if (tokenizer != NULL) {
         apus_status st = apus_format_open(tokenizer, &m->tokenizer_file, err);
         if (st != APUS_OK)
@@ -534,10 +535,10 @@ static apus_status open_from_scratch(apus_model *m, const apus_node *spec, const
         m->format.card.tokenizer_config = m->tokenizer_file.card.tokenizer_config;
         m->format.card.generation_config = NULL;
         m->format.card.chat_template = m->tokenizer_file.card.chat_template;
-    } else if (o->tokenizer != NULL) {
+    } else if (brought != NULL) {
         /* A generated dataset's tokenizer may carry its tokenizer_config and template beside it; neither belongs in tokenizer.json. */
-        m->own_tokenizer = NODE->copy(o->tokenizer);
-        m->own_extra = NODE->copy(o->tokenizer);
+        m->own_tokenizer = NODE->copy(brought);
+        m->own_extra = NODE->copy(brought);
         (void)NODE->remove(m->own_tokenizer, "tokenizer_config");
         (void)NODE->remove(m->own_tokenizer, "chat_template");
         m->format.card.tokenizer = m->own_tokenizer;

@@ -34,7 +34,8 @@ typedef struct apus_model_options {
     int no_text;             /* do not open tokenizer and template */
 } apus_model_options;
 
-/* spec: a path (string); {path, template}; {base: spec, adapter: path, merge: bool}; {arch, config, tokenizer}. An adapter
+/* spec: a path (string); {path, template}; {base: spec, adapter: path, merge: bool}; {arch, config, tokenizer: path, or what
+ * tokenizer.json holds}. An adapter
  * folder alone uses its base_model_name_or_path when that is a path that exists. adapter merged in float32 unless options of
  * the caller attach a tuner (apus_model_tune). Every missing, unused and wrongly shaped tensor is named in one error. */
 apus_model *apus_model_open(const apus_node *spec, const apus_model_options *options, apus_error *err);

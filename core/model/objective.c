@@ -203,13 +203,15 @@ apus_status apus_objective_open(apus_objective *o, apus_model *m, const apus_los
     o->plan = apus_plan_new(o->graph, apus_model_device(m), outputs, n, capacity, options->train ? options->recompute : APUS_RECOMPUTE_NONE, err);
     if (o->plan == NULL)
         return APUS_E_UNSUPPORTED;
+    if (o->counts != NULL)
+        apus_plan_share(o->counts, o->plan);
     return apus_model_bind(m, o->plan, err);
 }
 
 void apus_objective_close(apus_objective *o)
 {
-    apus_plan_free(o->plan);
     apus_plan_free(o->counts);
+    apus_plan_free(o->plan);
     apus_graph_free(o->graph);
     free(o->feeds);
     memset(o, 0, sizeof *o);
@@ -239,12 +241,25 @@ apus_status apus_objective_scale(apus_objective *o, const apus_objective_sums *c
     return APUS_OK;
 }
 
-apus_status apus_objective_run(apus_objective *o, const apus_batch *b, apus_objective_sums *sums, apus_error *err)
+/* The batch's and the scales; their number. */
+static size_t gather_feeds(apus_objective *o, const apus_batch *b)
 {
     size_t n_feeds = b->n_feeds;
     memcpy(o->feeds, b->feeds, n_feeds * sizeof *o->feeds);
     for (size_t k = 0; k < o->context.n_terms; k++)
         o->feeds[n_feeds++] = (apus_feed){scale_names[k], &o->scale[k]};
+    return n_feeds;
+}
+
+apus_status apus_objective_measure(apus_objective *o, const apus_batch *b, double *seconds, apus_error *err)
+{
+    const size_t n_feeds = gather_feeds(o, b);
+    return apus_plan_measure(o->plan, b->extents, o->feeds, n_feeds, seconds, err);
+}
+
+apus_status apus_objective_run(apus_objective *o, const apus_batch *b, apus_objective_sums *sums, apus_error *err)
+{
+    const size_t n_feeds = gather_feeds(o, b);
     apus_status st = apus_plan_run(o->plan, b->extents, o->feeds, n_feeds, err);
     size_t n = 0;
     for (size_t k = 0; k < o->context.n_terms + o->context.n_metrics && st == APUS_OK; k++) {
@@ -315,13 +330,12 @@ static apus_status freeze(apus_reference *r, apus_model *policy, apus_error *err
     return APUS_OK;
 }
 
-apus_status apus_reference_open(apus_reference *r, apus_model *policy, const apus_node *how, int new_adapter,
-                                const int64_t capacity[APUS_N_DIM_SYMBOLS], int64_t now, apus_error *err)
+apus_status apus_reference_open(apus_reference *r, apus_model *policy, const apus_node *how, int new_adapter, int64_t now, apus_error *err)
 {
     const apus_node_api *node = apus_nodes();
     const char *name = node->as_string(how, NULL);
     memset(r, 0, sizeof *r);
-    apus_forward_options forward = {.mode = APUS_FORWARD_PLAIN, .tuner = 1};
+    r->adapter = 1;
     r->model = policy;
     apus_status st = APUS_OK;
     if (name != NULL && strcmp(name, "precomputed") == 0) {
@@ -338,12 +352,12 @@ apus_status apus_reference_open(apus_reference *r, apus_model *policy, const apu
         } else if (policy->tuner == NULL) {
             st = APUS_OK; /* nothing is trained: the model is its own start */
         } else if (new_adapter) {
-            forward.tuner = 0;
+            r->adapter = 0;
         } else {
             st = freeze(r, policy, err);
         }
     } else if (strcmp(name, "base") == 0) {
-        forward.tuner = 0;
+        r->adapter = 0;
         if (policy->tuner_config == NULL) {
             st = apus_fail(err, APUS_E_INVALID, "loss.reference: base means the adapter off, but this tuner trains the model itself");
             apus_hint(err, st, "use reference: start, or name a model");
@@ -358,26 +372,36 @@ apus_status apus_reference_open(apus_reference *r, apus_model *policy, const apu
     if (st == APUS_OK && r->model->facts.length_dependent && !policy->facts.length_dependent)
         st = apus_fail(err, APUS_E_UNSUPPORTED, "loss.reference: this model's states depend on a sequence's length, the trained one's do not: "
                                                 "the rows were made for the latter");
-    if (st != APUS_OK)
-        return st;
+    return st;
+}
+
+apus_status apus_reference_plan(apus_reference *r, const int64_t capacity[APUS_N_DIM_SYMBOLS], apus_error *err)
+{
+    if (r->model == NULL)
+        return APUS_OK;
+    const apus_forward_options forward = {.mode = APUS_FORWARD_PLAIN, .tuner = r->adapter};
+    apus_plan_free(r->plan);
+    apus_graph_free(r->graph);
+    free(r->rows);
+    r->plan = NULL;
     r->graph = apus_model_graph(r->model, &forward);
     r->rows = malloc(((size_t)capacity[-1 - APUS_DIM_ROWS] + 1) * sizeof *r->rows);
     if (r->graph == NULL || r->rows == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
     apus_forward f;
-    st = apus_model_forward(r->model, r->graph, &f, err);
+    apus_status st = apus_model_forward(r->model, r->graph, &f, err);
     if (st != APUS_OK)
         return st;
     apus_tensor row_logps;
     (void)token_logps(r->graph, &f, &row_logps);
-    r->plan = apus_plan_new(r->graph, policy->device, &row_logps, 1, capacity, APUS_RECOMPUTE_NONE, err);
+    r->plan = apus_plan_new(r->graph, r->model->device, &row_logps, 1, capacity, APUS_RECOMPUTE_NONE, err);
     if (r->plan == NULL)
         return APUS_E_UNSUPPORTED;
     st = apus_model_bind(r->model, r->plan, err);
     for (size_t i = 0; i < apus_plan_variable_count(r->plan) && st == APUS_OK && r->frozen != NULL; i++) {
-        const apus_weight *w = apus_model_weight_named(policy, apus_plan_variable_at(r->plan, i, NULL));
-        if (w != NULL && r->frozen[w - policy->weights] != NULL)
-            st = apus_plan_bind(r->plan, w->spec.name, r->frozen[w - policy->weights], err);
+        const apus_weight *w = apus_model_weight_named(r->model, apus_plan_variable_at(r->plan, i, NULL));
+        if (w != NULL && r->frozen[w - r->model->weights] != NULL)
+            st = apus_plan_bind(r->plan, w->spec.name, r->frozen[w - r->model->weights], err);
     }
     return st;
 }
@@ -408,4 +432,10 @@ apus_status apus_reference_run(apus_reference *r, apus_batch *b, apus_error *err
         b->reference_rejected[p] = r->rows[b->rejected_rows[p]];
     }
     return st;
+}
+
+apus_status apus_reference_measure(apus_reference *r, const apus_batch *b, double *seconds, apus_error *err)
+{
+    *seconds = 0.0;
+    return r->plan != NULL ? apus_plan_measure(r->plan, b->extents, b->feeds, b->n_feeds, seconds, err) : APUS_OK;
 }

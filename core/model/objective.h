@@ -59,6 +59,8 @@ void apus_objective_close(apus_objective *o);
 apus_status apus_objective_count(apus_objective *o, const apus_batch *b, apus_objective_sums *sums, apus_error *err);
 /* Run this micro-batch; adds its sums (and metrics). Scales must be set when training. */
 apus_status apus_objective_run(apus_objective *o, const apus_batch *b, apus_objective_sums *sums, apus_error *err);
+/* About how long such a run takes: see apus_plan_measure. */
+apus_status apus_objective_measure(apus_objective *o, const apus_batch *b, double *seconds, apus_error *err);
 /* weight / count for each term, from counts over the global batch. */
 apus_status apus_objective_scale(apus_objective *o, const apus_objective_sums *counts, apus_error *err);
 /* loss = sum of weight * sum / count. */
@@ -70,6 +72,7 @@ void apus_objective_report(const apus_objective *o, const apus_objective_sums *s
 typedef struct apus_reference {
     apus_model *model;        /* the policy itself, or another model */
     int owns_model;
+    int adapter;              /* the model's tuner is on */
     apus_graph *graph;
     apus_plan *plan;          /* NULL: no reference wanted, or precomputed */
     void **frozen;            /* device copies bound instead of the policy's trained weights */
@@ -79,10 +82,13 @@ typedef struct apus_reference {
 
 /* how: "start", "base", "precomputed" (strings) or a model spec (map or path). new_adapter: the policy's tuner starts at zero, so
  * that "start" is the base. now, seed: as for apus_model_open. */
-apus_status apus_reference_open(apus_reference *r, apus_model *policy, const apus_node *how, int new_adapter,
-                                const int64_t capacity[APUS_N_DIM_SYMBOLS], int64_t now, apus_error *err);
+apus_status apus_reference_open(apus_reference *r, apus_model *policy, const apus_node *how, int new_adapter, int64_t now, apus_error *err);
+/* Its plan for batches of this capacity, in place of an earlier one. Before it runs. Nothing for one that is not open. */
+apus_status apus_reference_plan(apus_reference *r, const int64_t capacity[APUS_N_DIM_SYMBOLS], apus_error *err);
 void apus_reference_close(apus_reference *r);
 /* Fill b's reference log-probabilities. */
 apus_status apus_reference_run(apus_reference *r, apus_batch *b, apus_error *err);
+/* About how long that takes: see apus_plan_measure. */
+apus_status apus_reference_measure(apus_reference *r, const apus_batch *b, double *seconds, apus_error *err);
 
 #endif

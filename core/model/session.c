@@ -76,59 +76,107 @@ static apus_status choose_loss(const apus_node *params, int pairs, apus_loss *l,
     return apus_fail(err, APUS_E_INVALID, "no loss to evaluate with: set `loss`");
 }
 
-static apus_status evaluate(apus_stage_context *s, const apus_node *params, apus_node **metrics, apus_error *err)
+/* A model, the rows it is measured on, and how. */
+typedef struct evaluation {
+    apus_model *model;
+    apus_dataset *data;
+    apus_loss loss;
+    apus_objective objective;
+    apus_reference reference;
+    apus_batch batch;
+} evaluation;
+
+/* close_evaluation also after a failure. */
+static apus_status open_evaluation(evaluation *e, apus_stage_context *s, const apus_node *params, apus_error *err)
 {
-    apus_loss loss = {0};
-    apus_objective objective = {0};
-    apus_reference reference = {0};
-    apus_batch batch = {0};
-    apus_dataset *data = NULL;
-    apus_objective_sums sums = {0};
     const apus_node *spec = NULL, *dataset = NODE->get(params, "dataset");
     int pairs = 0;
     const apus_model_options options = {.device = s->device, .now = s->now, .seed = s->seed};
-    apus_model *m = apus_model_open(NODE->get(params, "model"), &options, err);
-    if (m == NULL)
+    *e = (evaluation){.model = apus_model_open(NODE->get(params, "model"), &options, err)};
+    if (e->model == NULL)
         return APUS_E_INVALID;
     apus_status st = rows_are_pairs(dataset, s->seed, &pairs, err);
     if (st == APUS_OK)
-        st = choose_loss(params, pairs, &loss, &spec, err);
-    const apus_dataset_options data_options = {.text = m->text,
-                                               .pairs = (loss.needs & APUS_LOSS_PAIRS) != 0,
-                                               .apart = m->facts.length_dependent,
+        st = choose_loss(params, pairs, &e->loss, &spec, err);
+    const apus_dataset_options data_options = {.text = e->model->text,
+                                               .pairs = (e->loss.needs & APUS_LOSS_PAIRS) != 0,
+                                               .apart = e->model->facts.length_dependent,
                                                .cache_dir = s->cache_dir,
                                                .seed = s->seed,
                                                .say = s->say,
                                                .context = s->say_context};
     if (st == APUS_OK) {
-        data = apus_dataset_open(dataset, &data_options, err);
-        st = data != NULL ? APUS_OK : APUS_E_INVALID;
+        e->data = apus_dataset_open(dataset, &data_options, err);
+        st = e->data != NULL ? APUS_OK : APUS_E_INVALID;
     }
     int64_t capacity[APUS_N_DIM_SYMBOLS];
-    const apus_dataset *const sets[1] = {data};
+    const apus_dataset *const sets[1] = {e->data};
     const apus_objective_options forward = {0};
     if (st == APUS_OK) {
         apus_batch_capacity(sets, 1, 16, 1024, capacity);
-        st = apus_batch_init(&batch, capacity, err);
+        st = apus_batch_init(&e->batch, capacity, err);
     }
     if (st == APUS_OK)
-        st = apus_objective_open(&objective, m, &loss, &forward, capacity, err);
-    if (st == APUS_OK && (loss.needs & APUS_LOSS_NEEDS_REFERENCE))
-        st = apus_reference_open(&reference, m, NODE->get(spec, "reference"), 0, capacity, s->now, err);
+        st = apus_objective_open(&e->objective, e->model, &e->loss, &forward, capacity, err);
+    if (st == APUS_OK && (e->loss.needs & APUS_LOSS_NEEDS_REFERENCE))
+        st = apus_reference_open(&e->reference, e->model, NODE->get(spec, "reference"), 0, s->now, err);
+    return st == APUS_OK ? apus_reference_plan(&e->reference, capacity, err) : st;
+}
+
+static void close_evaluation(evaluation *e)
+{
+    apus_reference_close(&e->reference);
+    apus_objective_close(&e->objective);
+    apus_batch_free(&e->batch);
+    apus_dataset_close(e->data);
+    apus_loss_close(&e->loss);
+    apus_model_close(e->model);
+}
+
+static apus_status evaluate(apus_stage_context *s, const apus_node *params, apus_node **metrics, apus_error *err)
+{
+    evaluation e;
+    apus_objective_sums sums = {0};
+    apus_status st = open_evaluation(&e, s, params, err);
     if (st == APUS_OK)
-        st = apus_evaluate_rows(&objective, &reference, &batch, data, &sums, err);
+        st = apus_evaluate_rows(&e.objective, &e.reference, &e.batch, e.data, &sums, err);
     if (st == APUS_OK) {
         *metrics = NODE->make_map();
-        apus_objective_report(&objective, &sums, "eval_", *metrics);
-        (void)NODE->set(*metrics, "rows", NODE->make_int((int64_t)apus_dataset_rows(data)));
-        (void)NODE->set(*metrics, "dataset", NODE->copy(apus_dataset_report(data)));
+        apus_objective_report(&e.objective, &sums, "eval_", *metrics);
+        (void)NODE->set(*metrics, "rows", NODE->make_int((int64_t)apus_dataset_rows(e.data)));
+        (void)NODE->set(*metrics, "dataset", NODE->copy(apus_dataset_report(e.data)));
     }
-    apus_reference_close(&reference);
-    apus_objective_close(&objective);
-    apus_batch_free(&batch);
-    apus_dataset_close(data);
-    apus_loss_close(&loss);
-    apus_model_close(m);
+    close_evaluation(&e);
+    return st;
+}
+
+static apus_status evaluate_plan(apus_stage_context *s, const apus_node *params, apus_node *costs, apus_error *err)
+{
+    evaluation e;
+    double token = 0.0;
+    apus_status st = open_evaluation(&e, s, params, err);
+    if (st == APUS_OK)
+        st = apus_pass_cost(&e.objective, &e.reference, &e.batch, e.data, s->seed, &token, err);
+    if (st == APUS_OK) {
+        const double tokens = (double)apus_dataset_limits(e.data)->tokens;
+        (void)NODE->set(costs, "rows", NODE->make_int((int64_t)apus_dataset_rows(e.data)));
+        (void)NODE->set(costs, "tokens", NODE->make_float(tokens));
+        (void)NODE->set(costs, "seconds", NODE->make_float(token * tokens));
+    }
+    close_evaluation(&e);
+    return st;
+}
+
+/* ---------------------------------------------------------------- planning a training */
+
+static apus_status trainer_plan(apus_stage_context *s, const apus_node *params, apus_node *costs, apus_error *err)
+{
+    apus_trainer *t;
+    apus_status st = apus_trainer_open(s, params, &t, err);
+    if (st != APUS_OK)
+        return st;
+    st = apus_trainer_describe(t, costs, err);
+    apus_trainer_close(t);
     return st;
 }
 
@@ -207,6 +255,8 @@ const apus_session_api *apus_session_table(void)
                                            .rows_example = rows_example,
                                            .rows_judge = rows_judge,
                                            .rows_close = rows_close,
-                                           .export_model = apus_export_stage};
+                                           .export_model = apus_export_stage,
+                                           .trainer_plan = trainer_plan,
+                                           .evaluate_plan = evaluate_plan};
     return &table;
 }

@@ -1,26 +1,15 @@
-/* core/model/trainer.c: opening a training, one step, evaluation on held-out rows, the final model. Checkpoints: checkpoint.c. */
+/* core/model/trainer.c: opening a training, one step, evaluation on held-out rows, the final model. Its plans: fit.c. */
 #include "model/trainer.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "io/io.h"
 #include "model/export.h"
 #include "model/internal.h"
 
 #define NODE apus_nodes()
-
-/* Micro-batches are cut at about this many tokens: long enough for the matrix kernels, short enough for caches and memory. */
-#define MICRO_BATCH_TOKENS 1024
-
-static double now_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static const apus_node *param(const apus_trainer *t, const char *name)
 {
@@ -121,43 +110,33 @@ static apus_status open_data(apus_trainer *t, apus_error *err)
     return APUS_OK;
 }
 
-static int recompute_mode(const char *name)
-{
-    if (name != NULL && strcmp(name, "none") == 0)
-        return APUS_RECOMPUTE_NONE;
-    return name != NULL && strcmp(name, "block") == 0 ? APUS_RECOMPUTE_BLOCK : APUS_RECOMPUTE_CHEAP;
-}
-
 static apus_status open_plans(apus_trainer *t, apus_error *err)
 {
-    int64_t capacity[APUS_N_DIM_SYMBOLS];
-    const apus_dataset *const sets[2] = {t->data, t->eval_data};
-    apus_batch_capacity(sets, 2, (size_t)int_param(t, "batch_size", 1), MICRO_BATCH_TOKENS, capacity);
-    apus_status st = apus_batch_init(&t->batch, capacity, err);
-    const apus_objective_options options = {
-        .train = 1, .dropout = 1, .recompute = recompute_mode(NODE->as_string(param(t, "recompute"), NULL))};
+    apus_status st = apus_updater_open(&t->updater, t->model, param(t, "optimizer"), err);
+    if (st == APUS_OK && (t->loss.needs & APUS_LOSS_NEEDS_REFERENCE))
+        st = apus_reference_open(&t->reference, t->model, NODE->get(param(t, "loss"), "reference"), t->new_adapter, t->stage->now, err);
     if (st == APUS_OK)
-        st = apus_objective_open(&t->train, t->model, &t->loss, &options, capacity, err);
-    if (st == APUS_OK)
-        st = apus_updater_open(&t->updater, t->model, param(t, "optimizer"), err);
+        st = apus_trainer_fit(t, err);
     if (st == APUS_OK)
         st = apus_updater_bind(&t->updater, t->train.plan, err);
+    return st == APUS_OK ? apus_model_bind(t->model, t->train.plan, err) : st;
+}
+
+static apus_status open_profile(apus_trainer *t, apus_error *err)
+{
+    if (!t->stage->profile)
+        return APUS_OK;
+    t->profile = apus_profile_open(t->stage->stage_dir, err);
+    apus_status st = t->profile != NULL ? APUS_OK : APUS_E_MEMORY;
     if (st == APUS_OK)
-        st = apus_model_bind(t->model, t->train.plan, err);
-    const apus_objective_options plain = {0};
-    if (st == APUS_OK && t->has_eval)
-        st = apus_objective_open(&t->eval, t->model, &t->loss, &plain, capacity, err);
-    if (st == APUS_OK && (t->loss.needs & APUS_LOSS_NEEDS_REFERENCE))
-        st = apus_reference_open(&t->reference, t->model, NODE->get(param(t, "loss"), "reference"), t->new_adapter, capacity, t->stage->now, err);
-    if (st != APUS_OK)
-        return st;
-    const size_t need = apus_plan_costs(t->train.plan).arena_bytes;
-    if (t->stage->memory_limit > 0 && (int64_t)need > t->stage->memory_limit) {
-        apus_fail(err, APUS_E_MEMORY, "a step needs %zu MiB of activations, over the limit of %lld MiB", need >> 20,
-                  (long long)(t->stage->memory_limit >> 20));
-        return apus_hint(err, APUS_E_MEMORY, "shorten dataset.max_length, set recompute: block, or raise the limit");
-    }
-    return APUS_OK;
+        st = apus_profile_plan(t->profile, t->train.plan, "", err);
+    if (st == APUS_OK)
+        st = apus_profile_plan(t->profile, t->train.counts, "counts", err);
+    if (st == APUS_OK)
+        st = apus_profile_plan(t->profile, t->reference.plan, "reference", err);
+    if (st == APUS_OK)
+        st = apus_profile_plan(t->profile, t->updater.norm, "norm", err);
+    return st == APUS_OK ? apus_profile_plan(t->profile, t->updater.update, "optimizer", err) : st;
 }
 
 apus_status apus_trainer_open(apus_stage_context *s, const apus_node *params, apus_trainer **trainer, apus_error *err)
@@ -178,6 +157,10 @@ apus_status apus_trainer_open(apus_stage_context *s, const apus_node *params, ap
         st = apus_schedule_open(param(t, "schedule"), t->max_steps, &t->schedule, err);
     if (st == APUS_OK)
         st = open_plans(t, err);
+    if (st == APUS_OK)
+        st = open_profile(t, err);
+    if (st == APUS_OK)
+        st = apus_stage_chose(s, apus_trainer_chosen(t), err);
     if (st == APUS_OK && apus_trainer_resume(t, err) < 0)
         st = APUS_E_INVALID;
     if (st != APUS_OK) {
@@ -192,9 +175,10 @@ void apus_trainer_close(apus_trainer *t)
 {
     if (t == NULL)
         return;
+    apus_profile_close(t->profile);
     apus_reference_close(&t->reference);
-    apus_objective_close(&t->train);
     apus_objective_close(&t->eval);
+    apus_objective_close(&t->train);
     apus_updater_close(&t->updater);
     apus_batch_free(&t->batch);
     apus_dataset_close(t->data);
@@ -234,26 +218,69 @@ static apus_status stop_numeric(apus_trainer *t, double loss, double norm, size_
     return apus_hint(err, APUS_E_NUMERIC, "lower optimizer.learning_rate, set max_grad_norm, or look at those rows; the last checkpoint is kept");
 }
 
-apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
+/* Time that the step waits for its data, from `began` on. */
+static void wait_ends(apus_trainer *t, double began, double *waited)
 {
-    apus_status st = t->eval_due ? apus_trainer_evaluate(t, err) : APUS_OK;
-    if (st != APUS_OK)
-        return st;
-    const double started = now_seconds();
+    const double ended = apus_clock();
+    apus_profile_wait(t->profile, began, ended);
+    *waited += ended - began;
+}
+
+/* The step's rows are order[begin … *end). */
+static size_t step_rows(apus_trainer *t, size_t *end, double *waited)
+{
+    const double began = apus_clock();
     const uint64_t epoch = (uint64_t)(t->step / t->epoch_steps);
     const size_t rows = apus_dataset_rows(t->data), batch = (size_t)int_param(t, "batch_size", 1);
     if (epoch != t->order_epoch) {
         apus_dataset_order(t->stage->seed, epoch, apus_dataset_shuffles(t->data), rows, t->order);
         t->order_epoch = epoch;
     }
-    const size_t begin = (size_t)(t->step % t->epoch_steps) * batch, end = begin + batch < rows ? begin + batch : rows;
+    const size_t begin = (size_t)(t->step % t->epoch_steps) * batch;
+    *end = begin + batch < rows ? begin + batch : rows;
+    wait_ends(t, began, waited);
+    return begin;
+}
+
+/* Rows from i on into the next micro-batch; how many. */
+static size_t next_rows(apus_trainer *t, size_t i, size_t end, int64_t index_base, double *waited)
+{
+    const double began = apus_clock();
+    const size_t n = apus_batch_fill(&t->batch, t->data, t->order, i, end, index_base);
+    wait_ends(t, began, waited);
+    return n;
+}
+
+/* Once, when there is a profile to tell. */
+static apus_status tell_profile(apus_trainer *t, int last, apus_error *err)
+{
+    apus_node *table;
+    apus_status st = apus_profile_table(t->profile, last, &table, err);
+    if (st != APUS_OK || table == NULL)
+        return st;
+    apus_node *e = NODE->make_map();
+    (void)NODE->set(e, "step", NODE->make_int(t->step));
+    (void)NODE->set(e, "profile", table);
+    return apus_stage_event(t->stage, e, err);
+}
+
+apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
+{
+    apus_status st = t->eval_due ? apus_trainer_evaluate(t, err) : APUS_OK;
+    if (st != APUS_OK)
+        return st;
+    const double started = apus_clock();
+    apus_profile_begin(t->profile);
+    double waited = 0.0;
+    size_t end;
+    const size_t begin = step_rows(t, &end, &waited);
     t->batch.random[0] = (int64_t)t->stage->seed;
     t->batch.random[1] = t->step;
 
     apus_objective_sums sums = {0}, counts = {0};
     int64_t tokens = 0;
     for (size_t i = begin; i < end && st == APUS_OK;) {
-        i += apus_batch_fill(&t->batch, t->data, t->order, i, end, tokens);
+        i += next_rows(t, i, end, tokens, &waited);
         tokens += t->batch.extents[0];
         st = apus_objective_count(&t->train, &t->batch, &counts, err);
     }
@@ -261,7 +288,7 @@ apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
         st = apus_objective_scale(&t->train, &counts, err);
     tokens = 0;
     for (size_t i = begin; i < end && st == APUS_OK;) {
-        i += apus_batch_fill(&t->batch, t->data, t->order, i, end, tokens);
+        i += next_rows(t, i, end, tokens, &waited);
         tokens += t->batch.extents[0];
         st = apus_reference_run(&t->reference, &t->batch, err);
         if (st == APUS_OK)
@@ -285,8 +312,9 @@ apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
         return st;
     t->step++;
     t->num_tokens += (uint64_t)tokens;
-    const double seconds = now_seconds() - started;
+    const double ended = apus_clock(), seconds = ended - started;
     t->seconds += seconds;
+    apus_profile_end(t->profile, started, ended);
 
     apus_node *e = NODE->make_map();
     (void)NODE->set(e, "step", NODE->make_int(t->step));
@@ -297,8 +325,10 @@ apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
     (void)NODE->set(e, "tokens", NODE->make_int(tokens));
     (void)NODE->set(e, "num_tokens", NODE->make_int((int64_t)t->num_tokens));
     set(e, "tokens_per_second", (double)tokens / fmax(seconds, 1e-9));
+    set(e, "data_seconds", waited);
     (void)NODE->set(e, "max_steps", NODE->make_int(t->max_steps));
-    return apus_stage_event(t->stage, e, err);
+    st = apus_stage_event(t->stage, e, err);
+    return st == APUS_OK ? tell_profile(t, 0, err) : st;
 }
 
 /* ---------------------------------------------------------------- evaluation */
@@ -328,8 +358,10 @@ apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err)
     if (!t->has_eval)
         return APUS_OK;
     apus_objective_sums sums = {0};
+    const double began = apus_clock();
     apus_status st = apus_evaluate_rows(&t->eval, &t->reference, &t->batch, t->eval_data, &sums, err);
     t->eval_due = st == APUS_E_STOPPED;
+    apus_profile_span(t->profile, "evaluation", began, apus_clock());
     if (st != APUS_OK)
         return st;
     const double loss = apus_objective_loss(&t->eval, &sums);
@@ -349,6 +381,8 @@ apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err)
 apus_status apus_trainer_finish(apus_trainer *t, apus_error *err)
 {
     apus_status st = t->eval_due ? apus_trainer_evaluate(t, err) : APUS_OK;
+    if (st == APUS_OK)
+        st = tell_profile(t, 1, err);
     if (st != APUS_OK)
         return st;
     char path[4096];
@@ -389,39 +423,4 @@ apus_status apus_trainer_finish(apus_trainer *t, apus_error *err)
     NODE->release(t->stage->result);
     t->stage->result = result;
     return APUS_OK;
-}
-
-/* ---------------------------------------------------------------- what it costs */
-
-void apus_trainer_describe(const apus_trainer *t, apus_node *map)
-{
-    uint64_t parameters = 0, trained = 0, bytes = 0;
-    for (size_t i = 0; i < t->model->n_weights; i++) {
-        const apus_weight *w = &t->model->weights[i];
-        const uint64_t n = apus_weight_elements(&w->spec);
-        parameters += n;
-        trained += w->trained ? n : 0;
-        bytes += w->bytes + (w->trained ? w->bytes * (1 + (uint64_t)t->updater.n_states) : 0);
-    }
-    const apus_plan_cost cost = apus_plan_costs(t->train.plan);
-    apus_node *memory = NODE->make_map();
-    uint64_t arenas = cost.arena_bytes;
-    if (t->reference.plan != NULL)
-        arenas += apus_plan_costs(t->reference.plan).arena_bytes;
-    if (t->eval.plan != NULL)
-        arenas += apus_plan_costs(t->eval.plan).arena_bytes;
-    (void)NODE->set(memory, "weights_and_states", NODE->make_int((int64_t)bytes));
-    (void)NODE->set(memory, "activations", NODE->make_int((int64_t)arenas));
-    (void)NODE->set(map, "parameters", NODE->make_int((int64_t)parameters));
-    (void)NODE->set(map, "trained", NODE->make_int((int64_t)trained));
-    (void)NODE->set(map, "rows", NODE->make_int((int64_t)apus_dataset_rows(t->data)));
-    (void)NODE->set(map, "steps", NODE->make_int(t->max_steps));
-    (void)NODE->set(map, "steps_done", NODE->make_int(t->step));
-    (void)NODE->set(map, "memory", memory);
-    /* The plan's cost is for a full micro-batch; a step holds batch_size rows of average length. */
-    const double tokens = (double)apus_dataset_limits(t->data)->tokens / (double)apus_dataset_rows(t->data) *
-                          (double)int_param(t, "batch_size", 1);
-    set(map, "tokens_per_step", tokens);
-    set(map, "flops_per_step", cost.flops * tokens / (double)t->batch.capacity[0]);
-    (void)NODE->set(map, "plan", apus_plan_describe(t->train.plan));
 }

@@ -6,6 +6,7 @@
 #define APUS_CORE_TRAINER_H
 
 #include "model/objective.h"
+#include "model/profile.h"
 #include "model/schedule.h"
 #include "run/stage.h"
 
@@ -32,6 +33,14 @@ apus_status apus_updater_bind(apus_updater *u, apus_plan *p, apus_error *err);
 apus_status apus_updater_norm(apus_updater *u, double *norm, apus_error *err);
 /* One step (1-based) with gradients times clip; leaves the gradients zero. */
 apus_status apus_updater_step(apus_updater *u, double learning_rate, int64_t step, double clip, apus_error *err);
+/* About how long norm and step take: see apus_plan_measure. */
+apus_status apus_updater_measure(apus_updater *u, double *seconds, apus_error *err);
+
+/* How a step is cut and what its backward pass computes again. */
+typedef struct apus_layout {
+    int64_t tokens;             /* micro-batches are cut at about so many; one row may be longer */
+    int recompute;              /* as for apus_plan_new */
+} apus_layout;
 
 struct apus_trainer {
     apus_stage_context *stage;
@@ -41,6 +50,7 @@ struct apus_trainer {
     apus_objective train, eval;
     apus_reference reference;
     apus_updater updater;
+    apus_layout layout;
     apus_schedule schedule;
     apus_dataset *data, *eval_data, *whole_data;
     apus_batch batch;
@@ -54,6 +64,7 @@ struct apus_trainer {
     int64_t best_step;          /* -1: none */
     int has_eval, new_adapter;
     int eval_due;               /* the evaluation of this step was stopped: it comes first when training goes on */
+    apus_profile *profile;      /* NULL: off */
     apus_node *start_spec;      /* the model at step 0, for later stages' reference */
 };
 
@@ -64,8 +75,32 @@ apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err);
 apus_status apus_trainer_checkpoint(apus_trainer *t, apus_error *err);
 apus_status apus_trainer_finish(apus_trainer *t, apus_error *err);
 
-/* What a step costs, into a map: parameters, trained, steps, memory (bytes), flops_per_step, seconds_per_step, ops. */
-void apus_trainer_describe(const apus_trainer *t, apus_node *map);
+/* Opens the passes (train, eval, the reference's plan) over updater and reference, in the layout that takes the least time among
+ * those that keep within the stage's memory_limit (fit.c). APUS_E_MEMORY: none does; err says what the least would be. */
+apus_status apus_trainer_fit(apus_trainer *t, apus_error *err);
+
+/* Bytes of what a training computes with; not the program, its data's mapped pages, nor buffers of some kilobytes. */
+typedef struct apus_training_memory {
+    uint64_t weights;           /* of the model and its adapter */
+    uint64_t gradients, states;
+    uint64_t reference;         /* weights of the reference that are not the model's */
+    uint64_t activations;       /* all plans' arenas: activations, scratch, constants */
+    uint64_t total;
+} apus_training_memory;
+apus_training_memory apus_trainer_memory(const apus_trainer *t);
+/* "micro-batches of up to 512 tokens, 3 of 30 blocks computed again" */
+const char *apus_trainer_layout(const apus_trainer *t, char text[160]);
+
+/* What was decided, for the lock: {layout, memory, kernels: ["op: table"]}. owner: caller. */
+apus_node *apus_trainer_chosen(const apus_trainer *t);
+/* What the training costs, into a map: parameters, trained, rows, steps, steps_done, memory (bytes), layout, tokens_per_step,
+ * flops_per_step, seconds_per_step, seconds (of all that is left; an estimate), seconds_from (events: the stage's tokens_per_second;
+ * timing: each kind of operation is timed now, on some rows), model (a spec of the shape that it will make), plan. Gradients and weights
+ * are spoilt by the timing: the trainer can only be closed then. (cost.c) */
+apus_status apus_trainer_describe(apus_trainer *t, apus_node *map, apus_error *err);
+/* About how long a token of d takes to run through o and r, by timing on some rows; their results mean nothing. b: of their capacity. */
+apus_status apus_pass_cost(apus_objective *o, apus_reference *r, apus_batch *b, const apus_dataset *d, uint64_t seed, double *seconds,
+                           apus_error *err);
 
 /* Sums of the objective over all rows of d, in order. r: zeroed when no reference is needed. */
 apus_status apus_evaluate_rows(apus_objective *o, apus_reference *r, apus_batch *b, const apus_dataset *d, apus_objective_sums *sums,

@@ -181,9 +181,30 @@ apus_status apus_updater_norm(apus_updater *u, double *norm, apus_error *err)
     return st;
 }
 
+static void updater_feeds(apus_feed feeds[3], const double *learning_rate, const double *step, const double *clip)
+{
+    feeds[0] = (apus_feed){"learning_rate", learning_rate};
+    feeds[1] = (apus_feed){"step", step};
+    feeds[2] = (apus_feed){"clip", clip};
+}
+
 apus_status apus_updater_step(apus_updater *u, double learning_rate, int64_t step, double clip, apus_error *err)
 {
     const double step_number = (double)step;
-    const apus_feed feeds[3] = {{"learning_rate", &learning_rate}, {"step", &step_number}, {"clip", &clip}};
+    apus_feed feeds[3];
+    updater_feeds(feeds, &learning_rate, &step_number, &clip);
     return apus_plan_run(u->update, no_extents, feeds, 3, err);
+}
+
+apus_status apus_updater_measure(apus_updater *u, double *seconds, apus_error *err)
+{
+    const double one = 1.0;
+    double norm = 0.0;
+    apus_feed feeds[3];
+    updater_feeds(feeds, &one, &one, &one);
+    apus_status st = apus_plan_measure(u->norm, no_extents, NULL, 0, &norm, err);
+    if (st == APUS_OK)
+        st = apus_plan_measure(u->update, no_extents, feeds, 3, seconds, err);
+    *seconds += norm;
+    return st;
 }

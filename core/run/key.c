@@ -185,14 +185,10 @@ apus_status apus_pipeline_key(const apus_pipeline *p, size_t i, const char (*key
     apus_sha256_add(sha, s->component->name, strlen(s->component->name) + 1);
     apus_sha256_add(sha, s->name, strlen(s->name) + 1);
     apus_sha256_add(sha, &s->seed, sizeof s->seed);
-    const apus_node *backend = NODE->get(p->settings, "backend"), *memory = NODE->get(p->settings, "memory");
-    const apus_node *const settings[2] = {backend, memory};
-    for (int k = 0; k < 2; k++) {
-        char *text = NODE->write_json(settings[k], 0, NULL);
-        if (text != NULL)
-            apus_sha256_add(sha, text, strlen(text) + 1);
-        apus_host_table()->free(text);
-    }
+    char *backend = NODE->write_json(NODE->get(p->settings, "backend"), 0, NULL);
+    if (backend != NULL)
+        apus_sha256_add(sha, backend, strlen(backend) + 1);
+    apus_host_table()->free(backend);
     for (size_t k = 0; k < sizeof always / sizeof always[0]; k++)
         for (size_t c = 0; c < apus_component_count(always[k]); c++) {
             const apus_module *m = apus_component_module(apus_component_at(always[k], c));

@@ -1,4 +1,5 @@
-/* core/run/log: the event log of a stage: who is told. Opened by the pipeline, written through core/run/stage.h. */
+/* core/run/log: what a run writes about itself: the event log of a stage and who is told of it, JSON files. Stages write through
+ * core/run/stage.h. */
 #ifndef APUS_CORE_LOG_H
 #define APUS_CORE_LOG_H
 
@@ -11,5 +12,9 @@ apus_status apus_stage_log_open(const apus_node *specs, const apus_tracker_run *
 void apus_stage_log_close(struct apus_stage_log *log, apus_status status);
 /* A line for people ({note: line}): to the trackers, not to events.jsonl. */
 void apus_stage_log_note(struct apus_stage_log *log, const char *line);
+
+/* A JSON file of a run's folder; NULL: not there, or none. owner: caller. */
+apus_node *apus_run_json(const char *path);
+apus_status apus_run_json_write(const char *path, const apus_node *node, apus_error *err);
 
 #endif

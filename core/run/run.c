@@ -1,7 +1,7 @@
 /*
  * core/run/run.c: running a pipeline in its folder:
  *   RUN/config.json       the file as it was resolved
- *   RUN/run.lock          what made it: version, plugins, machine, seed, keys of the stages
+ *   RUN/run.lock          what made it: version, plugins, machine, seed, keys of the stages, what each decided (kernels, cut, recompute)
  *   RUN/STAGE/…           events.jsonl, checkpoints, model
  *   RUN/STAGE/result.json written last: the stage is done, and what later stages need of it
  */
@@ -16,46 +16,16 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "data/dataset.h"
 #include "io/io.h"
-#include "model/trainer.h"
 #include "module/module.h"
 #include "run/log.h"
-#include "run/pipeline.h"
 #include "run/stage.h"
+#include "run/state.h"
 #include "value/node.h"
 
 #define NODE apus_nodes()
 
-typedef struct run_state {
-    apus_pipeline pipeline;
-    apus_device *device;
-    apus_node **results;      /* by stage; NULL: not done */
-    char (*keys)[65];
-    char cache_dir[4200];
-    int64_t now;              /* when the run began, kept over restarts */
-    int lock_fd;
-} run_state;
-
 /* ---------------------------------------------------------------- files of a run */
-
-static apus_node *read_json(const char *path)
-{
-    size_t n;
-    char *text = apus_path_exists(path) ? apus_file_read(path, 0, &n, NULL) : NULL;
-    apus_node *node = text != NULL ? NODE->parse_json(text, n, path, NULL) : NULL;
-    apus_host_table()->free(text);
-    return node;
-}
-
-static apus_status write_json(const char *path, const apus_node *node, apus_error *err)
-{
-    size_t n;
-    char *text = NODE->write_json(node, APUS_JSON_INDENT, &n);
-    apus_status st = text != NULL ? apus_file_write(path, text, n, err) : apus_fail(err, APUS_E_MEMORY, "out of memory");
-    apus_host_table()->free(text);
-    return st;
-}
 
 static void find_cache_dir(const apus_pipeline *p, char *path, size_t capacity)
 {
@@ -86,7 +56,7 @@ static void sweep(const char *folder)
 }
 
 /* One process at a time works in a run folder. */
-static apus_status lock_folder(run_state *r, apus_error *err)
+static apus_status lock_folder(apus_run_state *r, apus_error *err)
 {
     char path[4300];
     apus_status st = apus_mkdirs(r->pipeline.run_dir, err);
@@ -104,13 +74,13 @@ static apus_status lock_folder(run_state *r, apus_error *err)
     return APUS_OK;
 }
 
-static apus_status write_lock(run_state *r, apus_error *err)
+static apus_status write_lock(apus_run_state *r, apus_error *err)
 {
     char path[4300];
     snprintf(path, sizeof path, "%s/run.lock", r->pipeline.run_dir);
-    apus_node *old = read_json(path), *lock = NODE->make_map(), *plugins = NODE->make_map(), *stages = NODE->make_map();
+    apus_node *old = apus_run_json(path), *lock = NODE->make_map(), *plugins = NODE->make_map(), *stages = NODE->make_map(),
+              *plans = NODE->make_map();
     r->now = NODE->as_int(NODE->get(old, "started"), (int64_t)time(NULL));
-    NODE->release(old);
     (void)NODE->set(lock, "apus", NODE->make_string(APUS_VERSION, (size_t)-1));
     (void)NODE->set(lock, "started", NODE->make_int(r->now));
     (void)NODE->set(lock, "seed", NODE->copy(NODE->get(r->pipeline.settings, "seed")));
@@ -119,15 +89,22 @@ static apus_status write_lock(run_state *r, apus_error *err)
         const apus_module *m = apus_module_at(i);
         (void)NODE->set(plugins, m->plugin->name, NODE->make_string(m->sha256, (size_t)-1));
     }
-    for (size_t i = 0; i < r->pipeline.n_stages; i++)
-        (void)NODE->set(stages, r->pipeline.stages[i].name, NODE->make_string(r->keys[i], (size_t)-1));
+    for (size_t i = 0; i < r->pipeline.n_stages; i++) {
+        const char *name = r->pipeline.stages[i].name, *key = NODE->as_string(NODE->get(NODE->get(old, "stages"), name), NULL);
+        const apus_node *plan = NODE->get(NODE->get(old, "plans"), name);
+        (void)NODE->set(stages, name, NODE->make_string(r->keys[i], (size_t)-1));
+        if (plan != NULL && key != NULL && strcmp(key, r->keys[i]) == 0)
+            (void)NODE->set(plans, name, NODE->copy(plan));
+    }
+    NODE->release(old);
     (void)NODE->set(lock, "plugins", plugins);
     (void)NODE->set(lock, "stages", stages);
-    apus_status st = write_json(path, lock, err);
+    (void)NODE->set(lock, "plans", plans);
+    apus_status st = apus_run_json_write(path, lock, err);
     NODE->release(lock);
     if (st == APUS_OK) {
         snprintf(path, sizeof path, "%s/config.json", r->pipeline.run_dir);
-        st = write_json(path, r->pipeline.config, err);
+        st = apus_run_json_write(path, r->pipeline.config, err);
     }
     return st;
 }
@@ -139,18 +116,17 @@ static void say(void *context, const char *line)
     apus_stage_log_note(context, line);
 }
 
-static void stage_paths(const run_state *r, size_t i, char *dir, char *result, size_t capacity)
+void apus_run_stage_paths(const apus_run_state *r, size_t i, char *dir, char *result, size_t capacity)
 {
     snprintf(dir, capacity, "%s/%s", r->pipeline.run_dir, r->pipeline.stages[i].name);
     snprintf(result, capacity, "%s/%s/result.json", r->pipeline.run_dir, r->pipeline.stages[i].name);
 }
 
-/* The result of a stage that is done with this key; NULL otherwise. owner: caller. */
-static apus_node *done_result(const run_state *r, size_t i)
+apus_node *apus_run_done(const apus_run_state *r, size_t i)
 {
     char dir[4400], path[4400];
-    stage_paths(r, i, dir, path, sizeof dir);
-    apus_node *saved = read_json(path), *result = NULL;
+    apus_run_stage_paths(r, i, dir, path, sizeof dir);
+    apus_node *saved = apus_run_json(path), *result = NULL;
     const char *key = NODE->as_string(NODE->get(saved, "key"), NULL);
     if (key != NULL && strcmp(key, r->keys[i]) == 0)
         result = NODE->copy(NODE->get(saved, "result"));
@@ -160,10 +136,10 @@ static apus_node *done_result(const run_state *r, size_t i)
 
 /* A stage's folder with its key in it. One that another configuration filled is set aside, never written into: STAGE.previous. The
  * new one is made aside: a folder without its key would be set aside by the next start, over the previous that is worth keeping. */
-static apus_status make_folder(const run_state *r, size_t i, apus_error *err)
+static apus_status make_folder(const apus_run_state *r, size_t i, apus_error *err)
 {
     char dir[4400], path[4500], beside[4500];
-    stage_paths(r, i, dir, path, sizeof dir);
+    apus_run_stage_paths(r, i, dir, path, sizeof dir);
     snprintf(path, sizeof path, "%s/key", dir);
     apus_status st = APUS_OK;
     if (apus_path_is_dir(dir)) {
@@ -190,23 +166,23 @@ static apus_status make_folder(const run_state *r, size_t i, apus_error *err)
     return st == APUS_OK ? apus_sync_dir(r->pipeline.run_dir, err) : st;
 }
 
-static apus_status save_result(const run_state *r, size_t i, const apus_node *result, apus_error *err)
+static apus_status save_result(const apus_run_state *r, size_t i, const apus_node *result, apus_error *err)
 {
     char dir[4400], path[4400];
-    stage_paths(r, i, dir, path, sizeof dir);
+    apus_run_stage_paths(r, i, dir, path, sizeof dir);
     apus_node *saved = NODE->make_map();
     (void)NODE->set(saved, "key", NODE->make_string(r->keys[i], 64));
     (void)NODE->set(saved, "result", NODE->copy(result));
-    apus_status st = write_json(path, saved, err);
+    apus_status st = apus_run_json_write(path, saved, err);
     NODE->release(saved);
     return st;
 }
 
-static apus_status run_stage(run_state *r, size_t i, apus_error *err)
+static apus_status run_stage(apus_run_state *r, size_t i, apus_error *err)
 {
     const apus_pipeline_stage *s = &r->pipeline.stages[i];
     char dir[4400], path[4400];
-    stage_paths(r, i, dir, path, sizeof dir);
+    apus_run_stage_paths(r, i, dir, path, sizeof dir);
     apus_status st = make_folder(r, i, err);
     if (st != APUS_OK)
         return st;
@@ -227,7 +203,8 @@ static apus_status run_stage(run_state *r, size_t i, apus_error *err)
                                   .now = r->now,
                                   .device = r->device,
                                   .cache_dir = r->cache_dir,
-                                  .memory_limit = NODE->as_int(NODE->get(r->pipeline.settings, "memory"), 0),
+                                  .memory_limit = NODE->as_int(NODE->get(NODE->get(r->pipeline.settings, "backend"), "memory"), 0),
+                                  .profile = NODE->as_bool(NODE->get(r->pipeline.settings, "profile"), 0),
                                   .key = r->keys[i],
                                   .say = say};
     st = apus_stage_log_open(NODE->get(r->pipeline.settings, "trackers"), &run, &context.log, err);
@@ -259,7 +236,7 @@ static apus_status run_stage(run_state *r, size_t i, apus_error *err)
 
 /* ---------------------------------------------------------------- a run */
 
-static apus_status open_run(run_state *r, const char *file, const apus_run_options *options, apus_error *err)
+apus_status apus_run_open(apus_run_state *r, const char *file, const apus_run_options *options, apus_error *err)
 {
     memset(r, 0, sizeof *r);
     r->lock_fd = -1;
@@ -280,7 +257,7 @@ static apus_status open_run(run_state *r, const char *file, const apus_run_optio
     return st;
 }
 
-static void close_run(run_state *r)
+void apus_run_close(apus_run_state *r)
 {
     for (size_t i = 0; r->results != NULL && i < r->pipeline.n_stages; i++)
         NODE->release(r->results[i]);
@@ -295,15 +272,15 @@ static void close_run(run_state *r)
 
 apus_status apus_run_file(const char *file, const apus_run_options *options, apus_error *err)
 {
-    run_state r;
-    apus_status st = open_run(&r, file, options, err);
+    apus_run_state r;
+    apus_status st = apus_run_open(&r, file, options, err);
     if (st == APUS_OK)
         st = lock_folder(&r, err);
     if (st == APUS_OK)
         st = write_lock(&r, err);
     for (size_t i = 0; i < r.pipeline.n_stages && st == APUS_OK; i++) {
         char line[256];
-        r.results[i] = options->force ? NULL : done_result(&r, i);
+        r.results[i] = options->force ? NULL : apus_run_done(&r, i);
         if (r.results[i] != NULL) {
             snprintf(line, sizeof line, "stage %.100s (%zu/%zu): done before, reused", r.pipeline.stages[i].name, i + 1, r.pipeline.n_stages);
             fprintf(stderr, "%s\n", line);
@@ -311,7 +288,7 @@ apus_status apus_run_file(const char *file, const apus_run_options *options, apu
         }
         if (options->force) { /* nothing of an earlier run may be resumed */
             char dir[4400], result[4400];
-            stage_paths(&r, i, dir, result, sizeof dir);
+            apus_run_stage_paths(&r, i, dir, result, sizeof dir);
             st = apus_remove_tree(dir, err);
         }
         if (st == APUS_OK)
@@ -319,57 +296,6 @@ apus_status apus_run_file(const char *file, const apus_run_options *options, apu
         if (st == APUS_OK && apus_host_table()->stopping() && i + 1 < r.pipeline.n_stages)
             st = apus_fail(err, APUS_E_STOPPED, "stopped after stage %s; run the same command to go on", r.pipeline.stages[i].name);
     }
-    close_run(&r);
+    apus_run_close(&r);
     return st;
-}
-
-/* ---------------------------------------------------------------- plan */
-
-apus_node *apus_plan_file(const char *file, const apus_run_options *options, apus_error *err)
-{
-    run_state r;
-    apus_node *plan = NODE->make_map(), *stages = NODE->make_list();
-    apus_status st = open_run(&r, file, options, err);
-    r.now = (int64_t)time(NULL);
-    (void)NODE->set(plan, "stages", stages);
-    if (st == APUS_OK) {
-        (void)NODE->set(plan, "run", NODE->make_string(r.pipeline.run_dir, (size_t)-1));
-        (void)NODE->set(plan, "machine", NODE->make_string(apus_device_describe(r.device), (size_t)-1));
-    }
-    for (size_t i = 0; i < r.pipeline.n_stages && st == APUS_OK; i++) {
-        const apus_pipeline_stage *s = &r.pipeline.stages[i];
-        apus_node *entry = NODE->make_map();
-        char dir[4400], path[4400];
-        stage_paths(&r, i, dir, path, sizeof dir);
-        (void)NODE->append(stages, entry);
-        r.results[i] = done_result(&r, i);
-        (void)NODE->set(entry, "name", NODE->make_string(s->name, (size_t)-1));
-        (void)NODE->set(entry, "stage", NODE->make_string(s->component->name, (size_t)-1));
-        (void)NODE->set(entry, "key", NODE->make_string(r.keys[i], 64));
-        (void)NODE->set(entry, "done", NODE->make_bool(r.results[i] != NULL));
-        if (r.results[i] != NULL || NODE->get(s->params, "optimizer") == NULL)
-            continue;
-        /* A training can be planned once its model is there: open it as a run would, and take no step. */
-        apus_node *params = apus_pipeline_wire(s->params, &r.pipeline, r.results);
-        if (NODE->get(NODE->get(params, "model"), "stage") != NULL) {
-            (void)NODE->set(entry, "waits_for", NODE->copy(NODE->get(NODE->get(params, "model"), "stage")));
-        } else {
-            apus_stage_context context = {.run_dir = r.pipeline.run_dir, .stage_dir = dir, .name = s->name, .seed = s->seed, .now = r.now,
-                                          .device = r.device, .cache_dir = r.cache_dir, .key = r.keys[i],
-                                          .memory_limit = NODE->as_int(NODE->get(r.pipeline.settings, "memory"), 0)};
-            apus_trainer *t;
-            st = apus_trainer_open(&context, params, &t, err);
-            if (st == APUS_OK) {
-                apus_trainer_describe(t, entry);
-                apus_trainer_close(t);
-            }
-        }
-        NODE->release(params);
-    }
-    close_run(&r);
-    if (st != APUS_OK) {
-        NODE->release(plan);
-        return NULL;
-    }
-    return plan;
 }

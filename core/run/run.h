@@ -20,8 +20,9 @@ typedef struct apus_run_options {
 apus_status apus_run_file(const char *file, const apus_run_options *options, apus_error *err);
 /* Validate everything that can be without running: keys, types, names, files, references between stages. */
 apus_status apus_check_file(const char *file, const apus_run_options *options, apus_error *err);
-/* What `run` would do: {stages: [{name, stage, key, done, memory, flops_per_step, steps, seconds, plan}]}. owner: caller. */
-apus_node *apus_plan_file(const char *file, const apus_run_options *options, apus_error *err);
+/* What `run` would do: {stages: [{name, stage, key, done, waits_for, unknown: why it is not known yet, and what the stage's `plan` tells}], seconds: of the
+ * stages that have an estimate, not_estimated: [names of the others that are to do]}. owner: caller. */
+apus_status apus_plan_file(const char *file, const apus_run_options *options, apus_node **plan, apus_error *err);
 /* JSON Schema of pipeline files from all parameter tables. owner: caller. */
 apus_node *apus_pipeline_schema(apus_error *err);
 

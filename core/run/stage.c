@@ -27,6 +27,45 @@ struct apus_stage_log {
     size_t n;
 };
 
+/* ---------------------------------------------------------------- files of a run */
+
+apus_node *apus_run_json(const char *path)
+{
+    size_t n;
+    char *text = apus_path_exists(path) ? apus_file_read(path, 0, &n, NULL) : NULL;
+    apus_node *node = text != NULL ? NODE->parse_json(text, n, path, NULL) : NULL;
+    apus_host_table()->free(text);
+    return node;
+}
+
+apus_status apus_run_json_write(const char *path, const apus_node *node, apus_error *err)
+{
+    size_t n;
+    char *text = NODE->write_json(node, APUS_JSON_INDENT, &n);
+    apus_status st = text != NULL ? apus_file_write(path, text, n, err) : apus_fail(err, APUS_E_MEMORY, "out of memory");
+    apus_host_table()->free(text);
+    return st;
+}
+
+apus_status apus_stage_chose(apus_stage_context *s, apus_node *chosen, apus_error *err)
+{
+    char path[4400];
+    snprintf(path, sizeof path, "%s/run.lock", s->run_dir);
+    apus_node *lock = s->log != NULL ? apus_run_json(path) : NULL;
+    apus_status st = APUS_OK;
+    if (lock != NULL) {
+        apus_node *plans = NODE->copy(NODE->get(lock, "plans"));
+        (void)NODE->set(plans, s->name, NODE->copy(chosen));
+        (void)NODE->set(lock, "plans", plans);
+        st = apus_run_json_write(path, lock, err);
+    }
+    NODE->release(lock);
+    NODE->release(chosen);
+    return st;
+}
+
+/* ---------------------------------------------------------------- events */
+
 apus_status apus_stage_log_open(const apus_node *specs, const apus_tracker_run *run, struct apus_stage_log **log, apus_error *err)
 {
     char path[4400];

@@ -16,6 +16,8 @@ struct apus_stage_context {
     apus_device *device;
     const char *cache_dir;       /* token caches; NULL: none */
     int64_t memory_limit;        /* bytes; 0: none */
+    int profile;                 /* trainings: STAGE/trace.json */
+    double tokens_per_second;    /* planning: of an earlier run of the same training here; 0: not known */
     const char *key;             /* hash of what makes this stage's output: checkpoints carry it */
     struct apus_stage_log *log;  /* events.jsonl and the trackers */
     apus_node *result;           /* set by the stage */
@@ -23,6 +25,8 @@ struct apus_stage_context {
     void *say_context;
 };
 
+/* What was decided for this stage (kernels, cut, recompute), into RUN/run.lock under plans.NAME; takes it. Nothing while planning. */
+apus_status apus_stage_chose(apus_stage_context *s, apus_node *chosen, apus_error *err);
 /* Append one event (takes it) to events.jsonl and tell the trackers. */
 apus_status apus_stage_event(apus_stage_context *s, apus_node *event, apus_error *err);
 /* Bytes of events.jsonl so far, which are on disk when this returns: a checkpoint keeps the number. -1 with an error: they are not. */

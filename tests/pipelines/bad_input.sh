@@ -114,7 +114,8 @@ c 1 'from 1e-06 to 1000, found -1' check good.yaml 'stages.base.loss={type: dpo,
 c 1 'expected a path, found nothing' check good.yaml stages.out.path=null
 c 1 'expected one of float32' check good.yaml stages.out.dtype=int3
 c 1 "no tracker named 'wandb'" check good.yaml 'trackers=[wandb]'
-c 1 'expected a size (2GiB' check good.yaml memory=lots
+c 1 'expected a size (2GiB' check good.yaml 'backend={type: cpu, memory: lots}'
+c 1 "use 'backend'" check good.yaml memory=2GiB
 c 1 'from 0 to 9e+18, found -1' check good.yaml seed=-1
 c 1 'a list of at least one stage' check good.yaml 'stages=[]'
 c 1 'a list of at least one stage' check good.yaml stages=7
@@ -168,7 +169,8 @@ c 1 "no arch named 'mamba'" run good.yaml stages.base.model.arch=mamba
 c 1 "'mamba' is no decoder" run good.yaml stages.base.model.config.model_type=mamba
 c 1 "'w_q' matches no linear layer" run good.yaml 'stages.base.tuner={type: lora, target_modules: [w_q]}'
 c 5 'is the vocabulary head' run good.yaml 'stages.base.tuner={type: lora, target_modules: [lm_head]}'
-c 4 'over the limit' run good.yaml memory=1KiB
+c 4 'this training needs at least' run good.yaml 'backend={type: ref, memory: 1KiB}'
+c 4 'this training needs at least' plan good.yaml 'backend={type: ref, memory: 1KiB}'
 c 7 'the gradient norm' run good.yaml stages.base.max_steps=5 stages.base.optimizer.learning_rate=10 'stages.base.optimizer.eps=0' stages.base.max_grad_norm=0 stages.base.model.config.initializer_range=1000
 mkdir full && f full/file <<< x; c 1 'was not written by apus' run good.yaml stages.out.path=full
 

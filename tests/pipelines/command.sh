@@ -84,4 +84,46 @@ for n in 1 2 16; do
     "$apus" generate $golden --prompts "$folder/prompts.jsonl" --parallel $n --json > "$folder/answers$n" 2> /dev/null
     cmp -s "$folder/answers1" "$folder/answers$n" || wrong "--parallel $n changes answers"
 done
+
+# A plan tells what each training takes and all of it, of a model that is not made yet too, and writes nothing; an earlier run of the
+# same training here is believed more than a timing.
+cat > "$folder/plan.yaml" << END
+run: $folder/planned
+trackers: []
+stages:
+  - {name: first, stage: train, model: $golden, dataset: {type: tokens, path: $folder/tokens.jsonl}, tuner: full, batch_size: 2, max_steps: 40}
+  - {name: second, stage: train, model: first, dataset: {type: tokens, path: $folder/tokens.jsonl}, batch_size: 2, max_steps: 10}
+  - {name: measured, stage: eval, model: second, dataset: {type: tokens, path: $folder/tokens.jsonl}}
+  - name: talker
+    stage: train
+    model:
+      arch: decoder
+      tokenizer: configs/byte-tokenizer
+      config: {model_type: llama, vocab_size: 257, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2}
+    dataset: {path: $folder/words.jsonl}
+    tuner: full
+    max_steps: 1
+  - {name: talk, stage: generate, model: talker, dataset: {path: $folder/words.jsonl}, max_tokens: 4}
+  - {name: out, stage: export, model: second, format: safetensors, path: $folder/exported}
+END
+echo '{"text": "a b"}' > "$folder/words.jsonl"
+printf '{"input_ids": [1, 2, 3, 4, 5, 6, 7, 8]}\n%.0s' 1 2 3 4 > "$folder/tokens.jsonl"
+"$apus" plan "$folder/plan.yaml" > "$folder/out" 2>&1 || wrong "plan: $(cat "$folder/out")"
+for line in '^first  *train  *about [0-9.]* s$' '^second .*about [0-9.]* s, with a model as' '40 steps of about 16 tokens, [0-9.e-]* s and' \
+    '^measured  *eval  *about [0-9.]* s, with' '4 rows, 32 tokens$' '^talk  *generate  *at most [0-9.]* s, with' '1 answers of up to 4 tokens' \
+    '^out  *export  *costs are not known' '^in all about [0-9.]* s, and what these take: out$'; do
+    grep -q "$line" "$folder/out" || wrong "plan does not say '$line': $(cat "$folder/out")"
+done
+"$apus" plan "$folder/plan.yaml" stages.talk.dataset.type=messages 2>&1 | grep -q 'made by stage talker: costs are not known yet: .*' ||
+    wrong "plan does not say why a stage's costs are not known"
+[ -e "$folder/planned" ] && wrong "plan writes into the run folder"
+"$apus" plan --json "$folder/plan.yaml" > "$folder/out" || wrong "plan --json"
+[ "$(grep -cE '"seconds(_per_step)?": [0-9.e-]*[1-9]' "$folder/out")" -ge 5 ] || wrong "plan --json has no times"
+"$apus" run "$folder/plan.yaml" stages.first.max_steps=40 > "$folder/out" 2>&1 || wrong "what was planned does not run: $(cat "$folder/out")"
+[ "$(grep -c '"layout": "micro-batches of up to 16 tokens' "$folder/planned/run.lock")" = 2 ] || wrong "run.lock does not say how the batches were cut"
+cp "$folder/planned/run.lock" "$folder/lock"
+"$apus" run "$folder/plan.yaml" > "$folder/out" 2>&1
+cmp -s "$folder/planned/run.lock" "$folder/lock" || wrong "run.lock of what is done is changed by another start"
+"$apus" plan "$folder/plan.yaml" | grep -q '^in all about 0.0 s$' || wrong "plan of what is done"
+"$apus" plan --force "$folder/plan.yaml" | grep -q 'as an earlier run of it on this machine went' || wrong "plan --force does not look at the earlier run"
 exit $bad

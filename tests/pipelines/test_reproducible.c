@@ -186,6 +186,7 @@ static char *events_text(const char *run, const char *file)
         if (event == NULL)
             fail_msg("%s", err.message);
         (void)NODE->remove(event, "tokens_per_second");
+        (void)NODE->remove(event, "data_seconds");
         char *written = NODE->write_json(event, 0, &length);
         assert_true(used + length + 2 < 2 * (n + 1));
         memcpy(all + used, written, length);

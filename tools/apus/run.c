@@ -52,46 +52,102 @@ static int do_check(int argc, char **argv)
     return code < 0 ? 0 : code;
 }
 
-static void print_stage(const apus_node *s)
+static const char *duration(double seconds, char text[32])
+{
+    const long s = (long)(seconds + 0.5);
+    if (s >= 3600)
+        snprintf(text, 32, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
+    else if (seconds >= 10.0)
+        snprintf(text, 32, "%ld:%02ld", s / 60, s % 60);
+    else
+        snprintf(text, 32, "%.1f s", seconds);
+    return text;
+}
+
+static double number(const apus_node *map, const char *key)
+{
+    return apus_nodes()->as_float(apus_nodes()->get(map, key), 0.0);
+}
+
+static void print_training(const apus_node *s)
 {
     const apus_node_api *node = apus_nodes();
     const apus_node *memory = node->get(s, "memory");
-    printf("%-16s %-9s", node->as_string(node->get(s, "name"), NULL), node->as_string(node->get(s, "stage"), NULL));
-    if (node->as_bool(node->get(s, "done"), 0)) {
+    const char *from = node->as_string(node->get(s, "seconds_from"), NULL);
+    const double done = number(s, "steps_done");
+    printf("%28s%.0f steps", "", number(s, "steps"));
+    if (done > 0)
+        printf(" (%.0f are done)", done);
+    printf(" of about %.0f tokens, %.3g s and %.1f GFLOP each%s\n", number(s, "tokens_per_step"), number(s, "seconds_per_step"),
+           number(s, "flops_per_step") * 1e-9, from != NULL && strcmp(from, "events") == 0 ? ", as an earlier run of it on this machine went" : "");
+    printf("%28strains %.3f M of %.3f M parameters\n", "", number(s, "trained") * 1e-6, number(s, "parameters") * 1e-6);
+    printf("%28smemory %.1f MiB", "", number(memory, "total") / 1048576.0);
+    if (number(memory, "limit") > 0)
+        printf(" of %.1f", number(memory, "limit") / 1048576.0);
+    static const char *const parts[] = {"weights", "gradients", "states", "reference", "activations"};
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
+        if (number(memory, parts[i]) > 0)
+            printf("%s%.1f %s", i == 0 ? ": " : ", ", number(memory, parts[i]) / 1048576.0, parts[i]);
+    printf("\n%28s%s\n", "", node->as_string(node->get(s, "layout"), NULL));
+}
+
+static void print_costs(const apus_node *s)
+{
+    const apus_node_api *node = apus_nodes();
+    char text[32];
+    printf("%s %s%s\n", node->as_bool(node->get(s, "at_most"), 0) ? "at most" : "about", duration(number(s, "seconds"), text),
+           node->get(s, "waits_for") != NULL ? ", with a model as an earlier stage will make it" : "");
+    if (node->get(s, "steps") != NULL)
+        print_training(s);
+    else if (node->get(s, "answers") != NULL)
+        printf("%28s%.0f answers of up to %.0f tokens\n", "", number(s, "answers"), number(s, "max_tokens"));
+    else if (node->get(s, "rows") != NULL)
+        printf("%28s%.0f rows, %.0f tokens\n", "", number(s, "rows"), number(s, "tokens"));
+}
+
+static void print_stage(const apus_node *s)
+{
+    const apus_node_api *node = apus_nodes();
+    const char *waits = node->as_string(node->get(s, "waits_for"), NULL), *why = node->as_string(node->get(s, "unknown"), NULL);
+    printf("%-16s %-9s  ", node->as_string(node->get(s, "name"), NULL), node->as_string(node->get(s, "stage"), NULL));
+    if (node->as_bool(node->get(s, "done"), 0))
         printf("done before: will be reused\n");
-        return;
-    }
-    if (node->get(s, "waits_for") != NULL)
-        printf("to do; its model is made by stage %s, so costs are not known yet", node->as_string(node->get(s, "waits_for"), NULL));
-    if (memory != NULL)
-        printf("%lld steps of about %.0f tokens, %.1f GFLOP each; trains %.3f M of %.3f M parameters; memory %.0f MiB weights and states, "
-               "%.0f MiB activations",
-               (long long)node->as_int(node->get(s, "steps"), 0), node->as_float(node->get(s, "tokens_per_step"), 0),
-               node->as_float(node->get(s, "flops_per_step"), 0) * 1e-9, node->as_float(node->get(s, "trained"), 0) * 1e-6,
-               node->as_float(node->get(s, "parameters"), 0) * 1e-6, node->as_float(node->get(memory, "weights_and_states"), 0) / 1048576.0,
-               node->as_float(node->get(memory, "activations"), 0) / 1048576.0);
-    printf("\n");
+    else if (node->get(s, "seconds") != NULL)
+        print_costs(s);
+    else if (waits != NULL)
+        printf("its model is made by stage %s: costs are not known yet%s%s\n", waits, why != NULL ? ": " : "", why != NULL ? why : "");
+    else
+        printf("costs are not known before it runs\n");
+}
+
+static void print_plan(const apus_node *plan)
+{
+    const apus_node_api *node = apus_nodes();
+    const apus_node *stages = node->get(plan, "stages"), *others = node->get(plan, "not_estimated");
+    char text[32];
+    printf("run folder %s, on %s\n", node->as_string(node->get(plan, "run"), NULL), node->as_string(node->get(plan, "machine"), NULL));
+    for (size_t i = 0; i < node->length(stages); i++)
+        print_stage(node->at(stages, i));
+    printf("in all about %s", duration(number(plan, "seconds"), text));
+    for (size_t i = 0; i < node->length(others); i++)
+        printf("%s%s", i == 0 ? ", and what these take: " : ", ", node->as_string(node->at(others, i), NULL));
+    printf("\nTimes are estimates from timing each kind of operation here and now, on some rows; start, checkpoints and saving are not counted.\n");
 }
 
 static int do_plan(int argc, char **argv)
 {
     const char **rest = calloc((size_t)argc + 1, sizeof *rest), *file = NULL;
-    const apus_node_api *node = apus_nodes();
     apus_run_options o = {0};
     apus_error err = {0};
     int json = 0, code = pipeline(&apus_verb_plan, argc, argv, &file, &o, rest, &json);
     if (code == 0) {
-        apus_node *plan = apus_plan_file(file, &o, &err);
-        if (plan == NULL) {
-            code = apus_exit(APUS_E_INVALID, &err);
-        } else if (json) {
+        apus_node *plan = NULL;
+        code = apus_exit(apus_plan_file(file, &o, &plan, &err), &err);
+        if (plan != NULL && json) {
             apus_print_json(plan, 1);
-        } else {
-            const apus_node *stages = node->get(plan, "stages");
-            printf("run folder %s, on %s\n", node->as_string(node->get(plan, "run"), NULL), node->as_string(node->get(plan, "machine"), NULL));
-            for (size_t i = 0; i < node->length(stages); i++)
-                print_stage(node->at(stages, i));
-            node->release(plan);
+        } else if (plan != NULL) {
+            print_plan(plan);
+            apus_nodes()->release(plan);
         }
     }
     free(rest);
@@ -108,7 +164,8 @@ const apus_verb apus_verb_run = {"run", "run a pipeline; resumes or reuses what 
                                  do_run};
 const apus_verb apus_verb_check = {"check", "validate a pipeline without running it",
                                    "check FILE [key.path=value …]\n\nValidates keys, types, names, files and the wiring of the stages.\n\n" OVERRIDES, do_check};
-const apus_verb apus_verb_plan = {"plan", "say what a run would do: stages, memory, operations",
-                                  "plan FILE [key.path=value …] [--json]\n\nOpens everything a run would and says what it costs, before anything runs.\n\n" OVERRIDES
+const apus_verb apus_verb_plan = {"plan", "say what a run would do: stages, time, memory, operations",
+                                  "plan FILE [key.path=value …] [--force] [--json]\n\nOpens everything a run would and says what it costs, before anything runs. Times are estimates: each kind of\noperation of a step is timed on some rows, or an earlier run of the same stage here tells its speed.\n\n" OVERRIDES
+                                  "  --force          as if nothing had been done\n"
                                   "  --json           the same as JSON, with the operations of each step\n",
                                   do_plan};

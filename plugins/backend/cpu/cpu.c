@@ -286,6 +286,15 @@ static const apus_param params[] = {
      .doc = "What products of matrices are computed in. bfloat16: both operands are rounded to it, sums are float32; weights, "
             "optimizer state, norms, softmax and losses stay float32 either way.",
      .aliases = "torch_dtype compute_dtype precision"},
+    {.size = sizeof(apus_param),
+     .name = "memory",
+     .type = APUS_PARAM_BYTES,
+     .flags = APUS_PARAM_NULLABLE,
+     .min = 1,
+     .max = 0,
+     .unit = "bytes",
+     .doc = "Most that a training may take (2GiB, 1500MB): weights, gradients, optimizer states, activations, scratch. Its batches are cut "
+            "and blocks of the model computed again as needed; refused before the first step where that is not enough."},
 };
 
 static const apus_component components[] = {

@@ -347,7 +347,7 @@ static size_t few_bytes(kind t, int64_t k, int threads)
 }
 
 /* Whether this serves a product: few rows, a strip's width of columns at least. */
-static int is_few(int64_t m, int64_t n)
+static int suits_few(int64_t m, int64_t n)
 {
     return m <= FEW_MOST && n >= FEW_WIDEST;
 }

@@ -37,7 +37,7 @@ static apus_status linear(const product *p, uint32_t n, int threads, char *scrat
     for (uint32_t i = 1; i < n; i++) {
         least = apus_cpu_min(least, p[i].n);
     }
-    if (is_few(p[0].m, least)) {
+    if (suits_few(p[0].m, least)) {
         few(p, n, threads, scratch);
         return APUS_OK;
     }

@@ -115,11 +115,24 @@ static const apus_backend_ops backend_ops = {.size = sizeof backend_ops,
                                              .finish = ref_finish,
                                              .describe = ref_describe};
 
+static const apus_param params[] = {
+    {.size = sizeof(apus_param),
+     .name = "memory",
+     .type = APUS_PARAM_BYTES,
+     .flags = APUS_PARAM_NULLABLE,
+     .min = 1,
+     .max = 0,
+     .unit = "bytes",
+     .doc = "Most that a training may take, as for other backends."},
+};
+
 static const apus_component components[] = {
     {.size = sizeof(apus_component),
      .kind = "backend",
      .name = "ref",
      .doc = "The reference: float64, plain loops, one thread. Slow; other backends are tested against it.",
+     .params = params,
+     .n_params = sizeof params / sizeof params[0],
      .ops = &backend_ops},
     {.size = sizeof(apus_component), .kind = "kernels", .name = "ref_elementwise", .doc = "Elementwise ops.", .ops = &apus_ref_elementwise},
     {.size = sizeof(apus_component), .kind = "kernels", .name = "ref_index", .doc = "Sums, indexing, dropout.", .ops = &apus_ref_index},

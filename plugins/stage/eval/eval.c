@@ -136,21 +136,39 @@ static apus_node *sampling_of(const apus_node *params, double temperature)
     return sampling;
 }
 
+/* The generator and the rows it is asked; close_rows also after a failure. */
+static apus_status open_rows(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_row_questions *all, apus_error *err)
+{
+    *all = (apus_row_questions){.host = host, .session = session, .sampling = params, .parallel = node->as_int(node->get(params, "parallel"), 1)};
+    apus_status st = session->generator_open(s, params, &all->g, err);
+    if (st == APUS_OK)
+        st = session->rows_open(s, node->get(params, "dataset"), &all->rows, &all->count, err);
+    const int64_t limit = node->as_int(node->get(params, "limit"), 0);
+    if (limit > 0 && limit < all->count)
+        all->count = limit;
+    return st;
+}
+
+static void close_rows(apus_row_questions *all)
+{
+    if (all->rows != NULL)
+        session->rows_close(all->rows);
+    if (all->g != NULL)
+        session->generator_close(all->g);
+}
+
+/* Passes at temperature 1, after the greedy one. */
+static int64_t sampled_passes(const apus_node *params)
+{
+    return node->as_int(node->get(params, "seeds"), 3);
+}
+
 static apus_status judge(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_node *result, apus_error *err)
 {
-    apus_generator *g = NULL;
-    void *rows = NULL;
-    int64_t n = 0;
-    apus_status st = session->generator_open(s, params, &g, err);
-    if (st != APUS_OK)
-        return st;
-    st = session->rows_open(s, node->get(params, "dataset"), &rows, &n, err);
-    const int64_t limit = node->as_int(node->get(params, "limit"), 0), seeds = node->as_int(node->get(params, "seeds"), 3);
-    if (limit > 0 && limit < n)
-        n = limit;
+    apus_row_questions all;
+    apus_status st = open_rows(host, params, s, &all, err);
+    const int64_t seeds = sampled_passes(params);
     apus_node *samples = node->make_list(), *greedy = sampling_of(params, 0.0), *sampled = sampling_of(params, 1.0);
-    apus_row_questions all = {.host = host, .session = session, .g = g, .rows = rows, .count = n,
-                              .parallel = node->as_int(node->get(params, "parallel"), 1)};
     if (st == APUS_OK)
         st = judge_pass(&all, s, params, greedy, session->seed(s), "greedy/", result, samples, err);
     apus_node *sums = node->make_map();
@@ -159,20 +177,23 @@ static apus_status judge(const apus_host *host, const apus_node *params, apus_st
     for (size_t i = 0; i < node->length(sums); i++)
         (void)node->set(result, node->key_at(sums, i), node->make_float(node->as_float(node->at(sums, i), 0.0) / (double)seeds));
     (void)node->set(result, "samples", samples);
-    (void)node->set(result, "answers", node->make_int(n));
+    (void)node->set(result, "answers", node->make_int(all.count));
     node->release(sums);
     node->release(greedy);
     node->release(sampled);
-    if (rows != NULL)
-        session->rows_close(rows);
-    session->generator_close(g);
+    close_rows(&all);
     return st;
+}
+
+static int is_judged(const apus_node *params)
+{
+    return node->as_bool(node->get(params, "judge"), 0);
 }
 
 static apus_status run(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_error *err)
 {
     apus_node *result = node->make_map();
-    apus_status st = node->as_bool(node->get(params, "judge"), 0) ? judge(host, params, s, result, err) : measure(params, s, result, err);
+    apus_status st = is_judged(params) ? judge(host, params, s, result, err) : measure(params, s, result, err);
     if (st != APUS_OK)
         node->release(result);
     else
@@ -180,7 +201,19 @@ static apus_status run(const apus_host *host, const apus_node *params, apus_stag
     return st;
 }
 
-static const apus_stage_ops ops = {.size = sizeof ops, .run = run};
+static apus_status plan(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_node *costs, apus_error *err)
+{
+    if (!is_judged(params))
+        return session->evaluate_plan(s, params, costs, err);
+    apus_row_questions all;
+    apus_status st = open_rows(host, params, s, &all, err);
+    if (st == APUS_OK)
+        st = apus_answer_plan(&all, 1 + sampled_passes(params), costs, err);
+    close_rows(&all);
+    return st;
+}
+
+static const apus_stage_ops ops = {.size = sizeof ops, .run = run, .plan = plan};
 
 #define PARAM .size = sizeof(apus_param)
 #define ANY .min = 1, .max = 0

@@ -42,40 +42,45 @@ static apus_status answered(void *context, int64_t i, const apus_node *row, cons
     return session->event(w->stage, event, err);
 }
 
+/* The generator and the rows it is asked; close_rows also after a failure. */
+static apus_status open_rows(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_row_questions *all, apus_error *err)
+{
+    *all = (apus_row_questions){
+        .host = host, .session = session, .sampling = params, .parallel = node->as_int(node->get(params, "parallel"), 1), .seed = session->seed(s)};
+    apus_status st = session->generator_open(s, params, &all->g, err);
+    if (st == APUS_OK)
+        st = session->rows_open(s, node->get(params, "dataset"), &all->rows, &all->count, err);
+    const int64_t limit = node->as_int(node->get(params, "limit"), 0);
+    if (limit > 0 && limit < all->count)
+        all->count = limit;
+    return st;
+}
+
+static void close_rows(apus_row_questions *all)
+{
+    if (all->rows != NULL)
+        session->rows_close(all->rows);
+    if (all->g != NULL)
+        session->generator_close(all->g);
+}
+
 static apus_status run(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_error *err)
 {
-    apus_generator *g = NULL;
-    void *rows = NULL;
-    int64_t count = 0;
+    apus_row_questions all;
     char path[4400], final[4400];
-    apus_status st = session->generator_open(s, params, &g, err);
-    if (st != APUS_OK)
-        return st;
     snprintf(final, sizeof final, "%s/answers.jsonl", session->stage_dir(s));
     snprintf(path, sizeof path, "%s.tmp", final);
     FILE *f = NULL;
-    st = session->rows_open(s, node->get(params, "dataset"), &rows, &count, err);
+    apus_status st = open_rows(host, params, s, &all, err);
     if (st == APUS_OK) {
         f = fopen(path, "w");
         st = f != NULL ? APUS_OK : apus_fail(err, APUS_E_IO, "%s: %s", path, strerror(errno));
     }
-    const int64_t limit = node->as_int(node->get(params, "limit"), 0);
-    if (limit > 0 && limit < count)
-        count = limit;
-    if (st == APUS_OK) {
-        writing w = {.host = host, .stage = s, .f = f, .count = count};
-        apus_row_questions all = {.host = host,
-                                  .session = session,
-                                  .g = g,
-                                  .rows = rows,
-                                  .count = count,
-                                  .sampling = params,
-                                  .parallel = node->as_int(node->get(params, "parallel"), 1),
-                                  .seed = session->seed(s),
-                                  .context = &w,
-                                  .answered = answered};
+    writing w = {.host = host, .stage = s, .f = f, .count = all.count};
+    all.context = &w;
+    all.answered = answered;
+    if (st == APUS_OK)
         st = apus_answer_rows(&all, err);
-    }
     if (f != NULL && fclose(f) != 0 && st == APUS_OK)
         st = apus_fail(err, APUS_E_IO, "%s: %s", path, strerror(errno));
     if (st == APUS_OK && rename(path, final) != 0)
@@ -83,16 +88,24 @@ static apus_status run(const apus_host *host, const apus_node *params, apus_stag
     if (st == APUS_OK) {
         apus_node *result = node->make_map();
         (void)node->set(result, "answers", node->make_string(final, (size_t)-1));
-        (void)node->set(result, "rows", node->make_int(count));
+        (void)node->set(result, "rows", node->make_int(all.count));
         session->result(s, result);
     }
-    if (rows != NULL)
-        session->rows_close(rows);
-    session->generator_close(g);
+    close_rows(&all);
     return st;
 }
 
-static const apus_stage_ops ops = {.size = sizeof ops, .run = run};
+static apus_status plan(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_node *costs, apus_error *err)
+{
+    apus_row_questions all;
+    apus_status st = open_rows(host, params, s, &all, err);
+    if (st == APUS_OK)
+        st = apus_answer_plan(&all, 1, costs, err);
+    close_rows(&all);
+    return st;
+}
+
+static const apus_stage_ops ops = {.size = sizeof ops, .run = run, .plan = plan};
 
 #define PARAM .size = sizeof(apus_param)
 #define ANY   .min = 1, .max = 0

@@ -49,7 +49,13 @@ static apus_status run(const apus_host *host, const apus_node *params, apus_stag
     return st;
 }
 
-static const apus_stage_ops ops = {.size = sizeof ops, .run = run};
+static apus_status plan(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_node *costs, apus_error *err)
+{
+    (void)host;
+    return session->trainer_plan(s, params, costs, err);
+}
+
+static const apus_stage_ops ops = {.size = sizeof ops, .run = run, .plan = plan};
 
 static const char *const recompute_choices[] = {"none", "cheap", "block", NULL};
 
@@ -91,7 +97,7 @@ static const apus_param params[] = {
     {PARAM, .name = "save_total_limit", .type = APUS_PARAM_INT, .fallback = "2", .min = 0, .max = 1e6,
      .doc = "Newest checkpoints to keep (and the best); 0: all."},
     {PARAM, .name = "recompute", .type = APUS_PARAM_STRING, .fallback = "cheap", .choices = recompute_choices, ANY,
-     .doc = "What the backward pass computes again instead of keeping: none; cheap operations; whole blocks (least memory).",
+     .doc = "What the backward pass computes again instead of keeping: none; cheap operations; whole blocks (least memory). With backend.memory, the least: more where that is needed to fit.",
      .aliases = "gradient_checkpointing"},
     {PARAM, .name = "format", .type = APUS_PARAM_STRING, .fallback = "safetensors", ANY, .doc = "Format of STAGE/model for a whole model."},
     {PARAM, .name = "adapter_format", .type = APUS_PARAM_STRING, .fallback = "peft", ANY, .doc = "Format of STAGE/model for an adapter."},

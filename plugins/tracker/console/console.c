@@ -12,6 +12,8 @@ typedef struct console {
     int interactive, drawn;
     int64_t first_step, last_step, max_steps;
     double began, last_line;
+    double step_seconds, data_seconds; /* sums over the steps: all of a step, and what it waited for its rows */
+    apus_node *profile;                /* NULL: none */
 } console;
 
 static double now(void)
@@ -115,7 +117,14 @@ static apus_status event(void *tracker, const apus_node *e, int replayed, apus_e
         if (c->first_step < 0)
             c->first_step = step;
         c->max_steps = node->as_int(node->get(e, "max_steps"), 0);
+        c->step_seconds += node->as_float(node->get(e, "tokens"), 0.0) / node->as_float(node->get(e, "tokens_per_second"), 1.0);
+        c->data_seconds += node->as_float(node->get(e, "data_seconds"), 0.0);
         progress(c, e, step);
+        return APUS_OK;
+    }
+    if (node->get(e, "profile") != NULL) { /* told at the end */
+        node->release(c->profile);
+        c->profile = node->copy(node->get(e, "profile"));
         return APUS_OK;
     }
     erase(c);
@@ -129,14 +138,41 @@ static apus_status event(void *tracker, const apus_node *e, int replayed, apus_e
     return APUS_OK;
 }
 
+static void print_profile(const console *c)
+{
+    const apus_node_api *node = c->host->node;
+    const apus_node *ops = node->get(c->profile, "ops");
+    fprintf(stderr, "  where the time of a step goes (%.3g ms, mean of %lld; each operation in %s):\n",
+            node->as_float(node->get(c->profile, "seconds_per_step"), 0.0) * 1e3, (long long)node->as_int(node->get(c->profile, "steps"), 0),
+            node->as_string(node->get(c->profile, "trace"), NULL));
+    for (size_t i = 0; i < node->length(ops); i++) {
+        const apus_node *op = node->at(ops, i), *gflops = node->get(op, "gflops");
+        const double share = node->as_float(node->get(op, "share"), 0.0);
+        if (share < 0.005)
+            continue;
+        fprintf(stderr, "  %5.1f %%  %9.3f ms  %s", share * 100.0, node->as_float(node->get(op, "seconds_per_step"), 0.0) * 1e3,
+                node->as_string(node->get(op, "op"), NULL));
+        if (gflops != NULL)
+            fprintf(stderr, "  (%.1f GFLOP/s)", node->as_float(gflops, 0.0));
+        fputc('\n', stderr);
+    }
+}
+
 static void close_tracker(void *tracker, apus_status status)
 {
     console *c = tracker;
     char took[32];
     erase(c);
     duration(now() - c->began, took, sizeof took);
+    if (c->profile != NULL)
+        print_profile(c);
     if (status == APUS_OK)
-        fprintf(stderr, "  %s done in %s\n", c->stage, took);
+        fprintf(stderr, "  %s done in %s", c->stage, took);
+    if (status == APUS_OK && c->step_seconds > 0.0)
+        fprintf(stderr, "; its steps waited for data %.2g %% of their time", c->data_seconds / c->step_seconds * 100.0);
+    if (status == APUS_OK)
+        fputc('\n', stderr);
+    c->host->node->release(c->profile);
     c->host->free(c);
 }
 

@@ -1,6 +1,6 @@
 /*
  * Tracker html: RUN/STAGE/report.html, one file that needs nothing else: curves of loss, learning rate, gradient norm, reward margin
- * and whatever else the events carry, with the configuration. Written when the stage ends, whatever its end.
+ * and whatever else the events carry, where the time goes, with the configuration. Written when the stage ends, whatever its end.
  */
 #include <errno.h>
 #include <math.h>
@@ -27,6 +27,8 @@ typedef struct html {
     char *config;
     char **notes;
     size_t n_notes;
+    double step_seconds, data_seconds; /* sums over the steps: all of a step, and what it waited for its rows */
+    apus_node *profile;                /* NULL: none */
 } html;
 
 static apus_status open_tracker(const apus_host *host, const apus_node *params, const apus_tracker_run *run, void **tracker, apus_error *err)
@@ -87,6 +89,15 @@ static apus_status event(void *tracker, const apus_node *e, int replayed, apus_e
         h->n_notes += h->notes[h->n_notes] != NULL;
         return APUS_OK;
     }
+    if (node->get(e, "profile") != NULL) {
+        node->release(h->profile);
+        h->profile = node->copy(node->get(e, "profile"));
+        return APUS_OK;
+    }
+    if (node->get(e, "tokens_per_second") != NULL) {
+        h->step_seconds += node->as_float(node->get(e, "tokens"), 0.0) / node->as_float(node->get(e, "tokens_per_second"), 1.0);
+        h->data_seconds += node->as_float(node->get(e, "data_seconds"), 0.0);
+    }
     const double step = node->as_float(node->get(e, "step"), 0.0);
     for (size_t i = 0; i < node->length(e); i++) {
         const char *key = node->key_at(e, i);
@@ -141,6 +152,30 @@ static void write_curve(FILE *f, const series *s)
     fprintf(f, "\"/></svg></figure>\n");
 }
 
+/* Shares of a step as bars, the most first. */
+static void write_profile(const html *h, FILE *f)
+{
+    const apus_node_api *node = h->host->node;
+    const apus_node *ops = node->get(h->profile, "ops");
+    fprintf(f, "<h2>Where the time of a step goes</h2><p>%.4g ms, the mean of %lld steps; each operation in ",
+            node->as_float(node->get(h->profile, "seconds_per_step"), 0.0) * 1e3, (long long)node->as_int(node->get(h->profile, "steps"), 0));
+    write_escaped(f, node->as_string(node->get(h->profile, "trace"), NULL));
+    fputs(", which ui.perfetto.dev opens.</p><table><tr><th>operation<th>share<th><th>ms a step<th>calls a step<th>GFLOP/s\n", f);
+    for (size_t i = 0; i < node->length(ops); i++) {
+        const apus_node *op = node->at(ops, i), *gflops = node->get(op, "gflops");
+        const double share = node->as_float(node->get(op, "share"), 0.0), steps = node->as_float(node->get(h->profile, "steps"), 1.0);
+        fputs("<tr><td>", f);
+        write_escaped(f, node->as_string(node->get(op, "op"), NULL));
+        fprintf(f, "<td class=\"n\">%.1f %%<td><i style=\"width:%.0fpx\"></i><td class=\"n\">%.3f<td class=\"n\">%.4g<td class=\"n\">", share * 100.0,
+                share * 300.0, node->as_float(node->get(op, "seconds_per_step"), 0.0) * 1e3,
+                node->as_float(node->get(op, "calls"), 0.0) / steps);
+        if (gflops != NULL)
+            fprintf(f, "%.1f", node->as_float(gflops, 0.0));
+        fputc('\n', f);
+    }
+    fputs("</table>", f);
+}
+
 static void write_report(const html *h, apus_status status)
 {
     char aside[4420];
@@ -153,9 +188,13 @@ static void write_report(const html *h, apus_status status)
     fputs("</title><style>body{font:14px system-ui,sans-serif;margin:2em auto;max-width:1000px;padding:0 1em;color:#222}"
           "main{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:1em}figure{margin:0}figcaption{margin-bottom:.3em}"
           "svg{width:100%;background:#fafafa;border:1px solid #ddd}line{stroke:#e4e4e4}text{font-size:11px;fill:#666}.y{text-anchor:end}"
-          "polyline{fill:none;stroke:#2563a8;stroke-width:1.5}pre{background:#fafafa;border:1px solid #ddd;padding:1em;overflow:auto}</style><h1>", f);
+          "polyline{fill:none;stroke:#2563a8;stroke-width:1.5}pre{background:#fafafa;border:1px solid #ddd;padding:1em;overflow:auto}"
+          "td,th{padding:.1em .6em;text-align:left}.n{text-align:right}i{display:block;height:.8em;background:#2563a8}</style><h1>", f);
     write_escaped(f, h->title);
     fprintf(f, "</h1><p>%s</p>", status == APUS_OK ? "Done." : status == APUS_E_STOPPED ? "Stopped; can be resumed." : "Ended with an error.");
+    if (h->step_seconds > 0.0)
+        fprintf(f, "<p>Steps took %.4g s in all, of which they waited for data %.3g s (%.2g %%).</p>", h->step_seconds, h->data_seconds,
+                h->data_seconds / h->step_seconds * 100.0);
     if (h->n_notes > 0)
         fputs("<ul>", f);
     for (size_t i = 0; i < h->n_notes; i++) {
@@ -168,7 +207,10 @@ static void write_report(const html *h, apus_status status)
     for (size_t i = 0; i < h->n_series; i++)
         if (h->series[i].n > 0)
             write_curve(f, &h->series[i]);
-    fputs("</main><h2>Configuration</h2><pre>", f);
+    fputs("</main>", f);
+    if (h->profile != NULL)
+        write_profile(h, f);
+    fputs("<h2>Configuration</h2><pre>", f);
     write_escaped(f, h->config);
     fputs("</pre>\n", f);
     const int good = ferror(f) == 0;
@@ -189,6 +231,7 @@ static void close_tracker(void *tracker, apus_status status)
     for (size_t i = 0; i < h->n_notes; i++)
         free(h->notes[i]);
     free(h->notes);
+    h->host->node->release(h->profile);
     h->host->free(h->config);
     h->host->free(h);
 }

@@ -1,6 +1,6 @@
 /*
- * A training as a stage opens it: what is on disk before a checkpoint says so, and preference pairs of models whose states depend on
- * how long a sequence is.
+ * A training as a stage opens it: what is on disk before a checkpoint says so, where its time goes, how it keeps a memory limit,
+ * and preference pairs of models whose states depend on how long a sequence is.
  */
 #include "core/model/bench.h"
 
@@ -117,6 +117,210 @@ static void synced_before_named(void **state)
     NODE->release(params);
 }
 
+/* ---------------------------------------------------------------- where the time goes */
+
+static apus_node *read_json(const char *name)
+{
+    apus_error err = {0};
+    char path[600];
+    size_t n;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    char *text = apus_file_read(path, 0, &n, &err);
+    apus_node *node = text != NULL ? NODE->parse_json(text, n, path, &err) : NULL;
+    if (node == NULL)
+        fail_msg("%s", err.message);
+    HOST->free(text);
+    return node;
+}
+
+/* Six steps; the loss of the last. */
+static double train(int profile)
+{
+    apus_error err = {0};
+    char rows[600], json[2048];
+    write_file("rows.jsonl", "{\"input_ids\": [3, 1, 4, 1, 5, 9, 2, 6]}\n{\"input_ids\": [2, 7, 1, 8, 2, 8]}\n", rows, sizeof rows);
+    snprintf(json, sizeof json,
+             "{\"model\": {\"path\": \"%s/models/llama\"}, \"dataset\": {\"type\": \"tokens\", \"path\": \"%s\"}, \"tuner\": \"full\","
+             " \"loss\": \"cross_entropy\", \"optimizer\": \"adamw\", \"schedule\": \"constant\", \"batch_size\": 2, \"max_steps\": 6}",
+             APUS_TEST_GOLDEN, rows);
+    apus_node *params = bench_parse(json);
+    apus_stage_context stage = {.run_dir = folder, .stage_dir = folder, .name = "train", .seed = 1, .device = device, .profile = profile};
+    const apus_tracker_run run = {.size = sizeof run, .run_dir = folder, .stage_dir = folder, .stage = "train", .stage_type = "train"};
+    OK(apus_stage_log_open(NULL, &run, &stage.log, &err));
+    apus_trainer *t = NULL;
+    OK(apus_trainer_open(&stage, params, &t, &err));
+    for (int i = 0; i < 6; i++)
+        OK(apus_trainer_step(t, &err));
+    OK(apus_trainer_checkpoint(t, &err));
+    apus_trainer_close(t);
+    apus_stage_log_close(stage.log, APUS_OK);
+    NODE->release(params);
+
+    char path[600];
+    size_t n;
+    double loss = NAN;
+    int tables = 0;
+    snprintf(path, sizeof path, "%s/events.jsonl", folder);
+    char *text = apus_file_read(path, 0, &n, &err);
+    assert_non_null(text);
+    for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n")) {
+        apus_node *e = bench_parse(line);
+        const apus_node *table = NODE->get(e, "profile"), *ops = NODE->get(table, "ops");
+        double share = 0.0;
+        for (size_t i = 0; i < NODE->length(ops); i++)
+            share += number(NODE->at(ops, i), "share");
+        if (table != NULL) {
+            tables++;
+            assert_true(fabs(share - 1.0) < 1e-6);
+            assert_int_equal(number(table, "steps"), 3);
+        } else {
+            loss = number(e, "loss");
+            assert_true(number(e, "data_seconds") >= 0.0);
+        }
+        NODE->release(e);
+    }
+    HOST->free(text);
+    assert_int_equal(tables, profile);
+    return loss;
+}
+
+/* A trace holds every operation of steps 2 to 4, each inside its step, and what comes later of checkpoints; it changes no number. */
+static void profiles(void **state)
+{
+    (void)state;
+    apus_error err = {0};
+    char path[600];
+    snprintf(path, sizeof path, "%s/trace.json", folder);
+    const double loss = train(0);
+    assert_false(apus_path_exists(path));
+    assert_true(train(1) == loss);
+    apus_node *trace = read_json("trace.json");
+    const apus_node *events = NODE->get(trace, "traceEvents");
+    double begin[3], end[3];
+    int steps = 0, products = 0, checkpoints = 0, waits = 0;
+    for (size_t i = 0; i < NODE->length(events); i++) {
+        const apus_node *e = NODE->at(events, i);
+        if (strcmp(NODE->as_string(NODE->get(e, "name"), NULL), "step") == 0 && steps < 3) {
+            begin[steps] = number(e, "ts");
+            end[steps++] = number(e, "ts") + number(e, "dur");
+        }
+    }
+    assert_int_equal(steps, 3);
+    for (size_t i = 0; i < NODE->length(events); i++) {
+        const apus_node *e = NODE->at(events, i), *args = NODE->get(e, "args");
+        const char *name = NODE->as_string(NODE->get(e, "name"), NULL);
+        if (strcmp(NODE->as_string(NODE->get(e, "ph"), NULL), "X") != 0)
+            continue;
+        int inside = 0;
+        for (int k = 0; k < 3; k++)
+            inside |= number(e, "ts") >= begin[k] - 0.002 && number(e, "ts") + number(e, "dur") <= end[k] + 0.002;
+        checkpoints += strcmp(name, "checkpoint") == 0;
+        waits += strcmp(name, "data") == 0;
+        assert_true(inside || strcmp(name, "checkpoint") == 0);
+        if (strcmp(name, "apus.linear_dw/1") == 0) {
+            products++;
+            assert_true(number(args, "gflops") > 0.0);
+            assert_non_null(strstr(NODE->as_string(NODE->get(args, "shapes"), NULL), "] -> ["));
+        }
+    }
+    assert_true(products >= 3 && products % 3 == 0);
+    assert_int_equal(checkpoints, 1);
+    assert_int_equal(waits, 9); /* the order, the rows counted, the rows trained */
+    NODE->release(trace);
+    OK(apus_remove_tree(path, &err));
+}
+
+/* ---------------------------------------------------------------- a memory limit */
+
+typedef struct fitted {
+    apus_status status;
+    apus_error error;
+    apus_training_memory memory;
+    apus_layout layout;
+    int64_t tokens; /* of a micro-batch, at most */
+    double loss;    /* of the third step */
+} fitted;
+
+/* Three steps of a small decoder with preference pairs or plain rows, evaluated too; limit 0: none. */
+static fitted fit(int64_t limit, int batch_size, int pairs)
+{
+    fitted f = {.loss = NAN};
+    apus_error err = {0};
+    char rows[600], json[4096], text[4096] = "";
+    for (int r = 0; r < 8; r++) {
+        const size_t n = strlen(text);
+        snprintf(text + n, sizeof text - n,
+                 pairs ? "{\"prompt\": \"What is %d? \", \"chosen\": \"It is a number, and a good one.\", \"rejected\": \"I will not tell.\"}\n"
+                       : "{\"prompt\": \"What is %d? \", \"completion\": \"It is a number that comes before another, and after one.\"}\n",
+                 r);
+    }
+    write_file("fit.jsonl", text, rows, sizeof rows);
+    snprintf(json, sizeof json,
+             "{\"model\": {\"arch\": \"decoder\", \"tokenizer\": \"%s/../../configs/byte-tokenizer\", \"config\": {\"model_type\": \"llama\","
+             " \"vocab_size\": 257, \"hidden_size\": 32, \"intermediate_size\": 96, \"num_hidden_layers\": 6, \"num_attention_heads\": 4,"
+             " \"num_key_value_heads\": 2, \"initializer_range\": 0.2, \"eos_token_id\": 256}},"
+             " \"dataset\": {\"path\": \"%s\", \"max_length\": 200}, \"eval_dataset\": {\"path\": \"%s\", \"max_length\": 200}, \"tuner\": \"full\","
+             " \"loss\": \"%s\", \"optimizer\": {\"type\": \"adamw\", \"learning_rate\": 1e-3}, \"schedule\": \"constant\","
+             " \"recompute\": \"none\", \"batch_size\": %d, \"max_steps\": 3}",
+             APUS_TEST_GOLDEN, rows, rows, pairs ? "dpo" : "cross_entropy", batch_size);
+    apus_node *params = bench_parse(json);
+    apus_stage_context stage = {.run_dir = folder, .stage_dir = folder, .name = "train", .seed = 1, .device = device, .memory_limit = limit};
+    const apus_tracker_run run = {.size = sizeof run, .run_dir = folder, .stage_dir = folder, .stage = "train", .stage_type = "train"};
+    OK(apus_stage_log_open(NULL, &run, &stage.log, &err));
+    apus_trainer *t = NULL;
+    f.status = apus_trainer_open(&stage, params, &t, &f.error);
+    if (f.status == APUS_OK) {
+        f.memory = apus_trainer_memory(t);
+        f.layout = t->layout;
+        f.tokens = t->batch.capacity[0];
+        for (int i = 0; i < 3; i++)
+            OK(apus_trainer_step(t, &err));
+        OK(apus_trainer_evaluate(t, &err));
+        f.loss = t->best_eval;
+    }
+    apus_trainer_close(t);
+    apus_stage_log_close(stage.log, APUS_OK);
+    NODE->release(params);
+    return f;
+}
+
+/* The limit is kept by computing again where that is the only way, which moves no bit; or by cutting, which moves rounding alone. */
+static void fits_the_limit(void **state)
+{
+    (void)state;
+    for (int pairs = 0; pairs < 2; pairs++) {
+        const fitted one = fit(0, 1, pairs), four = fit(0, 4, pairs);
+        assert_int_equal(one.status, APUS_OK);
+        assert_int_equal(one.layout.recompute, APUS_RECOMPUTE_NONE);
+        const uint64_t rest = one.memory.total - one.memory.activations;
+        assert_true(pairs == (one.memory.reference > 0) && one.memory.states == 2 * one.memory.gradients);
+        int kinds = 0, last = 0;
+        for (int share = 9; share >= 6; share--) { /* one row cannot be cut */
+            const fitted f = fit((int64_t)(rest + one.memory.activations * (uint64_t)share / 10), 1, pairs);
+            if (f.status != APUS_OK)
+                fail_msg("%d tenths: %s", share, f.error.message);
+            assert_true(f.memory.total <= rest + one.memory.activations * (uint64_t)share / 10);
+            assert_true(f.layout.recompute > APUS_RECOMPUTE_BLOCK && f.layout.recompute >= last);
+            kinds += f.layout.recompute != last;
+            last = f.layout.recompute;
+            assert_true(f.loss == one.loss);
+        }
+        assert_true(kinds >= 2); /* no more than is needed */
+        const fitted cut = fit((int64_t)(rest + four.memory.activations / 2), 4, pairs);
+        assert_int_equal(cut.status, APUS_OK);
+        assert_true(cut.memory.total <= rest + four.memory.activations / 2 && cut.tokens < four.tokens);
+        assert_true(fabs(cut.loss - four.loss) < 1e-5 * fabs(four.loss));
+        const fitted none = fit((int64_t)(rest + one.memory.activations / 20), 1, pairs);
+        assert_int_equal(none.status, APUS_E_MEMORY);
+        assert_non_null(strstr(none.error.message, "needs at least"));
+        /* What is said to be enough is. */
+        const char *least = strstr(none.error.message, "at least ") + strlen("at least ");
+        const double unit = strncmp(strchr(least, ' '), " MiB", 4) == 0 ? 1048576.0 : 1024.0;
+        assert_int_equal(fit((int64_t)((strtod(least, NULL) + 0.06) * unit), 1, pairs).status, APUS_OK);
+        assert_int_equal(fit((int64_t)((strtod(least, NULL) - 0.06) * unit), 1, pairs).status, APUS_E_MEMORY);
+    }
+}
+
 /* ---------------------------------------------------------------- pairs */
 
 static const char *const pair_rows =
@@ -208,6 +412,7 @@ static void pairs(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(synced_before_named), cmocka_unit_test(pairs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(synced_before_named), cmocka_unit_test(profiles), cmocka_unit_test(fits_the_limit),
+                                       cmocka_unit_test(pairs)};
     return cmocka_run_group_tests_name("model/trainer", tests, setup, teardown);
 }
