@@ -283,7 +283,8 @@ static const apus_param params[] = {
      .type = APUS_PARAM_STRING,
      .fallback = "float32",
      .choices = dtypes,
-     .doc = "What products of matrices are computed in. bfloat16: both operands are rounded to it, sums are float32; weights, "
+     .doc = "What products of matrices are computed in, those inside attention too. bfloat16: both operands are rounded to it, sums are float32; "
+            "weights, "
             "optimizer state, norms, softmax and losses stay float32 either way.",
      .aliases = "torch_dtype compute_dtype precision"},
     {.size = sizeof(apus_param),
