@@ -40,8 +40,9 @@ void apus_plan_count_flops(apus_plan *p)
 
 static int same_node(const apus_plan_node *a, const apus_plan_node *b)
 {
-    int same = a->op == b->op && a->kernel == b->kernel && a->accumulate == b->accumulate && a->n_in == b->n_in && a->n_out == b->n_out &&
-               memcmp(a->attrs, b->attrs, sizeof a->attrs) == 0;
+    int same = a->op == b->op && a->kernel == b->kernel && a->accumulate == b->accumulate && a->n_in == b->n_in && a->n_out == b->n_out;
+    for (int i = 0; i < APUS_MAX_ATTRS && same; i++)
+        same = a->attrs[i] == b->attrs[i];
     for (uint32_t k = 0; k < a->n_in + a->n_out && same; k++) {
         const apus_view *x = &a->views[k], *y = &b->views[k];
         same = x->dtype == y->dtype && x->ndim == y->ndim && memcmp(x->dims, y->dims, sizeof x->dims) == 0 && (x->data == NULL) == (y->data == NULL);

@@ -214,7 +214,7 @@ static void test_models(void **state)
 static apus_template_output rendered(const char *text, const char *variables)
 {
     apus_error err = {0};
-    apus_template_output out;
+    apus_template_output out = {0};
     apus_node *v = apus_nodes()->parse_json(variables, strlen(variables), "variables", &err);
     apus_template *t = apus_template_compile(text, strlen(text), "t", &err);
     if (v == NULL || t == NULL || apus_template_render(t, v, 0, &out, &err) != APUS_OK)
