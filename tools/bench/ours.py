@@ -42,9 +42,9 @@ def train(options, config, dtype, *overrides, steps=None):
                 first_done = time.monotonic() - start
         memory = wait(process, "apus run", errors)
         done = [event for event in map(json.loads, events.read_text().splitlines()) if "loss" in event]
-    counts = [step["tokens"] for step in done[1:]]
-    seconds = [step["tokens"] / step["tokens_per_second"] for step in done[1:]]
-    return result(counts, seconds, (first_done or 0.0) - statistics.median(seconds), memory)
+    counts = [step["tokens"] for step in done]
+    seconds = [step["tokens"] / step["tokens_per_second"] for step in done]
+    return result(counts[1:], seconds[1:], (first_done or 0.0) - seconds[0], memory)
 
 
 def fine_tune(options, job, dtype, *overrides, steps=None):
