@@ -225,6 +225,35 @@ static inline apus_status apus_answer_rows(apus_row_questions *q, apus_error *er
     return st;
 }
 
+/* For a stage with the parameters dataset, parallel, limit and a generator's: opens that and the rows it is asked, up to `limit` of them.
+ * q: filled anew; answered and context are the caller's to set. apus_close_rows also after a failure. */
+static inline apus_status apus_open_rows(apus_row_questions *q, const apus_host *host, const apus_session_api *session, const apus_node *params,
+                                         apus_stage_context *stage, apus_error *err)
+{
+    const apus_node_api *node = host->node;
+    const int64_t limit = node->as_int(node->get(params, "limit"), 0);
+    memset(q, 0, sizeof *q);
+    q->host = host;
+    q->session = session;
+    q->sampling = params;
+    q->seed = session->seed(stage);
+    q->parallel = node->as_int(node->get(params, "parallel"), 1);
+    apus_status st = session->generator_open(stage, params, &q->g, err);
+    if (st == APUS_OK)
+        st = session->rows_open(stage, node->get(params, "dataset"), &q->rows, &q->count, err);
+    if (limit > 0 && limit < q->count)
+        q->count = limit;
+    return st;
+}
+
+static inline void apus_close_rows(apus_row_questions *q)
+{
+    if (q->rows != NULL)
+        q->session->rows_close(q->rows);
+    if (q->g != NULL)
+        q->session->generator_close(q->g);
+}
+
 /* ------------------------------------------------------------ what that will take */
 
 static inline double apus_answer_clock(void)

@@ -61,19 +61,11 @@ static double earlier_speed(const apus_run_state *r, size_t i)
 static apus_status describe(const apus_run_state *r, size_t i, int force, const apus_stage_ops *ops, const apus_node *params, apus_node *entry,
                             apus_error *err)
 {
-    const apus_pipeline_stage *s = &r->pipeline.stages[i];
     char dir[4400], path[4400];
     apus_run_stage_paths(r, i, dir, path, sizeof dir);
-    apus_stage_context context = {.run_dir = r->pipeline.run_dir,
-                                  .stage_dir = dir,
-                                  .name = s->name,
-                                  .seed = s->seed,
-                                  .now = r->now,
-                                  .device = r->device,
-                                  .cache_dir = r->cache_dir,
-                                  .key = force ? NULL : r->keys[i], /* without one, nothing is resumed */
-                                  .tokens_per_second = earlier_speed(r, i),
-                                  .memory_limit = NODE->as_int(NODE->get(NODE->get(r->pipeline.settings, "backend"), "memory"), 0)};
+    apus_stage_context context = apus_run_stage_context(r, i, dir);
+    context.key = force ? NULL : r->keys[i]; /* without one, nothing is resumed */
+    context.tokens_per_second = earlier_speed(r, i);
     return ops->plan(apus_host_table(), params, &context, entry, err);
 }
 

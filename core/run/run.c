@@ -122,6 +122,19 @@ void apus_run_stage_paths(const apus_run_state *r, size_t i, char *dir, char *re
     snprintf(result, capacity, "%s/%s/result.json", r->pipeline.run_dir, r->pipeline.stages[i].name);
 }
 
+apus_stage_context apus_run_stage_context(const apus_run_state *r, size_t i, const char *dir)
+{
+    const apus_pipeline_stage *s = &r->pipeline.stages[i];
+    return (apus_stage_context){.run_dir = r->pipeline.run_dir,
+                                .stage_dir = dir,
+                                .name = s->name,
+                                .seed = s->seed,
+                                .now = r->now,
+                                .device = r->device,
+                                .cache_dir = r->cache_dir,
+                                .memory_limit = NODE->as_int(NODE->get(NODE->get(r->pipeline.settings, "backend"), "memory"), 0)};
+}
+
 apus_node *apus_run_done(const apus_run_state *r, size_t i)
 {
     char dir[4400], path[4400];
@@ -196,17 +209,10 @@ static apus_status run_stage(apus_run_state *r, size_t i, apus_error *err)
                                   .n_stages = (int32_t)r->pipeline.n_stages,
                                   .interactive = isatty(2),
                                   .config = r->pipeline.config};
-    apus_stage_context context = {.run_dir = r->pipeline.run_dir,
-                                  .stage_dir = dir,
-                                  .name = s->name,
-                                  .seed = s->seed,
-                                  .now = r->now,
-                                  .device = r->device,
-                                  .cache_dir = r->cache_dir,
-                                  .memory_limit = NODE->as_int(NODE->get(NODE->get(r->pipeline.settings, "backend"), "memory"), 0),
-                                  .profile = NODE->as_bool(NODE->get(r->pipeline.settings, "profile"), 0),
-                                  .key = r->keys[i],
-                                  .say = say};
+    apus_stage_context context = apus_run_stage_context(r, i, dir);
+    context.profile = NODE->as_bool(NODE->get(r->pipeline.settings, "profile"), 0);
+    context.key = r->keys[i];
+    context.say = say;
     st = apus_stage_log_open(NODE->get(r->pipeline.settings, "trackers"), &run, &context.log, err);
     if (st != APUS_OK)
         return st;
@@ -249,7 +255,7 @@ apus_status apus_run_open(apus_run_state *r, const char *file, const apus_run_op
     if (r->results == NULL || r->keys == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
     for (size_t i = 0; i < r->pipeline.n_stages && st == APUS_OK; i++)
-        st = apus_pipeline_key(&r->pipeline, i, (const char (*)[65])r->keys, r->cache_dir, r->keys[i], err);
+        st = apus_pipeline_key(&r->pipeline, i, (const char(*)[65])r->keys, r->cache_dir, r->keys[i], err);
     if (st == APUS_OK) {
         r->device = apus_device_open(NODE->get(r->pipeline.settings, "backend"), err);
         st = r->device != NULL ? APUS_OK : APUS_E_UNSUPPORTED;

@@ -4,6 +4,7 @@
 
 #include "graph/graph.h"
 #include "run/pipeline.h"
+#include "run/stage.h"
 
 typedef struct apus_run_state {
     apus_pipeline pipeline;
@@ -21,6 +22,8 @@ void apus_run_close(apus_run_state *r);
 
 /* RUN/STAGE, RUN/STAGE/result.json. */
 void apus_run_stage_paths(const apus_run_state *r, size_t i, char *dir, char *result, size_t capacity);
+/* What stage i is given whether it runs or is planned. dir: RUN/STAGE, and outlives it. */
+apus_stage_context apus_run_stage_context(const apus_run_state *r, size_t i, const char *dir);
 /* The result of a stage that is done with its key; NULL otherwise. owner: caller. */
 apus_node *apus_run_done(const apus_run_state *r, size_t i);
 

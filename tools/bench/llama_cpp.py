@@ -78,5 +78,5 @@ def serve(options, weights, prompts, count, parallel):
 
 
 def version(options):
-    output = subprocess.run([options.llama_cpp / "llama-server", "--version"], capture_output=True, text=True)
+    output = subprocess.run([options.llama_cpp / "llama-bench", "--version"], capture_output=True, text=True)
     return next((line.split(":", 1)[1].strip() for line in (output.stdout + output.stderr).splitlines() if line.startswith("version")), "?")

@@ -136,27 +136,6 @@ static apus_node *sampling_of(const apus_node *params, double temperature)
     return sampling;
 }
 
-/* The generator and the rows it is asked; close_rows also after a failure. */
-static apus_status open_rows(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_row_questions *all, apus_error *err)
-{
-    *all = (apus_row_questions){.host = host, .session = session, .sampling = params, .parallel = node->as_int(node->get(params, "parallel"), 1)};
-    apus_status st = session->generator_open(s, params, &all->g, err);
-    if (st == APUS_OK)
-        st = session->rows_open(s, node->get(params, "dataset"), &all->rows, &all->count, err);
-    const int64_t limit = node->as_int(node->get(params, "limit"), 0);
-    if (limit > 0 && limit < all->count)
-        all->count = limit;
-    return st;
-}
-
-static void close_rows(apus_row_questions *all)
-{
-    if (all->rows != NULL)
-        session->rows_close(all->rows);
-    if (all->g != NULL)
-        session->generator_close(all->g);
-}
-
 /* Passes at temperature 1, after the greedy one. */
 static int64_t sampled_passes(const apus_node *params)
 {
@@ -166,7 +145,7 @@ static int64_t sampled_passes(const apus_node *params)
 static apus_status judge(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_node *result, apus_error *err)
 {
     apus_row_questions all;
-    apus_status st = open_rows(host, params, s, &all, err);
+    apus_status st = apus_open_rows(&all, host, session, params, s, err);
     const int64_t seeds = sampled_passes(params);
     apus_node *samples = node->make_list(), *greedy = sampling_of(params, 0.0), *sampled = sampling_of(params, 1.0);
     if (st == APUS_OK)
@@ -181,7 +160,7 @@ static apus_status judge(const apus_host *host, const apus_node *params, apus_st
     node->release(sums);
     node->release(greedy);
     node->release(sampled);
-    close_rows(&all);
+    apus_close_rows(&all);
     return st;
 }
 
@@ -206,23 +185,24 @@ static apus_status plan(const apus_host *host, const apus_node *params, apus_sta
     if (!is_judged(params))
         return session->evaluate_plan(s, params, costs, err);
     apus_row_questions all;
-    apus_status st = open_rows(host, params, s, &all, err);
+    apus_status st = apus_open_rows(&all, host, session, params, s, err);
     if (st == APUS_OK)
         st = apus_answer_plan(&all, 1 + sampled_passes(params), costs, err);
-    close_rows(&all);
+    apus_close_rows(&all);
     return st;
 }
 
 static const apus_stage_ops ops = {.size = sizeof ops, .run = run, .plan = plan};
 
 #define PARAM .size = sizeof(apus_param)
-#define ANY .min = 1, .max = 0
+#define ANY   .min = 1, .max = 0
 static const apus_param params[] = {
     {PARAM, .name = "model", .type = APUS_PARAM_MODEL, .flags = APUS_PARAM_REQUIRED, ANY, .doc = "What is measured."},
     {PARAM, .name = "dataset", .type = APUS_PARAM_DATASET, .flags = APUS_PARAM_REQUIRED, ANY, .doc = "Rows it is measured on."},
     {PARAM, .name = "loss", .type = APUS_PARAM_COMPONENT, .of_kind = "loss", .flags = APUS_PARAM_NULLABLE, ANY,
      .doc = "Default: the one the model was trained with (against the same reference) where it fits the rows."},
-    {PARAM, .name = "sequence_loss", .type = APUS_PARAM_STRING, .fallback = "cross_entropy", ANY, .doc = "Loss for single answers when nothing else says."},
+    {PARAM, .name = "sequence_loss", .type = APUS_PARAM_STRING, .fallback = "cross_entropy", ANY,
+     .doc = "Loss for single answers when nothing else says."},
     {PARAM, .name = "preference_loss", .type = APUS_PARAM_STRING, .fallback = "dpo", ANY, .doc = "Loss for pairs when nothing else says."},
     {PARAM, .name = "judge", .type = APUS_PARAM_BOOL, .fallback = "false", ANY,
      .doc = "Let the model answer each row, and the dataset's judge say how right the answers are."},
@@ -233,7 +213,8 @@ static const apus_param params[] = {
      .aliases = "temperature top_p top_k min_p repetition_penalty do_sample"},
     {PARAM, .name = "max_tokens", .type = APUS_PARAM_INT, .fallback = "512", .min = 1, .max = 1e9, .unit = "tokens", .doc = "Longest answer.",
      .aliases = "max_new_tokens max_length"},
-    {PARAM, .name = "stop", .type = APUS_PARAM_LIST, .item = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, ANY, .doc = "Strings that end an answer."},
+    {PARAM, .name = "stop", .type = APUS_PARAM_LIST, .item = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, ANY,
+     .doc = "Strings that end an answer."},
     {PARAM, .name = "parallel", .type = APUS_PARAM_INT, .fallback = "16", .min = 1, .max = 4096, .unit = "answers",
      .doc = "judge: answers that are written at once. The answers are the same, whatever it is."},
     {PARAM, .name = "cache_tokens", .type = APUS_PARAM_INT, .fallback = "0", .min = 0, .max = 1e9, .unit = "tokens",
@@ -242,12 +223,17 @@ static const apus_param params[] = {
     {PARAM, .name = "template", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE, ANY, .doc = "Chat template instead of the model's."},
 };
 
-static const apus_component components[] = {{.size = sizeof(apus_component), .kind = "stage", .name = "eval",
-                                             .doc = "Measures a model: loss, perplexity, preference accuracy, judged answers.", .params = params,
-                                             .n_params = sizeof params / sizeof params[0], .ops = &ops}};
+static const apus_component components[] = {{.size = sizeof(apus_component),
+                                             .kind = "stage",
+                                             .name = "eval",
+                                             .doc = "Measures a model: loss, perplexity, preference accuracy, judged answers.",
+                                             .params = params,
+                                             .n_params = sizeof params / sizeof params[0],
+                                             .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "eval", .version = "1.0.0", .license = "Apache-2.0", .doc = "The evaluation stage.",
-                                   .components = components, .n_components = 1};
+static const apus_plugin plugin = {
+    APUS_PLUGIN_HEAD,         .name = "eval",   .version = "1.0.0", .license = "Apache-2.0", .doc = "The evaluation stage.",
+    .components = components, .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
 {

@@ -42,28 +42,6 @@ static apus_status answered(void *context, int64_t i, const apus_node *row, cons
     return session->event(w->stage, event, err);
 }
 
-/* The generator and the rows it is asked; close_rows also after a failure. */
-static apus_status open_rows(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_row_questions *all, apus_error *err)
-{
-    *all = (apus_row_questions){
-        .host = host, .session = session, .sampling = params, .parallel = node->as_int(node->get(params, "parallel"), 1), .seed = session->seed(s)};
-    apus_status st = session->generator_open(s, params, &all->g, err);
-    if (st == APUS_OK)
-        st = session->rows_open(s, node->get(params, "dataset"), &all->rows, &all->count, err);
-    const int64_t limit = node->as_int(node->get(params, "limit"), 0);
-    if (limit > 0 && limit < all->count)
-        all->count = limit;
-    return st;
-}
-
-static void close_rows(apus_row_questions *all)
-{
-    if (all->rows != NULL)
-        session->rows_close(all->rows);
-    if (all->g != NULL)
-        session->generator_close(all->g);
-}
-
 static apus_status run(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_error *err)
 {
     apus_row_questions all;
@@ -71,7 +49,7 @@ static apus_status run(const apus_host *host, const apus_node *params, apus_stag
     snprintf(final, sizeof final, "%s/answers.jsonl", session->stage_dir(s));
     snprintf(path, sizeof path, "%s.tmp", final);
     FILE *f = NULL;
-    apus_status st = open_rows(host, params, s, &all, err);
+    apus_status st = apus_open_rows(&all, host, session, params, s, err);
     if (st == APUS_OK) {
         f = fopen(path, "w");
         st = f != NULL ? APUS_OK : apus_fail(err, APUS_E_IO, "%s: %s", path, strerror(errno));
@@ -91,17 +69,17 @@ static apus_status run(const apus_host *host, const apus_node *params, apus_stag
         (void)node->set(result, "rows", node->make_int(all.count));
         session->result(s, result);
     }
-    close_rows(&all);
+    apus_close_rows(&all);
     return st;
 }
 
 static apus_status plan(const apus_host *host, const apus_node *params, apus_stage_context *s, apus_node *costs, apus_error *err)
 {
     apus_row_questions all;
-    apus_status st = open_rows(host, params, s, &all, err);
+    apus_status st = apus_open_rows(&all, host, session, params, s, err);
     if (st == APUS_OK)
         st = apus_answer_plan(&all, 1, costs, err);
-    close_rows(&all);
+    apus_close_rows(&all);
     return st;
 }
 
