@@ -16,13 +16,19 @@
 #define NODE apus_nodes()
 #define HOST apus_host_table()
 
+/* Of each of `strata` stretches of n rows, one is the eval part's, the others the train part's. */
+struct split {
+    size_t n, strata;
+    uint64_t seed;
+    int eval;
+};
+
 struct apus_dataset {
     apus_row_set set;
     int shuffles;
     apus_dataset_bounds bounds;
-    const apus_dataset *of; /* a split: rows of another dataset */
-    uint32_t *picked;
-    size_t n_picked;
+    const apus_dataset *of; /* a part of another dataset */
+    struct split split;
 };
 
 /* ---------------------------------------------------------------- the report */
@@ -254,18 +260,49 @@ void apus_dataset_close(apus_dataset *d)
     if (d == NULL)
         return;
     apus_row_set_close(&d->set);
-    free(d->picked);
     free(d);
+}
+
+/* ---------------------------------------------------------------- parts */
+
+/* The row that stretch j begins at. */
+static size_t stratum(const struct split *s, size_t j)
+{
+    return j * (s->n / s->strata) + j * (s->n % s->strata) / s->strata;
+}
+
+/* The row of stretch j that is the eval part's. */
+static size_t eval_row(const struct split *s, size_t j)
+{
+    const size_t begin = stratum(s, j);
+    return begin + (size_t)apus_random_below(s->seed, apus_random_purpose("split"), 0, j, stratum(s, j + 1) - begin);
+}
+
+/* Row i of the train part. */
+static size_t train_row(const struct split *s, size_t i)
+{
+    /* Before stretch j there are stratum(j) - j of its rows: the last j for which that is not beyond i. */
+    size_t j = (size_t)((double)i * (double)s->strata / (double)(s->n - s->strata));
+    j = j < s->strata ? j : s->strata - 1;
+    while (j > 0 && stratum(s, j) - j > i)
+        j--;
+    while (j + 1 < s->strata && stratum(s, j + 1) - (j + 1) <= i)
+        j++;
+    return i + j + (i + j >= eval_row(s, j));
 }
 
 size_t apus_dataset_rows(const apus_dataset *d)
 {
-    return d->of != NULL ? d->n_picked : d->set.rows.n_rows;
+    if (d->of == NULL)
+        return d->set.rows.n_rows;
+    return d->split.eval ? d->split.strata : d->split.n - d->split.strata;
 }
 
 apus_row apus_dataset_row(const apus_dataset *d, size_t i)
 {
-    return d->of != NULL ? apus_dataset_row(d->of, d->picked[i]) : apus_row_store_get(&d->set.rows, i);
+    if (d->of == NULL)
+        return apus_row_store_get(&d->set.rows, i);
+    return apus_dataset_row(d->of, d->split.eval ? eval_row(&d->split, i) : train_row(&d->split, i));
 }
 
 const apus_dataset_bounds *apus_dataset_limits(const apus_dataset *d)
@@ -281,44 +318,40 @@ int apus_dataset_shuffles(const apus_dataset *d)
     return d->shuffles;
 }
 
-/* ---------------------------------------------------------------- orders and splits */
+/* ---------------------------------------------------------------- orders, making parts */
 
-void apus_dataset_order(uint64_t seed, uint64_t epoch, int shuffle, size_t n, uint32_t *order)
+enum { ROUNDS = 8 };
+
+size_t apus_row_order_at(const apus_row_order *o, size_t i)
 {
+    if (!o->shuffle)
+        return i;
     const uint32_t purpose = apus_random_purpose("shuffle");
-    for (size_t i = 0; i < n; i++)
-        order[i] = (uint32_t)i;
-    for (size_t i = n; shuffle && i-- > 1;) { /* Fisher and Yates */
-        const size_t k = (size_t)apus_random_below(seed, purpose, (uint32_t)epoch, i, i + 1);
-        const uint32_t swap = order[i];
-        order[i] = order[k];
-        order[k] = swap;
-    }
+    uint32_t bits = 0;
+    while (bits < 63 && (uint64_t)1 << bits < o->n)
+        bits++;
+    const uint32_t low_bits = bits / 2; /* at most 31 */
+    const uint64_t low_mask = ((uint64_t)1 << low_bits) - 1, high_mask = ((uint64_t)1 << (bits - low_bits)) - 1;
+    uint64_t low = i & low_mask, high = (uint64_t)i >> low_bits;
+    do {
+        for (uint64_t r = 0; r < ROUNDS; r += 2) {
+            high ^= apus_random_bits(o->seed, purpose, (uint32_t)o->epoch, r << 32 | low) & high_mask;
+            low ^= apus_random_bits(o->seed, purpose, (uint32_t)o->epoch, (r + 1) << 32 | high) & low_mask;
+        }
+    } while ((high << low_bits | low) >= o->n);
+    return (size_t)(high << low_bits | low);
 }
 
-static int ascending(const void *a, const void *b)
-{
-    const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return x < y ? -1 : x > y;
-}
-
-static apus_dataset *pick(const apus_dataset *of, const uint32_t *rows, size_t n)
+static apus_dataset *part(const apus_dataset *of, struct split split)
 {
     apus_dataset *d = calloc(1, sizeof *d);
     if (d == NULL)
         return NULL;
     d->of = of;
     d->shuffles = of->shuffles;
-    d->n_picked = n;
-    d->picked = malloc((n + 1) * sizeof *d->picked);
-    if (d->picked == NULL) {
-        free(d);
-        return NULL;
-    }
-    memcpy(d->picked, rows, n * sizeof *rows);
-    qsort(d->picked, n, sizeof *d->picked, ascending); /* both parts keep the file's order */
+    d->split = split;
     d->set.report = NODE->copy(of->set.report);
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0, n = apus_dataset_rows(d); i < n; i++) {
         const apus_row r = apus_dataset_row(d, i);
         apus_dataset_bounds_add(&d->bounds, &r);
     }
@@ -332,12 +365,7 @@ apus_status apus_dataset_split(apus_dataset *d, double fraction_or_rows, uint64_
         apus_fail(err, APUS_E_INVALID, "eval_split takes %zu of %zu rows: both parts need at least one", take, n);
         return apus_hint(err, APUS_E_INVALID, "a share below 1 (0.05) or a number of rows (100)");
     }
-    uint32_t *order = malloc(n * sizeof *order);
-    if (order == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "out of memory");
-    apus_dataset_order(seed ^ 0x73706c6974u /* "split": not the first epoch's order */, 0, 1, n, order);
-    *eval = pick(d, order, take);
-    *train = pick(d, order + take, n - take);
-    free(order);
+    *eval = part(d, (struct split){n, take, seed, 1});
+    *train = part(d, (struct split){n, take, seed, 0});
     return *eval != NULL && *train != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "out of memory");
 }

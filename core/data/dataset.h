@@ -63,11 +63,19 @@ apus_row apus_dataset_row(const apus_dataset *d, size_t i); /* [any] */
 const apus_dataset_bounds *apus_dataset_limits(const apus_dataset *d);
 /* {rows, tokens, trained_tokens, type, dropped: {reason: {count, rows: [first 20]}}, cut: {…}, files: [{path, sha256}], key}. */
 const apus_node *apus_dataset_report(const apus_dataset *d);
-/* Split off: the last part of `d` (fraction < 1, or rows >= 1) chosen by seed; both keep d alive. For eval_split. */
+/* Split off: `fraction_or_rows` (a share below 1, or rows) for eval: of as many stretches of d, about equal, one row each, chosen by
+ * seed. Both keep d's order and need d alive. For eval_split. */
 apus_status apus_dataset_split(apus_dataset *d, double fraction_or_rows, uint64_t seed, apus_dataset **train, apus_dataset **eval, apus_error *err);
 
-/* Order of n rows in an epoch: a permutation that is a function of (seed, epoch) alone; identity when !shuffle. order: [n]. */
-void apus_dataset_order(uint64_t seed, uint64_t epoch, int shuffle, size_t n, uint32_t *order);
+/* The order of n rows in an epoch: a permutation that is a function of (seed, epoch) alone; identity when !shuffle. Takes no memory,
+ * and each place of it the same short time: a Feistel network over the next power of two, walked until inside (Black & Rogaway, "Ciphers
+ * with arbitrary finite domains", 2002). */
+typedef struct apus_row_order {
+    uint64_t seed, epoch;
+    size_t n;
+    int shuffle;
+} apus_row_order;
+size_t apus_row_order_at(const apus_row_order *o, size_t i); /* i < n */
 int apus_dataset_shuffles(const apus_dataset *d);           /* the spec's `shuffle` */
 
 /* The rows before tokenising, for generation, judging and preview: row i (after samples/columns/system) and its example. */

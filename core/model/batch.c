@@ -145,12 +145,12 @@ static void add_row(apus_batch *b, const apus_row *r, int64_t index_base)
     b->extents[R] += r->n_answers;
 }
 
-size_t apus_batch_fill(apus_batch *b, const apus_dataset *d, const uint32_t *order, size_t begin, size_t end, int64_t index_base)
+size_t apus_batch_fill(apus_batch *b, const apus_dataset *d, const apus_row_order *order, size_t begin, size_t end, int64_t index_base)
 {
     memset(b->extents, 0, sizeof b->extents);
     size_t taken = 0;
     for (; begin + taken < end; taken++) {
-        const apus_row r = apus_dataset_row(d, order[begin + taken]);
+        const apus_row r = apus_dataset_row(d, apus_row_order_at(order, begin + taken));
         if (!fits(b, &r))
             break;
         add_row(b, &r, index_base);

@@ -35,6 +35,6 @@ void apus_batch_free(apus_batch *b);
 
 /* Fill with rows order[begin …) as long as they fit; returns how many were taken (at least 1). index_base: token index of the
  * first token in the global batch. */
-size_t apus_batch_fill(apus_batch *b, const apus_dataset *d, const uint32_t *order, size_t begin, size_t end, int64_t index_base);
+size_t apus_batch_fill(apus_batch *b, const apus_dataset *d, const apus_row_order *order, size_t begin, size_t end, int64_t index_base);
 
 #endif

@@ -24,22 +24,16 @@ typedef struct timing {
 } timing;
 
 /* A micro-batch of shuffled rows, at least one. */
-static apus_status fill_some(apus_batch *b, const apus_dataset *d, uint64_t seed, int64_t tokens, apus_error *err)
+static void fill_some(apus_batch *b, const apus_dataset *d, uint64_t seed, int64_t tokens)
 {
-    const size_t rows = apus_dataset_rows(d);
-    uint32_t *order = malloc((rows + 1) * sizeof *order);
-    if (order == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "out of memory for the order of %zu rows", rows);
-    apus_dataset_order(seed, 0, 1, rows, order);
+    const apus_row_order order = {.seed = seed, .n = apus_dataset_rows(d), .shuffle = 1};
     size_t n = 0;
-    for (int64_t sum = 0; n < rows; n++) {
-        sum += apus_dataset_row(d, order[n]).n_tokens;
+    for (int64_t sum = 0; n < order.n; n++) {
+        sum += apus_dataset_row(d, apus_row_order_at(&order, n)).n_tokens;
         if (n > 0 && sum > tokens)
             break;
     }
-    (void)apus_batch_fill(b, d, order, 0, n, 0);
-    free(order);
-    return APUS_OK;
+    (void)apus_batch_fill(b, d, &order, 0, n, 0);
 }
 
 apus_status apus_pass_cost(apus_objective *o, apus_reference *r, apus_batch *b, const apus_dataset *d, uint64_t seed, double *seconds,
@@ -47,9 +41,8 @@ apus_status apus_pass_cost(apus_objective *o, apus_reference *r, apus_batch *b, 
 {
     const double fits = TIMED_FLOPS / (apus_plan_costs(o->plan).flops + 1.0) * (double)b->capacity[0];
     double policy = 0.0, reference = 0.0;
-    apus_status st = fill_some(b, d, seed, fits > TIMED_TOKENS ? fits < 1e9 ? (int64_t)fits : 1000000000 : TIMED_TOKENS, err);
-    if (st == APUS_OK)
-        st = apus_reference_measure(r, b, &reference, err);
+    fill_some(b, d, seed, fits > TIMED_TOKENS ? fits < 1e9 ? (int64_t)fits : 1000000000 : TIMED_TOKENS);
+    apus_status st = apus_reference_measure(r, b, &reference, err);
     if (st == APUS_OK)
         st = apus_objective_measure(o, b, &policy, err);
     *seconds = (policy + reference) / (double)(b->extents[0] > 0 ? b->extents[0] : 1);

@@ -95,10 +95,6 @@ static apus_status open_data(apus_trainer *t, apus_error *err)
                 return apus_fail(err, APUS_E_INVALID, "dataset row %llu: token id %d is outside the model's vocabulary of %d",
                                  (unsigned long long)r.source, r.ids[k], t->model->facts.vocab);
     }
-    t->order = malloc((rows + 1) * sizeof *t->order);
-    t->order_epoch = UINT64_MAX;
-    if (t->order == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "out of memory for the order of %zu rows", rows);
     const int64_t batch = int_param(t, "batch_size", 1);
     t->epoch_steps = ((int64_t)rows + batch - 1) / batch;
     t->max_steps = int_param(t, "max_steps", 0);
@@ -187,7 +183,6 @@ void apus_trainer_close(apus_trainer *t)
     apus_loss_close(&t->loss);
     apus_model_close(t->model);
     NODE->release(t->start_spec);
-    free(t->order);
     free(t);
 }
 
@@ -205,7 +200,7 @@ static const char *name_rows(const apus_trainer *t, size_t begin, size_t end, ch
     text[0] = '\0';
     for (size_t i = begin; i < end && used + 24 < capacity; i++)
         used += (size_t)snprintf(text + used, capacity - used, "%s%llu", i > begin ? ", " : "",
-                                 (unsigned long long)apus_dataset_row(t->data, t->order[i]).source);
+                                 (unsigned long long)apus_dataset_row(t->data, apus_row_order_at(&t->order, i)).source);
     return text;
 }
 
@@ -227,18 +222,13 @@ static void wait_ends(apus_trainer *t, double began, double *waited)
 }
 
 /* The step's rows are order[begin … *end). */
-static size_t step_rows(apus_trainer *t, size_t *end, double *waited)
+static size_t step_rows(apus_trainer *t, size_t *end)
 {
-    const double began = apus_clock();
     const uint64_t epoch = (uint64_t)(t->step / t->epoch_steps);
     const size_t rows = apus_dataset_rows(t->data), batch = (size_t)int_param(t, "batch_size", 1);
-    if (epoch != t->order_epoch) {
-        apus_dataset_order(t->stage->seed, epoch, apus_dataset_shuffles(t->data), rows, t->order);
-        t->order_epoch = epoch;
-    }
+    t->order = (apus_row_order){t->stage->seed, epoch, rows, apus_dataset_shuffles(t->data)};
     const size_t begin = (size_t)(t->step % t->epoch_steps) * batch;
     *end = begin + batch < rows ? begin + batch : rows;
-    wait_ends(t, began, waited);
     return begin;
 }
 
@@ -246,7 +236,7 @@ static size_t step_rows(apus_trainer *t, size_t *end, double *waited)
 static size_t next_rows(apus_trainer *t, size_t i, size_t end, int64_t index_base, double *waited)
 {
     const double began = apus_clock();
-    const size_t n = apus_batch_fill(&t->batch, t->data, t->order, i, end, index_base);
+    const size_t n = apus_batch_fill(&t->batch, t->data, &t->order, i, end, index_base);
     wait_ends(t, began, waited);
     return n;
 }
@@ -273,7 +263,7 @@ apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
     apus_profile_begin(t->profile);
     double waited = 0.0;
     size_t end;
-    const size_t begin = step_rows(t, &end, &waited);
+    const size_t begin = step_rows(t, &end);
     t->batch.random[0] = (int64_t)t->stage->seed;
     t->batch.random[1] = t->step;
 
@@ -333,23 +323,18 @@ apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
 
 /* ---------------------------------------------------------------- evaluation */
 
-apus_status apus_evaluate_rows(apus_objective *o, apus_reference *r, apus_batch *b, const apus_dataset *d, apus_objective_sums *sums,
-                               apus_error *err)
+apus_status apus_evaluate_rows(apus_objective *o, apus_reference *r, apus_batch *b, const apus_dataset *d, apus_objective_sums *sums, apus_error *err)
 {
-    const size_t rows = apus_dataset_rows(d);
-    uint32_t *order = malloc((rows + 1) * sizeof *order);
-    apus_status st = order != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "out of memory");
-    if (st == APUS_OK)
-        apus_dataset_order(0, 0, 0, rows, order);
-    for (size_t i = 0; i < rows && st == APUS_OK;) {
-        i += apus_batch_fill(b, d, order, i, rows, 0);
+    const apus_row_order order = {.n = apus_dataset_rows(d)};
+    apus_status st = APUS_OK;
+    for (size_t i = 0; i < order.n && st == APUS_OK;) {
+        i += apus_batch_fill(b, d, &order, i, order.n, 0);
         st = apus_reference_run(r, b, err);
         if (st == APUS_OK)
             st = apus_objective_run(o, b, sums, err);
         if (st == APUS_OK && apus_host_table()->stopping())
             st = apus_fail(err, APUS_E_STOPPED, "stopped during evaluation");
     }
-    free(order);
     return st;
 }
 
@@ -407,7 +392,8 @@ apus_status apus_trainer_finish(apus_trainer *t, apus_error *err)
     apus_node *loss = NODE->copy(param(t, "loss"));
     const apus_node *reference = NODE->get(loss, "reference");
     const char *how = NODE->as_string(reference, NULL);
-    if ((t->loss.needs & APUS_LOSS_NEEDS_REFERENCE) && NODE->kind(loss) == APUS_NODE_MAP && (how == NULL ? NODE->kind(reference) == APUS_NODE_NULL : 1)) {
+    if ((t->loss.needs & APUS_LOSS_NEEDS_REFERENCE) && NODE->kind(loss) == APUS_NODE_MAP &&
+        (how == NULL ? NODE->kind(reference) == APUS_NODE_NULL : 1)) {
         if (how == NULL || strcmp(how, "start") == 0)
             (void)NODE->set(loss, "reference", NODE->copy(t->start_spec));
         else if (strcmp(how, "base") == 0)

@@ -54,8 +54,7 @@ struct apus_trainer {
     apus_schedule schedule;
     apus_dataset *data, *eval_data, *whole_data;
     apus_batch batch;
-    uint32_t *order;            /* [rows] of the current epoch */
-    uint64_t order_epoch;       /* epoch that `order` holds; UINT64_MAX: none */
+    apus_row_order order;       /* of the current epoch */
     int64_t step, max_steps;    /* optimizer steps done; to do */
     int64_t epoch_steps;        /* steps of an epoch */
     uint64_t num_tokens;

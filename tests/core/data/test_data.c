@@ -1,4 +1,5 @@
 /* core/data: rows out of files of every kind, and datasets made of them: the same bytes whatever the number of threads. */
+#include <malloc.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -280,6 +281,97 @@ static void test_documents(void **state)
     apus_dataset_close(d);
 }
 
+/* ---------------------------------------------------------------- orders, parts */
+
+/* Every row once, whatever their number; another order for another epoch or seed; each row in each place about as often. */
+static void test_orders(void **state)
+{
+    (void)state;
+    for (size_t n = 1; n <= 300; n++) {
+        unsigned char seen[300] = {0};
+        const apus_row_order o = {.seed = n, .epoch = n % 3, .n = n, .shuffle = 1}, plain = {.n = n};
+        for (size_t i = 0; i < n; i++) {
+            const size_t row = apus_row_order_at(&o, i);
+            assert_true(row < n && !seen[row]);
+            seen[row] = 1;
+            assert_int_equal(apus_row_order_at(&plain, i), i);
+        }
+    }
+    enum { N = 7, ORDERS = 14000 };
+    int at_place[N][N] = {{0}};
+    for (uint64_t k = 0; k < ORDERS; k++) {
+        const apus_row_order o = {.seed = k / 2, .epoch = k % 2, .n = N, .shuffle = 1};
+        for (size_t i = 0; i < N; i++)
+            at_place[i][apus_row_order_at(&o, i)]++;
+    }
+    for (int i = 0; i < N; i++)
+        for (int row = 0; row < N; row++) /* 2000 expected; six standard deviations of the binomial distribution are 248 */
+            assert_in_range(at_place[i][row], 2000 - 248, 2000 + 248);
+    const apus_row_order most = {.seed = 1, .n = (size_t)1 << 40, .shuffle = 1};
+    assert_true(apus_row_order_at(&most, 5) < most.n);
+}
+
+/* The parts share no row, lack none, and keep the file's order. */
+static void test_parts(void **state)
+{
+    static const double takes[] = {1, 0.05, 0.5, 0.99, 299, 7};
+    apus_error err = {0};
+    char json[600];
+    (void)state;
+    write_lines(at("parts.jsonl"), 300, "{\"prompt\": \"%d\", \"completion\": \"%.9s.\"}\n");
+    (void)snprintf(json, sizeof json, "{\"path\": \"%s\"}", at("parts.jsonl"));
+    apus_dataset *d = open_data(json, NULL, 1, &err);
+    assert_non_null(d);
+    assert_int_equal(apus_dataset_rows(d), 300);
+    for (size_t k = 0; k < sizeof takes / sizeof takes[0]; k++) {
+        apus_dataset *parts[2];
+        unsigned char seen[300] = {0};
+        size_t rows = 0;
+        assert_int_equal(apus_dataset_split(d, takes[k], 9 + k, &parts[0], &parts[1], &err), APUS_OK);
+        assert_int_equal(apus_dataset_rows(parts[1]), (size_t)(takes[k] < 1 ? takes[k] * 300 : takes[k]));
+        for (int p = 0; p < 2; p++) {
+            uint64_t tokens = 0;
+            for (size_t i = 0, n = apus_dataset_rows(parts[p]); i < n; i++, rows++) {
+                const apus_row r = apus_dataset_row(parts[p], i);
+                assert_true(r.source < 300 && !seen[r.source]);
+                assert_true(i == 0 || r.source > apus_dataset_row(parts[p], i - 1).source);
+                seen[r.source] = 1;
+                tokens += r.n_tokens;
+            }
+            assert_int_equal(apus_dataset_limits(parts[p])->tokens, tokens);
+            apus_dataset_close(parts[p]);
+        }
+        assert_int_equal(rows, 300);
+    }
+    apus_dataset_close(d);
+}
+
+static size_t heap_of(int rows)
+{
+    apus_error err = {0};
+    char json[1300], cache[600];
+    write_lines(at("many.jsonl"), rows, "{\"prompt\": \"%d\", \"completion\": \"%.9s.\"}\n");
+    (void)snprintf(json, sizeof json, "{\"path\": \"%s\"}", at("many.jsonl"));
+    (void)snprintf(cache, sizeof cache, "%s", at("many"));
+    const size_t before = mallinfo2().uordblks;
+    apus_dataset *d = open_data(json, cache, 2, &err), *parts[2];
+    assert_non_null(d);
+    assert_int_equal(apus_dataset_split(d, 0.1, 3, &parts[0], &parts[1], &err), APUS_OK);
+    const size_t after = mallinfo2().uordblks;
+    for (int p = 0; p < 2; p++)
+        apus_dataset_close(parts[p]);
+    apus_dataset_close(d);
+    return after - before;
+}
+
+/* An open dataset takes as much memory, whatever its rows: they stay in the cache file. */
+static void test_constant_memory(void **state)
+{
+    (void)state;
+    const size_t few = heap_of(1000), many = heap_of(50000);
+    assert_true(few > 0 && many < few + 4096);
+}
+
 /* Of two wrong rows the first in the file is told, whichever thread meets one first; nothing is left of a cache. */
 static void test_first_fault(void **state)
 {
@@ -356,8 +448,9 @@ static void test_damaged_cache(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows),         cmocka_unit_test(test_long_rows),   cmocka_unit_test(test_threads),
-                                       cmocka_unit_test(test_documents),    cmocka_unit_test(test_first_fault), cmocka_unit_test(test_folder),
-                                       cmocka_unit_test(test_damaged_cache)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows),           cmocka_unit_test(test_long_rows),   cmocka_unit_test(test_threads),
+                                       cmocka_unit_test(test_documents),      cmocka_unit_test(test_first_fault), cmocka_unit_test(test_folder),
+                                       cmocka_unit_test(test_damaged_cache),  cmocka_unit_test(test_orders),      cmocka_unit_test(test_parts),
+                                       cmocka_unit_test(test_constant_memory)};
     return cmocka_run_group_tests_name("core/data", tests, setup, teardown);
 }

@@ -361,21 +361,20 @@ static double study_run(study *s, size_t *micro_batches)
 {
     apus_error err = {0};
     apus_objective_sums counts = {0}, sums = {0};
-    uint32_t order[64];
     const size_t rows = apus_dataset_rows(s->data);
-    apus_dataset_order(0, 0, 0, rows, order);
+    const apus_row_order order = {.n = rows};
     s->batch.random[0] = 1;
     s->batch.random[1] = 0;
     int64_t tokens = 0;
     for (size_t i = 0; i < rows; tokens += s->batch.extents[0]) {
-        i += apus_batch_fill(&s->batch, s->data, order, i, rows, tokens);
+        i += apus_batch_fill(&s->batch, s->data, &order, i, rows, tokens);
         OK(apus_objective_count(&s->objective, &s->batch, &counts, &err));
     }
     OK(apus_objective_scale(&s->objective, &counts, &err));
     tokens = 0;
     *micro_batches = 0;
     for (size_t i = 0; i < rows; tokens += s->batch.extents[0]) {
-        i += apus_batch_fill(&s->batch, s->data, order, i, rows, tokens);
+        i += apus_batch_fill(&s->batch, s->data, &order, i, rows, tokens);
         OK(apus_objective_run(&s->objective, &s->batch, &sums, &err));
         ++*micro_batches;
     }
