@@ -199,12 +199,12 @@ apus_status apus_updater_step(apus_updater *u, double learning_rate, int64_t ste
 apus_status apus_updater_measure(apus_updater *u, double *seconds, apus_error *err)
 {
     const double one = 1.0;
-    double norm = 0.0;
+    double norm = 0.0, update = 0.0;
     apus_feed feeds[3];
     updater_feeds(feeds, &one, &one, &one);
     apus_status st = apus_plan_measure(u->norm, no_extents, NULL, 0, &norm, err);
     if (st == APUS_OK)
-        st = apus_plan_measure(u->update, no_extents, feeds, 3, seconds, err);
-    *seconds += norm;
+        st = apus_plan_measure(u->update, no_extents, feeds, 3, &update, err);
+    *seconds = norm + update;
     return st;
 }
