@@ -95,13 +95,14 @@ static int32_t add_place(apus_plan *p, size_t bytes, int32_t first, int32_t last
     return (int32_t)p->places.n - 1;
 }
 
-/* Memory that output `t` of member a may take over: an operand of the same shape whose last reader is this member. */
+/* Memory that output `t` of member a may take over: an operand of the same shape whose last reader is this member. Siblings run at
+ * once, so none of them is the last. */
 static int32_t reusable(const apus_plan *p, int32_t step, int32_t a, const apus_plan_tensor *t)
 {
     const apus_plan_step *s = &p->steps.at[step];
     const apus_plan_node *n = node_at(p, s, a);
     const int pair = n->kernel->then != NULL;
-    if (n->n_out != 1 || !(s->elementwise || pair))
+    if (n->n_out != 1 || !(s->elementwise || (pair && s->count == 1)))
         return -1;
     for (uint32_t k = pair ? n->n_in - 1 : 0; k < n->n_in; k++) {
         const apus_plan_tensor *x = &p->tensors.at[n->in[k]];

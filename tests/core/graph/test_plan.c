@@ -694,6 +694,29 @@ static void pairs_are_fused(void **state)
     bed_end(&b);
 }
 
+/* Pairs that read one left factor and add the same: neither result may lie where the other still reads. */
+static void siblings_do_not_share_memory(void **state)
+{
+    (void)state;
+    bed b;
+    size_t n;
+    bed_begin(&b, 26);
+    const apus_tensor x = bed_real(&b, 2, DIMS(5, 6), -1, 1), o = bed_real(&b, 2, DIMS(5, 6), -1, 1);
+    const apus_tensor w = bed_real(&b, 2, DIMS(6, 6), -1, 1), u = bed_real(&b, 2, DIMS(6, 6), -1, 1), s = apus_exp(b.g, o);
+    const apus_tensor y = apus_add(b.g, apus_matmul(b.g, x, w), s), z = apus_add(b.g, apus_matmul(b.g, x, u), s);
+    const apus_tensor out = apus_add(b.g, apus_tanh(b.g, y), apus_exp(b.g, z));
+    apus_plan *p = bed_plan(&b, toy, &out, 1, APUS_RECOMPUTE_NONE);
+    toy_siblings = 0;
+    bed_run(&b, p);
+    assert_int_equal(toy_siblings, 1);
+    double *got = bed_output(p, 0, &n), *expected = bed_value(&b, ref, out, &n);
+    assert_same(expected, got, n, 1e-13, "a sibling");
+    free(got);
+    free(expected);
+    apus_plan_free(p);
+    bed_end(&b);
+}
+
 static void unused_parts_are_pruned(void **state)
 {
     (void)state;
@@ -873,6 +896,7 @@ int main(void)
         cmocka_unit_test(a_tile_reads_what_it_writes),
         cmocka_unit_test(random_graphs),
         cmocka_unit_test(pairs_are_fused),
+        cmocka_unit_test(siblings_do_not_share_memory),
         cmocka_unit_test(unused_parts_are_pruned),
         cmocka_unit_test(plans_describe_themselves),
         cmocka_unit_test(errors),

@@ -1,5 +1,5 @@
 /*
- * Devices for the plan's tests, made of the reference kernels: "toy" has a kernel for linear followed by add and lacks a
+ * Devices for the plan's tests, made of the reference kernels: "toy" has a kernel for linear followed by add, which takes siblings, and lacks a
  * few ops (they must be decomposed); "serial" has no threads, so elementwise nodes run one by one.
  */
 #ifndef APUS_TEST_TOY_H
@@ -27,6 +27,17 @@ static inline apus_status toy_pair(const apus_kernel_call *c, apus_error *err)
     return APUS_OK;
 }
 
+static int toy_siblings; /* calls of several pairs at once */
+
+/* The last first: none may count on those before it. */
+static inline apus_status toy_pairs_at_once(const apus_kernel_call *calls, uint32_t n, apus_error *err)
+{
+    toy_siblings++;
+    for (uint32_t i = n; i > 0; i--)
+        (void)toy_pair(&calls[i - 1], err);
+    return APUS_OK;
+}
+
 static inline void toy_register(const char *name, const char *const *without, int pair)
 {
     apus_error err;
@@ -44,7 +55,8 @@ static inline void toy_register(const char *name, const char *const *without, in
         kernels[n++].size = sizeof *kernels;
     }
     if (pair)
-        kernels[n++] = (apus_kernel){.size = sizeof *kernels, .op = "apus.linear/1", .then = "apus.add/1", .run = toy_pair};
+        kernels[n++] =
+            (apus_kernel){.size = sizeof *kernels, .op = "apus.linear/1", .then = "apus.add/1", .run = toy_pair, .run_siblings = toy_pairs_at_once};
     const apus_kernels_ops table = {.size = sizeof table, .backend = name, .real = APUS_F64, .kernels = kernels, .n_kernels = n};
     if (apus_kernels_add(name, &table, &err) != APUS_OK)
         fail_msg("%s", err.message);
