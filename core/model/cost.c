@@ -62,11 +62,6 @@ static apus_status time_all(apus_trainer *t, timing *time, apus_error *err)
 
 /* ---------------------------------------------------------------- telling */
 
-static void set(apus_node *map, const char *key, double v)
-{
-    (void)NODE->set(map, key, NODE->make_float(v));
-}
-
 static apus_node *describe_memory(const apus_trainer *t)
 {
     const apus_training_memory m = apus_trainer_memory(t);
@@ -155,10 +150,10 @@ apus_status apus_trainer_describe(apus_trainer *t, apus_node *map, apus_error *e
     const double tokens = (double)apus_dataset_limits(t->data)->tokens / rows * fmin((double)int_param(t, "batch_size"), rows);
     const double known = t->stage->tokens_per_second, step = known > 0.0 ? tokens / known : time.micro * tokens + time.update;
     const double evaluation = t->has_eval ? time.evaluation * (double)apus_dataset_limits(t->eval_data)->tokens : 0.0;
-    set(map, "tokens_per_step", tokens);
-    set(map, "flops_per_step", apus_plan_costs(t->train.plan).flops * tokens / (double)t->batch.capacity[0]);
-    set(map, "seconds_per_step", step);
-    set(map, "seconds", step * (double)(t->max_steps - t->step) + evaluation * evaluations_left(t));
+    apus_node_set_float(map, "tokens_per_step", tokens);
+    apus_node_set_float(map, "flops_per_step", apus_plan_costs(t->train.plan).flops * tokens / (double)t->batch.capacity[0]);
+    apus_node_set_float(map, "seconds_per_step", step);
+    apus_node_set_float(map, "seconds", step * (double)(t->max_steps - t->step) + evaluation * evaluations_left(t));
     (void)NODE->set(map, "seconds_from", NODE->make_string(known > 0.0 ? "events" : "timing", (size_t)-1));
     (void)NODE->set(map, "model", shape_of(t));
     (void)NODE->set(map, "plan", apus_plan_describe(t->train.plan));

@@ -290,7 +290,7 @@ static void report(apus_node *map, const char *prefix, const char *kind, const c
 {
     char key[160];
     snprintf(key, sizeof key, "%s%s%s", prefix, kind, name);
-    (void)apus_nodes()->set(map, key, apus_nodes()->make_float(v));
+    apus_node_set_float(map, key, v);
 }
 
 void apus_objective_report(const apus_objective *o, const apus_objective_sums *sums, const char *prefix, apus_node *map)

@@ -215,11 +215,6 @@ static int by_seconds(const void *a, const void *b)
     return x > y ? -1 : x < y;
 }
 
-static void set(apus_node *map, const char *key, double v)
-{
-    (void)NODE->set(map, key, NODE->make_float(v));
-}
-
 apus_status apus_profile_table(apus_profile *p, int last, apus_node **table, apus_error *err)
 {
     *table = NULL;
@@ -238,15 +233,15 @@ apus_status apus_profile_table(apus_profile *p, int last, apus_node **table, apu
         apus_node *row = NODE->make_map();
         (void)NODE->set(row, "op", NODE->make_string(k->name, (size_t)-1));
         (void)NODE->set(row, "calls", NODE->make_int(k->calls));
-        set(row, "seconds_per_step", k->seconds / steps);
-        set(row, "share", k->seconds / p->seconds);
+        apus_node_set_float(row, "seconds_per_step", k->seconds / steps);
+        apus_node_set_float(row, "share", k->seconds / p->seconds);
         if (k->flops > 0.0)
-            set(row, "gflops", k->flops / k->seconds * 1e-9);
+            apus_node_set_float(row, "gflops", k->flops / k->seconds * 1e-9);
         (void)NODE->append(ops, row);
     }
     *table = NODE->make_map();
     (void)NODE->set(*table, "steps", NODE->make_int(p->ended - 1));
-    set(*table, "seconds_per_step", p->seconds / steps);
+    apus_node_set_float(*table, "seconds_per_step", p->seconds / steps);
     (void)NODE->set(*table, "trace", NODE->make_string(p->path, (size_t)-1));
     (void)NODE->set(*table, "ops", ops);
     const apus_status st = write_trace(p, err);

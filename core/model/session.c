@@ -160,8 +160,8 @@ static apus_status evaluate_plan(apus_stage_context *s, const apus_node *params,
     if (st == APUS_OK) {
         const double tokens = (double)apus_dataset_limits(e.data)->tokens;
         (void)NODE->set(costs, "rows", NODE->make_int((int64_t)apus_dataset_rows(e.data)));
-        (void)NODE->set(costs, "tokens", NODE->make_float(tokens));
-        (void)NODE->set(costs, "seconds", NODE->make_float(token * tokens));
+        apus_node_set_float(costs, "tokens", tokens);
+        apus_node_set_float(costs, "seconds", token * tokens);
     }
     close_evaluation(&e);
     return st;

@@ -188,11 +188,6 @@ void apus_trainer_close(apus_trainer *t)
 
 /* ---------------------------------------------------------------- a step */
 
-static void set(apus_node *map, const char *key, double v)
-{
-    (void)NODE->set(map, key, NODE->make_float(v));
-}
-
 /* Rows of a step by their numbers, for an error: "rows 12, 40, …". */
 static const char *name_rows(const apus_trainer *t, size_t begin, size_t end, char *text, size_t capacity)
 {
@@ -309,13 +304,13 @@ apus_status apus_trainer_step(apus_trainer *t, apus_error *err)
     apus_node *e = NODE->make_map();
     (void)NODE->set(e, "step", NODE->make_int(t->step));
     apus_objective_report(&t->train, &sums, "", e);
-    set(e, "grad_norm", norm);
-    set(e, "learning_rate", rate);
-    set(e, "epoch", (double)t->step / (double)t->epoch_steps);
+    apus_node_set_float(e, "grad_norm", norm);
+    apus_node_set_float(e, "learning_rate", rate);
+    apus_node_set_float(e, "epoch", (double)t->step / (double)t->epoch_steps);
     (void)NODE->set(e, "tokens", NODE->make_int(tokens));
     (void)NODE->set(e, "num_tokens", NODE->make_int((int64_t)t->num_tokens));
-    set(e, "tokens_per_second", (double)tokens / fmax(seconds, 1e-9));
-    set(e, "data_seconds", waited);
+    apus_node_set_float(e, "tokens_per_second", (double)tokens / fmax(seconds, 1e-9));
+    apus_node_set_float(e, "data_seconds", waited);
     (void)NODE->set(e, "max_steps", NODE->make_int(t->max_steps));
     st = apus_stage_event(t->stage, e, err);
     return st == APUS_OK ? tell_profile(t, 0, err) : st;
@@ -356,7 +351,7 @@ apus_status apus_trainer_evaluate(apus_trainer *t, apus_error *err)
     }
     apus_node *e = NODE->make_map();
     (void)NODE->set(e, "step", NODE->make_int(t->step));
-    set(e, "epoch", (double)t->step / (double)t->epoch_steps);
+    apus_node_set_float(e, "epoch", (double)t->step / (double)t->epoch_steps);
     apus_objective_report(&t->eval, &sums, "eval_", e);
     return apus_stage_event(t->stage, e, err);
 }
@@ -405,7 +400,7 @@ apus_status apus_trainer_finish(apus_trainer *t, apus_error *err)
     (void)NODE->set(result, "num_tokens", NODE->make_int((int64_t)t->num_tokens));
     (void)NODE->set(result, "dataset", NODE->copy(apus_dataset_report(t->whole_data != NULL ? t->whole_data : t->data)));
     if (t->best_step >= 0)
-        set(result, "best_eval_loss", t->best_eval);
+        apus_node_set_float(result, "best_eval_loss", t->best_eval);
     NODE->release(t->stage->result);
     t->stage->result = result;
     return APUS_OK;

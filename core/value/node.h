@@ -19,6 +19,12 @@ void apus_node_place(apus_node *n, const char *file, int line, int column);
 /* Set, and remember where the key stands (in the value's file). Takes value. */
 apus_status apus_node_set_placed(apus_node *map, const char *key, apus_node *value, int line, int column);
 
+/* Set to a float, for what is told: a lack of memory leaves it out. */
+static inline void apus_node_set_float(apus_node *map, const char *key, double v)
+{
+    (void)apus_nodes()->set(map, key, apus_nodes()->make_float(v));
+}
+
 /* As node->where, of the i-th key of a map: the value's place where the key's is unknown. */
 const char *apus_node_key_where(const apus_node *map, size_t i, char *buffer, size_t capacity);
 
