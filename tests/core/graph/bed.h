@@ -18,6 +18,10 @@
 #include "module/module.h"
 #include "value/node.h"
 
+#define DIMS(...)                             ((const int64_t[]){__VA_ARGS__})
+#define ATTRS(...)                            ((const double[]){__VA_ARGS__})
+#define EMIT(b, op, n_in, in, attrs, n_attrs) apus_graph_table()->emit((b)->g, "apus." op "/1", in, n_in, attrs, n_attrs)
+
 enum { BED_INPUTS = 40, BED_OUTPUTS = 40 };
 
 typedef struct bed_input {
@@ -49,6 +53,13 @@ static inline void bed_end(bed *b)
     for (size_t i = 0; i < b->n_in; i++)
         free(b->in[i].data);
     apus_graph_free(b->g);
+}
+
+static inline void bed_check(const bed *b)
+{
+    apus_error err;
+    if (apus_graph_status(b->g, &err) != APUS_OK)
+        fail_msg("%s", err.message);
 }
 
 static inline double bed_random(uint64_t seed, uint64_t index, double low, double high)
@@ -168,6 +179,21 @@ static inline apus_tensor bed_mixed(bed *b, apus_tensor t)
     if (ndim == 0)
         return apus_none();
     return apus_sum(b->g, apus_mul(b->g, t, bed_real(b, ndim, dims, -1.0, 1.0)));
+}
+
+static inline void bed_bind(apus_plan *p, const char *name, void *memory)
+{
+    apus_error err;
+    if (apus_plan_bind(p, name, memory, &err) != APUS_OK)
+        fail_msg("%s", err.message);
+}
+
+/* Within tolerance, relative to a where that is large. */
+static inline void bed_same(const double *a, const double *b, size_t n, double tolerance, const char *what)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!(fabs(a[i] - b[i]) <= tolerance * (1.0 + fabs(a[i]))))
+            fail_msg("%s: element %zu: %.17g and %.17g", what, i, a[i], b[i]);
 }
 
 /* Plugins of the build, loaded once. */

@@ -30,13 +30,6 @@ static void note(const bed *b)
             exercised[((const apus_op_entry *)b->g->nodes[i].op)->index] = 1;
 }
 
-static void check_status(const bed *b)
-{
-    apus_error err;
-    if (apus_graph_status(b->g, &err) != APUS_OK)
-        fail_msg("%s", err.message);
-}
-
 /* Gradients of a mix of `outs` with respect to the first n_wrt real inputs that take one, against central differences. */
 static void check_gradients(bed *b, const apus_tensor *outs, size_t n_outs, const char *what)
 {
@@ -45,14 +38,14 @@ static void check_gradients(bed *b, const apus_tensor *outs, size_t n_outs, cons
     for (size_t i = 0; i < b->n_in; i++)
         if (b->in[i].real != NULL)
             which[n_wrt] = i, wrt[n_wrt++] = b->in[i].t;
-    check_status(b);
+    bed_check(b);
     for (size_t k = 0; k < n_outs; k++) {
         const apus_tensor part = bed_mixed(b, outs[k]);
         loss = k == 0 ? part : apus_add(b->g, loss, part);
     }
     const apus_tensor one = apus_scalar(b->g, 1.0);
     apus_graph_gradients(b->g, &loss, &one, 1, wrt, n_wrt, all + 1);
-    check_status(b);
+    bed_check(b);
     note(b);
     all[0] = loss;
     size_t n_all = 1, of[BED_INPUTS + 1];
@@ -90,10 +83,6 @@ static void check_gradients(bed *b, const apus_tensor *outs, size_t n_outs, cons
     apus_plan_free(forward);
     apus_plan_free(p);
 }
-
-#define DIMS(...)                             ((const int64_t[]){__VA_ARGS__})
-#define ATTRS(...)                            ((const double[]){__VA_ARGS__})
-#define EMIT(b, op, n_in, in, attrs, n_attrs) apus_graph_table()->emit((b)->g, "apus." op "/1", in, n_in, attrs, n_attrs)
 
 /* ---------------------------------------------------------------- gradients */
 
@@ -152,7 +141,7 @@ static void gradients_at_ties(void **state)
     const apus_tensor wrt[2] = {x, zero}, dy[3] = {one, one, one};
     apus_tensor d[2];
     apus_graph_gradients(b.g, y, dy, 3, wrt, 2, d);
-    check_status(&b);
+    bed_check(&b);
     double *v = bed_value(&b, ref, d[0], &n);
     assert_true(v[0] == 1.0); /* half to each side, both are x */
     free(v);
@@ -378,7 +367,7 @@ static void gradients_flow_only_where_they_should(void **state)
     const apus_tensor wrt[3] = {x, z, y};
     apus_tensor d[3];
     apus_graph_gradients(b.g, &y, &one, 1, wrt, 3, d);
-    check_status(&b);
+    bed_check(&b);
     assert_true(apus_is_none(d[0]) && apus_is_none(d[1]));
     assert_int_equal(d[2].id, one.id);
     const size_t before = b.g->n_nodes;
@@ -415,7 +404,7 @@ static void decompositions(void **state)
         const uint32_t n_attrs = ((const apus_op_entry *)op)->n_attrs;
         const apus_tensor whole = apus_graph_table()->emit(b.g, op->name, in, op->min_inputs, attrs, n_attrs);
         op->decompose(b.g, in, op->min_inputs, attrs, out);
-        check_status(&b);
+        bed_check(&b);
         note(&b);
         for (uint32_t k = 0; k < op->n_outputs; k++) {
             double *x = bed_value(&b, ref, apus_graph_table()->output(b.g, whole, k), &n);
@@ -473,7 +462,7 @@ static apus_tensor wave(bed *b, uint32_t ndim, const int64_t *dims, double seed)
 static void check_golden(bed *b, apus_tensor t, const char *key)
 {
     size_t n, m;
-    check_status(b);
+    bed_check(b);
     note(b);
     double *expected = golden_values(key, &m), *v = bed_value(b, ref, t, &n);
     assert_int_equal(n, m);
@@ -610,7 +599,7 @@ static void cached_attention(void **state)
         }
         in[3] = bed_i32(&b, 2, DIMS(1, 8), table);
         const apus_tensor y = EMIT(&b, "attention_cached", 4, in, ATTRS(2, 1, 4, 0.5, 5, 0, PAGE), 7);
-        check_status(&b);
+        bed_check(&b);
         note(&b);
         apus_plan *p = bed_plan(&b, ref, &y, 1, APUS_RECOMPUTE_CHEAP);
         assert_int_equal(apus_plan_bind(p, "keys", cache[0], &err), APUS_OK);

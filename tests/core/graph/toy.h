@@ -76,4 +76,31 @@ static inline apus_device *toy_device(const char *name, int parallel)
     return d;
 }
 
+static apus_device *ref, *toy, *serial;
+
+static inline int toy_setup(void **state)
+{
+    static const char *const toy_lacks[] = {
+        "apus.sub/1", "apus.silu/1",   "apus.swiglu/1",    "apus.swiglu_grad/1", "apus.log_sigmoid/1", "apus.softplus/1",
+        "apus.abs/1", "apus.square/1", "apus.silu_grad/1", "apus.sum_squares/1", "apus.sigmoid/1",     "apus.gelu/1",
+        NULL};
+    static const char *const none[] = {NULL};
+    (void)state;
+    ref = bed_ref();
+    toy_register("toy", toy_lacks, 1);
+    toy_register("serial", none, 0);
+    toy = toy_device("toy", 1);
+    serial = toy_device("serial", 0);
+    return 0;
+}
+
+static inline int toy_teardown(void **state)
+{
+    (void)state;
+    apus_device_close(ref);
+    apus_device_close(toy);
+    apus_device_close(serial);
+    return 0;
+}
+
 #endif
