@@ -81,27 +81,48 @@ static void write_file(const char *name, const char *text, char *path, size_t ca
     OK(apus_file_write(path, text, strlen(text), &err));
 }
 
+/* A training of the golden llama on two rows. key NULL: nothing is resumed. */
+typedef struct training {
+    apus_stage_context stage;
+    apus_node *params;
+    apus_trainer *t;
+} training;
+
+static void open_training(training *a, int batch_size, int max_steps, const char *key, int profile)
+{
+    apus_error err = {0};
+    char rows[600], json[2048];
+    write_file("rows.jsonl", "{\"input_ids\": [3, 1, 4, 1, 5, 9, 2, 6]}\n{\"input_ids\": [2, 7, 1, 8, 2, 8]}\n", rows, sizeof rows);
+    snprintf(json, sizeof json,
+             "{\"model\": {\"path\": \"%s/models/llama\"}, \"dataset\": {\"type\": \"tokens\", \"path\": \"%s\"}, \"tuner\": \"full\","
+             " \"loss\": \"cross_entropy\", \"optimizer\": \"adamw\", \"schedule\": \"constant\", \"batch_size\": %d, \"max_steps\": %d}",
+             APUS_TEST_GOLDEN, rows, batch_size, max_steps);
+    *a = (training){.params = bench_parse(json)};
+    a->stage =
+        (apus_stage_context){.run_dir = folder, .stage_dir = folder, .name = "train", .seed = 1, .device = device, .key = key, .profile = profile};
+    const apus_tracker_run run = {.size = sizeof run, .run_dir = folder, .stage_dir = folder, .stage = "train", .stage_type = "train"};
+    OK(apus_stage_log_open(NULL, &run, &a->stage.log, &err));
+    OK(apus_trainer_open(&a->stage, a->params, &a->t, &err));
+}
+
+static void close_training(training *a)
+{
+    apus_trainer_close(a->t);
+    apus_stage_log_close(a->stage.log, APUS_OK);
+    NODE->release(a->params);
+}
+
 /* A checkpoint says how long events.jsonl is: after a power loss that much must be there, so it is synced before the checkpoint gets
  * its name; as are the checkpoint's own files. */
 static void synced_before_named(void **state)
 {
     (void)state;
     apus_error err = {0};
-    char rows[600], json[2048];
-    write_file("rows.jsonl", "{\"input_ids\": [3, 1, 4, 1, 5, 9, 2, 6]}\n{\"input_ids\": [2, 7, 1, 8, 2, 8]}\n", rows, sizeof rows);
-    snprintf(json, sizeof json,
-             "{\"model\": {\"path\": \"%s/models/llama\"}, \"dataset\": {\"type\": \"tokens\", \"path\": \"%s\"}, \"tuner\": \"full\","
-             " \"loss\": \"cross_entropy\", \"optimizer\": \"adamw\", \"schedule\": \"constant\", \"batch_size\": 1, \"max_steps\": 2}",
-             APUS_TEST_GOLDEN, rows);
-    apus_node *params = bench_parse(json);
-    apus_stage_context stage = {.run_dir = folder, .stage_dir = folder, .name = "train", .seed = 1, .device = device, .key = "k"};
-    const apus_tracker_run run = {.size = sizeof run, .run_dir = folder, .stage_dir = folder, .stage = "train", .stage_type = "train"};
-    OK(apus_stage_log_open(NULL, &run, &stage.log, &err));
-    apus_trainer *t = NULL;
-    OK(apus_trainer_open(&stage, params, &t, &err));
-    OK(apus_trainer_step(t, &err));
+    training a;
+    open_training(&a, 1, 2, "k", 0);
+    OK(apus_trainer_step(a.t, &err));
     n_journal = 0;
-    OK(apus_trainer_checkpoint(t, &err));
+    OK(apus_trainer_checkpoint(a.t, &err));
     const size_t named = journal_find("rename", "/checkpoint-1");
     assert_true(named < n_journal);
     static const char *const before[] = {"/events.jsonl", "/checkpoint-1.tmp/tensors.bin", "/checkpoint-1.tmp"};
@@ -112,9 +133,7 @@ static void synced_before_named(void **state)
     assert_true(journal_find("rename", "/checkpoint-1.tmp/manifest.json") < named);
     assert_true(named + 1 < n_journal); /* and the name itself */
     assert_string_equal(journal[named + 1] + strlen("sync "), folder);
-    apus_trainer_close(t);
-    apus_stage_log_close(stage.log, APUS_OK);
-    NODE->release(params);
+    close_training(&a);
 }
 
 /* ---------------------------------------------------------------- where the time goes */
@@ -137,24 +156,12 @@ static apus_node *read_json(const char *name)
 static double train(int profile)
 {
     apus_error err = {0};
-    char rows[600], json[2048];
-    write_file("rows.jsonl", "{\"input_ids\": [3, 1, 4, 1, 5, 9, 2, 6]}\n{\"input_ids\": [2, 7, 1, 8, 2, 8]}\n", rows, sizeof rows);
-    snprintf(json, sizeof json,
-             "{\"model\": {\"path\": \"%s/models/llama\"}, \"dataset\": {\"type\": \"tokens\", \"path\": \"%s\"}, \"tuner\": \"full\","
-             " \"loss\": \"cross_entropy\", \"optimizer\": \"adamw\", \"schedule\": \"constant\", \"batch_size\": 2, \"max_steps\": 6}",
-             APUS_TEST_GOLDEN, rows);
-    apus_node *params = bench_parse(json);
-    apus_stage_context stage = {.run_dir = folder, .stage_dir = folder, .name = "train", .seed = 1, .device = device, .profile = profile};
-    const apus_tracker_run run = {.size = sizeof run, .run_dir = folder, .stage_dir = folder, .stage = "train", .stage_type = "train"};
-    OK(apus_stage_log_open(NULL, &run, &stage.log, &err));
-    apus_trainer *t = NULL;
-    OK(apus_trainer_open(&stage, params, &t, &err));
+    training a;
+    open_training(&a, 2, 6, NULL, profile);
     for (int i = 0; i < 6; i++)
-        OK(apus_trainer_step(t, &err));
-    OK(apus_trainer_checkpoint(t, &err));
-    apus_trainer_close(t);
-    apus_stage_log_close(stage.log, APUS_OK);
-    NODE->release(params);
+        OK(apus_trainer_step(a.t, &err));
+    OK(apus_trainer_checkpoint(a.t, &err));
+    close_training(&a);
 
     char path[600];
     size_t n;
