@@ -85,15 +85,6 @@ LANES_INLINE vf v_select(vi mask, vf a, vf b)
 #endif
 }
 
-/* Keep x in a register: the compiler would read it from memory again for each use, and loads are what limits. */
-LANES_INLINE vf v_hold(vf x)
-{
-#if defined(__AVX2__)
-    __asm__("" : "+x"(x));
-#endif
-    return x;
-}
-
 /* NaN wins. */
 LANES_INLINE vf v_max(vf a, vf b)
 {

@@ -54,7 +54,7 @@ LANES_INLINE vn n_all(float x)
 #endif
 }
 
-/* In a register, as v_hold does. */
+/* Keep x in a register: the compiler would read it from memory again for each use, and loads are what limits. */
 LANES_INLINE vn n_hold(vn x)
 {
 #if defined(__AVX512BF16__)
