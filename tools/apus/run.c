@@ -97,7 +97,7 @@ static void print_costs(const apus_node *s)
     char text[32];
     printf("%s %s%s\n", node->as_bool(node->get(s, "at_most"), 0) ? "at most" : "about", duration(number(s, "seconds"), text),
            node->get(s, "waits_for") != NULL ? ", with a model as an earlier stage will make it" : "");
-    if (node->get(s, "steps") != NULL)
+    if (node->get(s, "layout") != NULL)
         print_training(s);
     else if (node->get(s, "answers") != NULL)
         printf("%28s%.0f answers of up to %.0f tokens\n", "", number(s, "answers"), number(s, "max_tokens"));
