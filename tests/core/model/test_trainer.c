@@ -203,7 +203,7 @@ static void profiles(void **state)
     assert_true(train(1) == loss);
     apus_node *trace = read_json("trace.json");
     const apus_node *events = NODE->get(trace, "traceEvents");
-    double begin[3], end[3];
+    double begin[3] = {0}, end[3] = {0};
     int steps = 0, products = 0, checkpoints = 0, waits = 0;
     for (size_t i = 0; i < NODE->length(events); i++) {
         const apus_node *e = NODE->at(events, i);
