@@ -72,6 +72,12 @@ typedef struct apus_kernel {
     /* n (2 … APUS_SIBLINGS_MAX) calls at once whose first inputs are the same tensor and of which none reads another's result: a
      * block's query, key and value. They share one scratch, as large as the largest asks for. NULL: one by one. */
     apus_status (*run_siblings)(const apus_kernel_call *calls, uint32_t n, apus_error *err);
+    /* A weight operand may lie in an order of the kernel's own, which it reads faster: laid out once, where nothing writes it and it is read
+     * many times (a generator opens). Gives the bytes that takes and in *packed what element type it has from then on: APUS_PACKED | the type
+     * of the values kept, one of this kernel's `encodings`; that may be a shorter one than the weight's where the kernel rounds to it anyway.
+     * 0: it stays as it is. weight: data as stored. to: 64-byte aligned, zeroed; NULL: only tells. Each op that reads the weight must have
+     * a kernel that takes the new type. NULL: there is no such order. [main]; threads inside are the backend's. */
+    size_t (*pack)(void *backend, const apus_view *weight, apus_dtype *packed, void *to);
 } apus_kernel;
 
 /* vtable of a component of kind "kernels". Later-loaded tables win where several claim the same. */

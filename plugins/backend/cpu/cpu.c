@@ -208,6 +208,10 @@ static const apus_backend_ops backend_ops = {
 
 static const apus_dtype encodings[] = {APUS_F16,    APUS_BF16, APUS_Q4_0, APUS_Q4_1, APUS_Q5_0, APUS_Q5_1, APUS_Q8_0,
                                        APUS_IQ4_NL, APUS_Q2_K, APUS_Q3_K, APUS_Q4_K, APUS_Q5_K, APUS_Q6_K, 0};
+/* The same, and packed (packed.h). */
+static const apus_dtype packed_too[] = {APUS_F16,    APUS_BF16, APUS_Q4_0, APUS_Q4_1, APUS_Q5_0, APUS_Q5_1, APUS_Q8_0,
+                                        APUS_IQ4_NL, APUS_Q2_K, APUS_Q3_K, APUS_Q4_K, APUS_Q5_K, APUS_Q6_K, APUS_PACKED | APUS_F32,
+                                        APUS_PACKED | APUS_BF16, 0};
 
 #define RUN(id)                                                                                                                                      \
     static apus_status run_##id(const apus_kernel_call *call, apus_error *err)                                                                       \
@@ -235,6 +239,11 @@ static apus_status run_siblings_linear(const apus_kernel_call *calls, uint32_t n
     return apus_cpu_of(calls)->isa->kernels[APUS_CPU_linear].run_siblings(calls, n, err);
 }
 
+static size_t pack_linear(void *backend, const apus_view *weight, apus_dtype *packed, void *to)
+{
+    return ((const apus_cpu *)backend)->isa->pack_weight(backend, weight, packed, to);
+}
+
 static const apus_kernel kernels[] = {
 #define X(id) {.size = sizeof(apus_kernel), .op = "apus." #id "/1", .run = run_##id},
     APUS_CPU_ELEMENTWISE(X)
@@ -246,14 +255,15 @@ static const apus_kernel kernels[] = {
             {.size = sizeof(apus_kernel),
              .op = "apus.linear/1",
              .flags = APUS_KERNEL_ACCUMULATES,
-             .encodings = encodings,
+             .encodings = packed_too,
              .scratch = scratch_linear,
              .run = run_linear,
-             .run_siblings = run_siblings_linear},
+             .run_siblings = run_siblings_linear,
+             .pack = pack_linear},
     {.size = sizeof(apus_kernel),
      .op = "apus.linear/1",
      .then = "apus.add/1",
-     .encodings = encodings,
+     .encodings = packed_too,
      .scratch = scratch_linear_add,
      .run = run_linear_add},
 };

@@ -46,7 +46,7 @@ typedef struct apus_cpu_kernel {
     X(columns_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                             \
     X(linear_dx, NULL, APUS_KERNEL_ACCUMULATES, encodings)                                                                                           \
     X(linear_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                \
-    X(embedding, NULL, 0, encodings)                                                                                                                 \
+    X(embedding, NULL, 0, packed_too)                                                                                                                \
     X(embedding_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                             \
     X(rms_norm, NULL, 0, NULL)                                                                                                                       \
     X(rms_norm_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                            \
@@ -77,6 +77,7 @@ enum {
 typedef struct apus_cpu_isa {
     const char *name;
     apus_cpu_kernel kernels[APUS_CPU_N_KERNELS];
+    size_t (*pack_weight)(void *backend, const apus_view *weight, apus_dtype *packed, void *to); /* apus_kernel.pack */
 } apus_cpu_isa;
 
 extern const apus_cpu_isa apus_cpu_portable;

@@ -9,15 +9,13 @@
 #ifndef APUS_CPU_FEW_H
 #define APUS_CPU_FEW_H
 
-#include "gemm.h"
+#include "packed.h"
 
 enum {
-    FEW_MOST = 8,
+    FEW_MOST = PACKED_ROWS,
     FEW_PIECE = 256, /* elements decoded at once: what the longest blocks have */
     FEW_WIDEST = 2 * WIDE
 };
-
-typedef int32_t ni __attribute__((vector_size(sizeof(vn))));
 
 /* One strip's sums on their way. a: m rows of units, lda apart. */
 typedef struct strip {
@@ -108,8 +106,7 @@ LANES_INLINE void few_bfloat16(kind t, int m, int nr, const uint8_t *w, size_t b
                         acc[i * nr + j] = n_product(t, n_all(s->a[i * s->lda + e / 2 + x]), r[x], acc[i * nr + j]);
                     }
                 } else {
-                    const ni pair = (ni)r[x];
-                    few_two(t, m, nr, (vn)(pair << 16), (vn)((pair >> 16) << 16), s, e + 2 * x, acc + j);
+                    few_two(t, m, nr, n_even(r[x]), n_odd(r[x]), s, e + 2 * x, acc + j);
                 }
             }
         }
@@ -280,9 +277,18 @@ LANES_INLINE int few_vectors(int m)
     return m <= 4 ? 2 : 1;
 }
 
+/* Columns of a strip of m rows. */
+static int64_t few_width(const product *p, int m)
+{
+    return is_packed(&p->b) ? GROUP : few_vectors(m) * WIDE;
+}
+
 /* The strip of W that begins at row j. */
 static ahead few_ahead(const product *p, int64_t j, int64_t width)
 {
+    if (is_packed(&p->b)) {
+        return ahead_of(&p->b, j, apus_cpu_min(width, p->n - j), p->k);
+    }
     const int64_t n = apus_cpu_min(width, p->n - j), row = (int64_t)apus_row_bytes(p->b.dtype, p->b.ld);
     return n > 0 ? (ahead){(const char *)p->b.p + j * row, 1, n * row, 0, 0} : (ahead){.rows = 0};
 }
@@ -310,6 +316,12 @@ static void few_strip_of(const product *p, const float *a, int64_t lda, int64_t 
 {
 #define FEW_ROWS(m)                                                                                                                                  \
     case m:                                                                                                                                          \
+        if (is_packed(&p->b)) {                                                                                                                      \
+            p->t == BFLOAT16   ? packed_group(BFLOAT16, 1, m, p, a, lda, j)                                                                          \
+            : has_pairs(&p->b) ? packed_group(PLAIN, 1, m, p, a, lda, j)                                                                             \
+                               : packed_group(PLAIN, 0, m, p, a, lda, j);                                                                            \
+            return;                                                                                                                                  \
+        }                                                                                                                                            \
         p->t == BFLOAT16 ? few_strip(BFLOAT16, m, p, a, lda, j, scales) : few_strip(PLAIN, m, p, a, lda, j, scales);                                 \
         return;
     switch (few_height(p->m)) {
@@ -346,17 +358,21 @@ static size_t few_bytes(kind t, int64_t k, int threads)
     return apus_cpu_lines((size_t)(FEW_MOST * units(t, k)) * sizeof(float)) + (size_t)threads * (few_scales_bytes(k) + COUNTER);
 }
 
-/* Whether this serves a product: few rows, a strip's width of columns at least. */
-static int suits_few(int64_t m, int64_t n)
+/* Whether this serves products of the same left factor: few rows, a strip's width of columns at least; strips of one kind. */
+static int suits_few(const product *p, uint32_t n)
 {
-    return m <= FEW_MOST && n >= FEW_WIDEST;
+    int all = p->m <= FEW_MOST;
+    for (uint32_t i = 0; i < n; i++) {
+        all &= is_packed(&p[i].b) == is_packed(&p->b) && (is_packed(&p->b) || p[i].n >= FEW_WIDEST);
+    }
+    return all;
 }
 
-/* n products of the same left factor. Their strips lie one after the other; every thread has a part of them of its own, which lies in
+/* n products of the same left factor, of which suits_few has said yes. Their strips lie one after the other; every thread has a part of them of its own, which lies in
  * one piece, and helps the others when it is through. scratch: few_bytes. */
 static void few(const product *p, uint32_t n, int threads, char *scratch)
 {
-    const int64_t lda = units(p->t, p->k), per = p->t == PAIRS ? 2 : 1, height = few_height(p->m), width = few_vectors((int)height) * WIDE;
+    const int64_t lda = units(p->t, p->k), per = p->t == PAIRS ? 2 : 1, height = few_height(p->m), width = few_width(p, (int)height);
     float *a = (float *)(void *)scratch;
     char *counters = scratch + apus_cpu_lines((size_t)(FEW_MOST * lda) * sizeof(float)), *scales = counters + (size_t)threads * COUNTER;
     int64_t strips = 0;

@@ -188,6 +188,38 @@ typedef struct factor {
     apus_dtype dtype;   /* other than APUS_F32: only of the right factor, along */
 } factor;
 
+/* Whether the right factor is in panels already (packed.h). */
+static int is_packed(const factor *f)
+{
+    return (f->dtype & APUS_PACKED) != 0;
+}
+
+/* Whether its units are pairs of bfloat16, on every instruction set. */
+static int has_pairs(const factor *f)
+{
+    return f->dtype == (APUS_PACKED | APUS_BF16);
+}
+
+/* The panel of the group that begins at column `first`: those before it are whole ones. */
+static const float *packed_panel(const factor *f, int64_t first, int64_t k)
+{
+    return (const float *)f->p + first * (has_pairs(f) ? units(PAIRS, k) : k);
+}
+
+/* A panel of pairs as one of floats. */
+static void split_pairs(int64_t width, const float *pairs, int64_t k, float *panel)
+{
+    for (int64_t u = 0; u < units(PAIRS, k); u++) {
+        for (int64_t c = 0; c < width; c += WIDE) {
+            const vn pair = n_load(pairs + u * width + c);
+            n_store(panel + 2 * u * width + c, n_even(pair));
+            if (2 * u + 1 < k) {
+                n_store(panel + (2 * u + 1) * width + c, n_odd(pair));
+            }
+        }
+    }
+}
+
 LANES_INLINE void pack(kind t, int64_t width, const factor *f, int64_t first, int64_t count, int64_t k, float *panels)
 {
     const float *p = (const float *)f->p;
@@ -259,13 +291,32 @@ static void pack_right(kind t, const factor *f, int64_t first, int64_t count, in
     }
 }
 
-/* What pack_right will read. */
+/* The same panel: where it lies, or made in `room`. */
+static const float *right_panel(kind t, const factor *f, int64_t first, int64_t count, int64_t k, float *room)
+{
+    if (!is_packed(f)) {
+        pack_right(t, f, first, count, k, room);
+        return room;
+    }
+    const float *panel = packed_panel(f, first, k);
+    if (!has_pairs(f) || t == PAIRS) {
+        return panel;
+    }
+    split_pairs(panel_width(count), panel, k, room);
+    return room;
+}
+
+/* What right_panel will read. */
 static ahead ahead_of(const factor *f, int64_t first, int64_t count, int64_t k)
 {
-    const int64_t row = (int64_t)apus_row_bytes(f->dtype, f->ld);
     if (count <= 0) {
         return (ahead){.rows = 0};
     }
+    if (is_packed(f)) {
+        const float *p = packed_panel(f, first, k);
+        return (ahead){(const char *)p, 1, (int64_t)sizeof *p * panel_width(count) * (has_pairs(f) ? units(PAIRS, k) : k), 0, 0};
+    }
+    const int64_t row = (int64_t)apus_row_bytes(f->dtype, f->ld);
     return f->along ? (ahead){(const char *)f->p + first * row, count, row, row, 0}
                     : (ahead){(const char *)f->p + first * (int64_t)sizeof(float), k, count * (int64_t)sizeof(float), row, 0};
 }
@@ -357,6 +408,7 @@ static void multiply_block(const product *p, int64_t first, int64_t rows, int64_
 {
     const int64_t n = units(p->t, p->k), groups = (p->n + GROUP - 1) / GROUP, height = panel_height(rows);
     const items work = items_of(rows, groups, threads);
+    const float *panel = NULL;
     int64_t packed = -1;
     for (int left = 0;; left = 1) {
         const int64_t item = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
@@ -372,13 +424,13 @@ static void multiply_block(const product *p, int64_t first, int64_t rows, int64_
             pack_left(p->t, &p->a, first, rows, height, p->k, a);
         }
         if (packed != j) {
-            pack_right(p->t, &p->b, j, columns, p->k, b);
+            panel = right_panel(p->t, &p->b, j, columns, p->k, b);
             packed = j;
         }
         /* The next group of this thread, where all are equally fast. */
         const int64_t after = whole ? j + threads * GROUP : p->n;
         ahead next = ahead_of(&p->b, after, apus_cpu_min(GROUP, p->n - after), p->k);
-        tiles(p->t, height, a + i * n, b, panel_width(columns), n, p->y + y * p->ld + j, p->ld, &e,
+        tiles(p->t, height, a + i * n, panel, panel_width(columns), n, p->y + y * p->ld + j, p->ld, &e,
               whole ? rows : apus_cpu_min(work.part_rows, rows - i), columns, &next);
     }
 }

@@ -33,16 +33,16 @@ static product linear_of(const apus_kernel_call *c, const float *bias, const flo
 /* Products of the same left factor. */
 static apus_status linear(const product *p, uint32_t n, int threads, char *scratch)
 {
-    int64_t least = p[0].n;
-    for (uint32_t i = 1; i < n; i++) {
-        least = apus_cpu_min(least, p[i].n);
-    }
-    if (suits_few(p[0].m, least)) {
+    if (suits_few(p, n)) {
         few(p, n, threads, scratch);
         return APUS_OK;
     }
     for (uint32_t i = 0; i < n; i++) {
-        multiply(&p[i], threads, scratch);
+        if (suits_few(&p[i], 1)) {
+            few(&p[i], 1, threads, scratch);
+        } else {
+            multiply(&p[i], threads, scratch);
+        }
     }
     return APUS_OK;
 }

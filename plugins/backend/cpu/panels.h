@@ -29,6 +29,8 @@ enum { WIDE = LANES, HIGH = 2 };
 #endif
 #endif
 
+typedef int32_t ni __attribute__((vector_size(sizeof(vn))));
+
 /* BFLOAT16: the kind that stands for it here; SUMMED: how its units are multiplied. */
 enum { PLAIN, ROUNDED, PAIRS, BFLOAT16 = WIDE == 16 ? PAIRS : ROUNDED, SUMMED = WIDE == 16 ? PAIRS : PLAIN };
 
@@ -108,6 +110,17 @@ LANES_INLINE vn n_product(kind t, vn a, vn b, vn c)
     (void)t;
     return v_fma(a, b, c);
 #endif
+}
+
+/* The elements of pairs, as floats. */
+LANES_INLINE vn n_even(vn pairs)
+{
+    return (vn)((ni)pairs << 16);
+}
+
+LANES_INLINE vn n_odd(vn pairs)
+{
+    return (vn)(((ni)pairs >> 16) << 16);
 }
 
 static int64_t units(kind t, int64_t k)
