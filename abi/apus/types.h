@@ -34,7 +34,7 @@ enum {
     APUS_Q4_K = 50,
     APUS_Q5_K = 51,
     APUS_Q6_K = 52,
-    /* APUS_PACKED | one of the above: its values in an order that only the kernel knows which made it (apus_kernel.pack); in memory only */
+    /* APUS_PACKED | one of the above: such values in an order of the kernel's that laid them out (apus_kernel.pack); in memory only */
     APUS_PACKED = 256
 };
 

@@ -3,21 +3,21 @@
  * only in the size of a struct that opens with `size` and has grown at its end; anything else breaks plugins that exist.
  */
 #include <apus/base.h>
-#include <apus/plugin.h>
-#include <apus/types.h>
+#include <apus/data.h>
 #include <apus/graph.h>
 #include <apus/kernel.h>
 #include <apus/model.h>
-#include <apus/data.h>
-#include <apus/train.h>
+#include <apus/plugin.h>
 #include <apus/session.h>
 #include <apus/tokenizer.h>
+#include <apus/train.h>
+#include <apus/types.h>
 
 #include <stdio.h>
 
 #define AT(type, field, offset) _Static_assert(offsetof(type, field) == (offset), #type "." #field)
-#define SIZE(type, bytes) _Static_assert(sizeof(type) == (bytes), #type)
-#define IS(constant, value) _Static_assert((constant) == (value), #constant)
+#define SIZE(type, bytes)       _Static_assert(sizeof(type) == (bytes), #type)
+#define IS(constant, value)     _Static_assert((constant) == (value), #constant)
 
 /* clang-format off */
 _Static_assert(sizeof(void *) == 8 && sizeof(long) == 8, "these numbers are LP64's");

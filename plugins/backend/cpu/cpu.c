@@ -206,12 +206,10 @@ static const apus_backend_ops backend_ops = {
 
 /* ---------------------------------------------------------------- the kernels: each goes through the instance's table */
 
-static const apus_dtype encodings[] = {APUS_F16,    APUS_BF16, APUS_Q4_0, APUS_Q4_1, APUS_Q5_0, APUS_Q5_1, APUS_Q8_0,
-                                       APUS_IQ4_NL, APUS_Q2_K, APUS_Q3_K, APUS_Q4_K, APUS_Q5_K, APUS_Q6_K, 0};
-/* The same, and packed (packed.h). */
-static const apus_dtype packed_too[] = {APUS_F16,    APUS_BF16, APUS_Q4_0, APUS_Q4_1, APUS_Q5_0, APUS_Q5_1, APUS_Q8_0,
-                                        APUS_IQ4_NL, APUS_Q2_K, APUS_Q3_K, APUS_Q4_K, APUS_Q5_K, APUS_Q6_K, APUS_PACKED | APUS_F32,
-                                        APUS_PACKED | APUS_BF16, 0};
+/* What files hold; then, for the ops that run with frozen weights alone, those packed (packed.h). */
+#define ENCODINGS                                                                                                                                    \
+    APUS_F16, APUS_BF16, APUS_Q4_0, APUS_Q4_1, APUS_Q5_0, APUS_Q5_1, APUS_Q8_0, APUS_IQ4_NL, APUS_Q2_K, APUS_Q3_K, APUS_Q4_K, APUS_Q5_K, APUS_Q6_K
+static const apus_dtype encodings[] = {ENCODINGS, 0}, packed_too[] = {ENCODINGS, APUS_PACKED | APUS_F32, APUS_PACKED | APUS_BF16, 0};
 
 #define RUN(id)                                                                                                                                      \
     static apus_status run_##id(const apus_kernel_call *call, apus_error *err)                                                                       \

@@ -368,8 +368,8 @@ static int suits_few(const product *p, uint32_t n)
     return all;
 }
 
-/* n products of the same left factor, of which suits_few has said yes. Their strips lie one after the other; every thread has a part of them of its own, which lies in
- * one piece, and helps the others when it is through. scratch: few_bytes. */
+/* n products of the same left factor, of which suits_few has said yes. Their strips lie one after the other; every thread has a part
+ * of them of its own, which lies in one piece, and helps the others when it is through. scratch: few_bytes. */
 static void few(const product *p, uint32_t n, int threads, char *scratch)
 {
     const int64_t lda = units(p->t, p->k), per = p->t == PAIRS ? 2 : 1, height = few_height(p->m), width = few_width(p, (int)height);

@@ -423,6 +423,80 @@ static void test_linear_rows(void **state)
     }
 }
 
+/* The same call with operand `at`, a weight, as linear's kernel packs it for this instance. owner: caller frees in[at].raw */
+static call packed(const call *c, uint32_t at, void *instance)
+{
+    call to = *c;
+    operand *w = &to.in[at];
+    const int64_t n = w->dims[0], k = w->dims[1];
+    apus_view v = {.data = w->raw, .dtype = w->dtype == APUS_REAL ? APUS_F32 : w->dtype, .ndim = 2, .dims = {n, k}};
+    float *values = NULL;
+    if (w->dtype == APUS_REAL) {
+        v.data = values = malloc((size_t)(n * k) * sizeof *values);
+        for (int64_t i = 0; i < n * k; i++)
+            values[i] = (float)w->real[i];
+    }
+    const apus_kernel *kernel = bench_kernel("cpu", "linear", NULL);
+    const size_t bytes = kernel->pack(instance, &v, &w->dtype, NULL);
+    assert_true(bytes >= (size_t)(n * k) * 2);
+    assert_int_equal(posix_memalign(&w->raw, 64, bytes + 64), 0);
+    memset(w->raw, 0, bytes);
+    memset((char *)w->raw + bytes, 0xff, 64); /* NaN, if it were read as numbers */
+    assert_int_equal(kernel->pack(instance, &v, &w->dtype, w->raw), bytes);
+    for (int i = 0; i < 64; i++)
+        assert_int_equal(((uint8_t *)w->raw)[bytes + (size_t)i], 0xff);
+    free(values);
+    return to;
+}
+
+static void same_packed(const call *c, uint32_t at, void *instance, const char *isa)
+{
+    call its = packed(c, at, instance);
+    float *want = run_cpu(c, instance, 0), *got = run_cpu(&its, instance, 0);
+    if (memcmp(want, got, (size_t)operand_count(&c->out[0]) * 4) != 0)
+        fail_msg("%s on %s: %lld x %lld packed gives other bits", c->op, isa, (long long)c->in[at].dims[0], (long long)c->in[at].dims[1]);
+    free(want);
+    free(got);
+    free(its.in[at].raw);
+}
+
+/* A packed W gives the bits of W as it was, in float32 and in bfloat16, with few rows and many. */
+static void test_packed(void **state)
+{
+    (void)state;
+    static const int64_t ns[] = {1, 15, 16, 33, 48, 149}, ks[] = {1, 7, 64, 577}, ms[] = {1, 2, 3, 8, 9, 140};
+    for (int e = 0; e < 2 * 6 * 4 * 6; e++) {
+        const apus_dtype type = e % 2 == 0 ? APUS_F32 : APUS_BF16;
+        const int64_t n = ns[e / 2 % 6], k = ks[e / 12 % 4], m = ms[e / 48];
+        call c = call_of("linear", NULL, 0);
+        input_real(&c, -1, 1, 2, (int64_t[]){m, k});
+        input_encoded(&c, type, n, k);
+        input_real(&c, -1, 1, 1, &n);
+        output(&c, 2, (int64_t[]){m, n});
+        call sum = c;
+        sum.then = "add";
+        input_real(&sum, -1, 1, 2, (int64_t[]){m, n});
+        call rows = call_of("embedding", NULL, 0);
+        input_encoded(&rows, type, n, k);
+        input_index(&rows, n, 1, &m);
+        output(&rows, 2, (int64_t[]){m, k});
+        for (int isa = 0; isa < bench_isas; isa++) {
+            same_packed(&c, 1, bench_cpu[isa], bench_names[isa]);
+            same_packed(&c, 1, brief_one[isa], bench_names[isa]);
+            same_packed(&sum, 1, brief_cpu[isa], bench_names[isa]);
+            same_packed(&rows, 0, bench_one[isa], bench_names[isa]);
+        }
+        call_free(&sum);
+        call_free(&rows);
+    }
+    /* What it leaves as it is. */
+    apus_dtype type;
+    const apus_kernel *kernel = bench_kernel("cpu", "linear", NULL);
+    const apus_view q = {.dtype = APUS_Q8_0, .ndim = 2, .dims = {64, 64}}, row = {.dtype = APUS_F32, .ndim = 1, .dims = {64}};
+    assert_int_equal(kernel->pack(bench_cpu[0], &q, &type, NULL), 0);
+    assert_int_equal(kernel->pack(bench_cpu[0], &row, &type, NULL), 0);
+}
+
 /* ---------------------------------------------------------------- norms and rope */
 
 static void test_norms(void **state)
@@ -919,11 +993,12 @@ static void test_device(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_elementwise),    cmocka_unit_test(test_ranges), cmocka_unit_test(test_accuracy),  cmocka_unit_test(test_index),
-        cmocka_unit_test(test_bad_index),      cmocka_unit_test(test_linear), cmocka_unit_test(test_encoded),   cmocka_unit_test(test_linear_rows),
-        cmocka_unit_test(test_norms),          cmocka_unit_test(test_rope),   cmocka_unit_test(test_attention), cmocka_unit_test(test_cached),
-        cmocka_unit_test(test_long_attention), cmocka_unit_test(test_head),   cmocka_unit_test(test_nan),       cmocka_unit_test(test_scratch),
-        cmocka_unit_test(test_device),
+        cmocka_unit_test(test_elementwise), cmocka_unit_test(test_ranges),         cmocka_unit_test(test_accuracy),
+        cmocka_unit_test(test_index),       cmocka_unit_test(test_bad_index),      cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_encoded),     cmocka_unit_test(test_linear_rows),    cmocka_unit_test(test_packed),
+        cmocka_unit_test(test_norms),       cmocka_unit_test(test_rope),           cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_cached),      cmocka_unit_test(test_long_attention), cmocka_unit_test(test_head),
+        cmocka_unit_test(test_nan),         cmocka_unit_test(test_scratch),        cmocka_unit_test(test_device),
     };
     return cmocka_run_group_tests(tests, setup, bench_close);
 }
