@@ -52,13 +52,18 @@ def fine_tune(options, job, dtype, *overrides, steps=None):
                  steps=steps)
 
 
+def generate_command(options, weights, count):
+    """Products as llama.cpp does them: in bfloat16 where the weights are."""
+    return [options.apus, "generate", weights, "--max-tokens", count, "--threads", options.threads, "--json",
+            *(("--dtype", "bfloat16") if options.dtype == "bfloat16" else ())]
+
+
 def answer(options, weights, prompt, count):
-    """New tokens, prompt tokens, seconds and memory of one `apus generate`."""
+    """New tokens, seconds and memory of one `apus generate`."""
     start = time.monotonic()
-    output, memory = run(options, [options.apus, "generate", weights, "--prompt", prompt, "--max-tokens", count, "--threads",
-                                   options.threads, "--json"])
+    output, memory = run(options, [*generate_command(options, weights, count), "--prompt", prompt])
     seconds, told = time.monotonic() - start, json.loads(output)
-    return len(told["ids"]), len(told["prompt_ids"]), seconds, memory
+    return len(told["ids"]), seconds, memory
 
 
 def generate(options, weights, count, repeats=1):
@@ -68,29 +73,30 @@ def generate(options, weights, count, repeats=1):
         if long[0] <= short[0]:
             raise Failed("the model ended its answer too early to time it")
         counts.append(long[0] - short[0])
-        times.append(long[2] - short[2])
-    return result(counts, times, short[2], long[3])
+        times.append(long[1] - short[1])
+    return result(counts, times, short[1], long[2])
 
 
-def prefill(options, weights, count, repeats=3):
-    """A long prompt against a short one, an answer of one token behind both."""
-    text = (options.data / "text/tinyshakespeare.txt").read_text()[:count * 8]
-    ids = json.loads(tokenize(options, text)[0])["ids"][:count]
-    prompt, _ = tokenize(options, json.dumps({"ids": ids}), "--decode")
-    counts, times = [], []
-    for _ in range(repeats):
-        short, long = answer(options, weights, "Once", 1), answer(options, weights, prompt, 1)
-        counts.append(long[1] - short[1])
-        times.append(long[2] - short[2])
-    return result(counts, times, short[2], long[3])
+def prefill(options, weights, count, more=4, repeats=2):
+    """Prompts one after the other, an answer of one token behind each: those behind the first meet memory that is there already,
+    as llama-bench's timed passes do behind its first."""
+    text = (options.data / "text/tinyshakespeare.txt").read_text()[:count * 8 * (1 + more)]
+    ids, prompts = json.loads(tokenize(options, text)[0])["ids"], options.work / "prefill.jsonl"
+
+    def once(n):
+        prompts.write_text("".join(json.dumps({"input_ids": ids[i * count:(i + 1) * count]}) + "\n" for i in range(n)))
+        start = time.monotonic()
+        _, memory = run(options, [*generate_command(options, weights, 1), "--prompts", prompts, "--parallel", 1])
+        return time.monotonic() - start, memory
+    rounds = [(once(1), once(1 + more)) for _ in range(repeats)]
+    return result([more * count] * repeats, [long[0] - short[0] for short, long in rounds], rounds[-1][0][0], rounds[-1][1][1])
 
 
 def batch(options, weights, prompts, count, parallel):
     """All prompts of a JSON Lines file at once."""
     def once(tokens):
         start = time.monotonic()
-        output, memory = run(options, [options.apus, "generate", weights, "--prompts", prompts, "--parallel", parallel,
-                                       "--max-tokens", tokens, "--threads", options.threads, "--json"])
+        output, memory = run(options, [*generate_command(options, weights, tokens), "--prompts", prompts, "--parallel", parallel])
         seconds = time.monotonic() - start
         return sum(len(json.loads(line)["ids"]) for line in output.splitlines()), seconds, memory
     short, long = once(SHORT), once(count)
