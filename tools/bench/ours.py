@@ -58,38 +58,33 @@ def generate_command(options, weights, count):
             *(("--dtype", "bfloat16") if options.dtype == "bfloat16" else ())]
 
 
-def answer(options, weights, prompt, count):
-    """New tokens, seconds and memory of one `apus generate`."""
-    start = time.monotonic()
-    output, memory = run(options, [*generate_command(options, weights, count), "--prompt", prompt])
-    seconds, told = time.monotonic() - start, json.loads(output)
-    return len(told["ids"]), seconds, memory
+def one_by_one(options, weights, prompts, count):
+    """Requests of one process, one after the other, timed by when their lines come: what the first one takes is "ready", so that those
+    behind it meet memory that is there already, as llama-bench's timed passes do. count: most tokens of the others' answers."""
+    path = options.work / "requests.jsonl"
+    path.write_text("".join(json.dumps({"input_ids": ids, "max_tokens": count if i else 1}) + "\n" for i, ids in enumerate(prompts)))
+    times, told, start = [], [], time.monotonic()
+    with tempfile.TemporaryFile("w+") as errors:
+        process = spawn(options, [*generate_command(options, weights, count), "--prompts", path, "--parallel", 1],
+                        stdout=subprocess.PIPE, stderr=errors, text=True)
+        for line in process.stdout:
+            times.append(time.monotonic())
+            told.append(json.loads(line))
+        memory = wait(process, "apus generate", errors)
+    return [len(answer["ids"]) for answer in told[1:]], [b - a for a, b in zip(times, times[1:])], times[0] - start, memory
 
 
 def generate(options, weights, count, repeats=1):
-    counts, times = [], []
-    for _ in range(repeats):
-        short, long = (answer(options, weights, "Once upon a time", n) for n in (SHORT, count + SHORT))
-        if long[0] <= short[0]:
-            raise Failed("the model ended its answer too early to time it")
-        counts.append(long[0] - short[0])
-        times.append(long[1] - short[1])
-    return result(counts, times, short[1], long[2])
+    """Answers to a prompt of one token: as many passes of one token as there are new ones."""
+    return result(*one_by_one(options, weights, [[1 + i] for i in range(1 + repeats)], count))
 
 
-def prefill(options, weights, count, more=4, repeats=2):
-    """Prompts one after the other, an answer of one token behind each: those behind the first meet memory that is there already,
-    as llama-bench's timed passes do behind its first."""
-    text = (options.data / "text/tinyshakespeare.txt").read_text()[:count * 8 * (1 + more)]
-    ids, prompts = json.loads(tokenize(options, text)[0])["ids"], options.work / "prefill.jsonl"
-
-    def once(n):
-        prompts.write_text("".join(json.dumps({"input_ids": ids[i * count:(i + 1) * count]}) + "\n" for i in range(n)))
-        start = time.monotonic()
-        _, memory = run(options, [*generate_command(options, weights, 1), "--prompts", prompts, "--parallel", 1])
-        return time.monotonic() - start, memory
-    rounds = [(once(1), once(1 + more)) for _ in range(repeats)]
-    return result([more * count] * repeats, [long[0] - short[0] for short, long in rounds], rounds[-1][0][0], rounds[-1][1][1])
+def prefill(options, weights, count, repeats=4):
+    """Prompts that have no beginning in common, an answer of one token behind each."""
+    text = (options.data / "text/tinyshakespeare.txt").read_text()[:count * 8 * (1 + repeats)]
+    ids = json.loads(tokenize(options, text)[0])["ids"]
+    _, seconds, ready, memory = one_by_one(options, weights, [ids[i * count:(i + 1) * count] for i in range(1 + repeats)], 1)
+    return result([count] * repeats, seconds, ready, memory)
 
 
 def batch(options, weights, prompts, count, parallel):
