@@ -33,7 +33,9 @@ enum {
     APUS_Q3_K = 49,
     APUS_Q4_K = 50,
     APUS_Q5_K = 51,
-    APUS_Q6_K = 52
+    APUS_Q6_K = 52,
+    /* APUS_PACKED | one of the above: such values in an order of the kernel's that laid them out (apus_kernel.pack); in memory only */
+    APUS_PACKED = 256
 };
 
 #define APUS_MAX_DIMS 4

@@ -182,3 +182,9 @@ const apus_kernel *apus_device_kernel(const apus_device *d, const char *op, apus
     const apus_kernel_entry *e = o != NULL ? apus_device_choose(d, o, NULL, encoding) : NULL;
     return e != NULL ? &e->kernel : NULL;
 }
+
+size_t apus_device_pack(const apus_device *d, const apus_view *weight, apus_dtype *packed, void *to)
+{
+    const apus_kernel *k = apus_device_kernel(d, "apus.linear/1", weight->dtype);
+    return k != NULL && k->pack != NULL ? k->pack(d->backend, weight, packed, to) : 0;
+}

@@ -28,6 +28,7 @@ size_t apus_dtype_size(apus_dtype t)
 
 size_t apus_dtype_row_bytes(apus_dtype t, int64_t n)
 {
+    t &= ~APUS_PACKED; /* but for what fills up its last panel */
     for (size_t i = 0; i < N_TYPES && n >= 0; i++)
         if (types[i].type == t)
             return n % types[i].block == 0 ? (size_t)(n / types[i].block) * types[i].bytes : 0;
@@ -37,8 +38,8 @@ size_t apus_dtype_row_bytes(apus_dtype t, int64_t n)
 const char *apus_dtype_name(apus_dtype t)
 {
     for (size_t i = 0; i < N_TYPES; i++)
-        if (types[i].type == t)
-            return types[i].name;
+        if (types[i].type == (t & ~APUS_PACKED))
+            return t & APUS_PACKED ? "packed" : types[i].name;
     return "unknown";
 }
 

@@ -516,6 +516,22 @@ const apus_weight_spec *apus_graph_weight_at(const apus_graph *g, size_t i)
     return i < g->n_weights ? &g->weights[i].spec : NULL;
 }
 
+size_t apus_graph_readers(const apus_graph *g, const char *weight, const apus_op **ops, size_t most)
+{
+    int32_t tensor = -1;
+    size_t n = 0;
+    for (size_t i = 0; i < g->n_weights; i++)
+        if (strcmp(g->weights[i].spec.name, weight) == 0)
+            tensor = g->weights[i].tensor;
+    for (size_t i = 0; i < g->n_nodes && tensor >= 0; i++) {
+        const apus_graph_node *node = &g->nodes[i];
+        for (uint32_t k = 0; node->kind == APUS_NODE_OP && k < node->n_in; k++)
+            if (node->in[k] == tensor && n++ < most)
+                ops[n - 1] = node->op;
+    }
+    return n;
+}
+
 apus_tensor apus_graph_weight_tensor(apus_graph *g, size_t i)
 {
     return i < g->n_weights ? (apus_tensor){g->weights[i].tensor} : apus_none();

@@ -37,6 +37,8 @@ apus_status apus_device_download(apus_device *d, void *host, const void *device,
 void apus_device_parallel(const apus_device *d, int64_t n, void (*fn)(void *context, int64_t i), void *context);
 /* The kernel that would run op for this operand encoding, or NULL. */
 const apus_kernel *apus_device_kernel(const apus_device *d, const char *op, apus_dtype encoding);
+/* apus_kernel.pack of the kernel that would run linear with this weight. 0: it stays as it is. */
+size_t apus_device_pack(const apus_device *d, const apus_view *weight, apus_dtype *packed, void *to);
 
 size_t apus_dtype_size(apus_dtype t);                     /* bytes of one element; 0 for block encodings */
 size_t apus_dtype_row_bytes(apus_dtype t, int64_t n);     /* bytes of n elements of a row; 0 if n does not fit its blocks */
@@ -70,6 +72,8 @@ apus_tensor apus_graph_variable(apus_graph *g, const char *name, apus_dtype dtyp
 size_t apus_graph_weight_count(const apus_graph *g);
 const apus_weight_spec *apus_graph_weight_at(const apus_graph *g, size_t i); /* owner: graph */
 apus_tensor apus_graph_weight_tensor(apus_graph *g, size_t i);
+/* How often ops read the weight, and the first `most` of those ops. */
+size_t apus_graph_readers(const apus_graph *g, const char *weight, const apus_op **ops, size_t most);
 
 /* Effects, in this order when run: all reads of a variable in the plan see its old value.
  * accumulate: variable += value (kernels add straight into it where they can); assign: variable = value. */

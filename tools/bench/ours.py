@@ -52,45 +52,47 @@ def fine_tune(options, job, dtype, *overrides, steps=None):
                  steps=steps)
 
 
-def answer(options, weights, prompt, count):
-    """New tokens, prompt tokens, seconds and memory of one `apus generate`."""
-    start = time.monotonic()
-    output, memory = run(options, [options.apus, "generate", weights, "--prompt", prompt, "--max-tokens", count, "--threads",
-                                   options.threads, "--json"])
-    seconds, told = time.monotonic() - start, json.loads(output)
-    return len(told["ids"]), len(told["prompt_ids"]), seconds, memory
+def generate_command(options, weights, count):
+    """Products as llama.cpp does them: in bfloat16 where the weights are, in integers where they are quantised."""
+    return [options.apus, "generate", weights, "--max-tokens", count, "--threads", options.threads, "--json",
+            *(("--dtype", "bfloat16") if options.dtype == "bfloat16" else ()),
+            *(("--activations", "int8") if options.dtype in ("q8_0", "q4_0") else ())]
+
+
+def one_by_one(options, weights, prompts, count):
+    """Requests of one process, one after the other, timed by when their lines come: what the first one takes is "ready", so that those
+    behind it meet memory that is there already, as llama-bench's timed passes do. count: most tokens of the others' answers."""
+    path = options.work / "requests.jsonl"
+    path.write_text("".join(json.dumps({"input_ids": ids, "max_tokens": count if i else 1}) + "\n" for i, ids in enumerate(prompts)))
+    times, told, start = [], [], time.monotonic()
+    with tempfile.TemporaryFile("w+") as errors:
+        process = spawn(options, [*generate_command(options, weights, count), "--prompts", path, "--parallel", 1],
+                        stdout=subprocess.PIPE, stderr=errors, text=True)
+        for line in process.stdout:
+            times.append(time.monotonic())
+            told.append(json.loads(line))
+        memory = wait(process, "apus generate", errors)
+    return [len(answer["ids"]) for answer in told[1:]], [b - a for a, b in zip(times, times[1:])], times[0] - start, memory
 
 
 def generate(options, weights, count, repeats=1):
-    counts, times = [], []
-    for _ in range(repeats):
-        short, long = (answer(options, weights, "Once upon a time", n) for n in (SHORT, count + SHORT))
-        if long[0] <= short[0]:
-            raise Failed("the model ended its answer too early to time it")
-        counts.append(long[0] - short[0])
-        times.append(long[2] - short[2])
-    return result(counts, times, short[2], long[3])
+    """Answers to a prompt of one token: as many passes of one token as there are new ones."""
+    return result(*one_by_one(options, weights, [[1 + i] for i in range(1 + repeats)], count))
 
 
-def prefill(options, weights, count, repeats=3):
-    """A long prompt against a short one, an answer of one token behind both."""
-    text = (options.data / "text/tinyshakespeare.txt").read_text()[:count * 8]
-    ids = json.loads(tokenize(options, text)[0])["ids"][:count]
-    prompt, _ = tokenize(options, json.dumps({"ids": ids}), "--decode")
-    counts, times = [], []
-    for _ in range(repeats):
-        short, long = answer(options, weights, "Once", 1), answer(options, weights, prompt, 1)
-        counts.append(long[1] - short[1])
-        times.append(long[2] - short[2])
-    return result(counts, times, short[2], long[3])
+def prefill(options, weights, count, repeats=4):
+    """Prompts that have no beginning in common, an answer of one token behind each."""
+    text = (options.data / "text/tinyshakespeare.txt").read_text()[:count * 8 * (1 + repeats)]
+    ids = json.loads(tokenize(options, text)[0])["ids"]
+    _, seconds, ready, memory = one_by_one(options, weights, [ids[i * count:(i + 1) * count] for i in range(1 + repeats)], 1)
+    return result([count] * repeats, seconds, ready, memory)
 
 
 def batch(options, weights, prompts, count, parallel):
     """All prompts of a JSON Lines file at once."""
     def once(tokens):
         start = time.monotonic()
-        output, memory = run(options, [options.apus, "generate", weights, "--prompts", prompts, "--parallel", parallel,
-                                       "--max-tokens", tokens, "--threads", options.threads, "--json"])
+        output, memory = run(options, [*generate_command(options, weights, tokens), "--prompts", prompts, "--parallel", parallel])
         seconds = time.monotonic() - start
         return sum(len(json.loads(line)["ids"]) for line in output.splitlines()), seconds, memory
     short, long = once(SHORT), once(count)

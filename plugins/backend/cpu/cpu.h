@@ -32,7 +32,8 @@ typedef struct apus_cpu_kernel {
     X(log)                                                                                                                                           \
     X(log1p)                                                                                                                                         \
     X(expm1)                                                                                                                                         \
-    X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(log_sigmoid) X(softplus) X(relu) X(silu) X(sign) X(gelu) X(gelu_grad) X(silu_grad) X(swiglu)       \
+    X(sqrt)                                                                                                                                          \
+    X(abs) X(square) X(tanh) X(sigmoid) X(log_sigmoid) X(softplus) X(relu) X(silu) X(sign) X(gelu) X(gelu_grad) X(silu_grad) X(swiglu)               \
         X(swiglu_grad) X(stop_gradient) X(fill)
 #define APUS_CPU_OTHERS(X)                                                                                                                           \
     X(sum, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                      \
@@ -46,7 +47,7 @@ typedef struct apus_cpu_kernel {
     X(columns_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                             \
     X(linear_dx, NULL, APUS_KERNEL_ACCUMULATES, encodings)                                                                                           \
     X(linear_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                \
-    X(embedding, NULL, 0, encodings)                                                                                                                 \
+    X(embedding, NULL, 0, packed_too)                                                                                                                \
     X(embedding_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                             \
     X(rms_norm, NULL, 0, NULL)                                                                                                                       \
     X(rms_norm_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                            \
@@ -77,6 +78,7 @@ enum {
 typedef struct apus_cpu_isa {
     const char *name;
     apus_cpu_kernel kernels[APUS_CPU_N_KERNELS];
+    size_t (*pack_weight)(void *backend, const apus_view *weight, apus_dtype *packed, void *to); /* apus_kernel.pack */
 } apus_cpu_isa;
 
 extern const apus_cpu_isa apus_cpu_portable;
@@ -89,6 +91,7 @@ typedef struct apus_cpu {
     const apus_cpu_isa *isa;
     int threads;
     int bfloat16; /* products round their operands to it */
+    int integers; /* activations that meet a weight in Q8_0 or Q4_0 are rounded to 8 bits */
     char description[160];
 } apus_cpu;
 

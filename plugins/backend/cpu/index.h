@@ -2,7 +2,7 @@
 #ifndef APUS_CPU_INDEX_H
 #define APUS_CPU_INDEX_H
 
-#include "encodings.h"
+#include "packed.h"
 
 #include <apus/random.h>
 
@@ -251,7 +251,11 @@ static apus_status run_embedding(const apus_kernel_call *c, apus_error *err)
     }
 #pragma omp parallel for num_threads(threads_of(c)) schedule(static) if (t * k > 65536)
     for (int64_t i = 0; i < t; i++) {
-        decode(w->dtype, (const uint8_t *)w->data + (size_t)ids[i] * bytes, y + i * k, k);
+        if ((w->dtype & APUS_PACKED) != 0) {
+            packed_row(w, ids[i], y + i * k);
+        } else {
+            decode(w->dtype, (const uint8_t *)w->data + (size_t)ids[i] * bytes, y + i * k, k);
+        }
     }
     return APUS_OK;
 }

@@ -24,4 +24,5 @@ const apus_cpu_isa APUS_CPU_TABLE = {
                     [APUS_CPU_linear] = {.run = run_linear, .scratch = scratch_linear, .run_siblings = run_siblings_linear},
             [APUS_CPU_linear_add] = {.run = run_linear_add, .scratch = scratch_linear},
         },
+    .pack_weight = pack_weight,
 };

@@ -16,8 +16,9 @@ typedef struct kase {
     operand in[OPERANDS], out[APUS_MAX_OUTPUTS];
     uint32_t n_in, n_out;
     double attrs[APUS_MAX_ATTRS];
-    int weight;       /* input that may be encoded; -1 */
-    double tolerance; /* of the largest element of an output */
+    int weight;          /* input that may be encoded; -1 */
+    size_t weight_bytes; /* of it, encoded */
+    double tolerance;    /* of the largest element of an output */
     uint64_t seed;
 } kase;
 

@@ -123,7 +123,7 @@ static void call(apus_device *d, const apus_kernel_entry *e, kase *k, const vari
             bin[i] = to_device(d, o->raw, (size_t)n * apus_dtype_size(o->view.dtype));
         } else if ((int)i == k->weight && v->encoding != APUS_REAL && v->encoding != real) {
             in[i].dtype = v->encoding;
-            bin[i] = to_device(d, rows, (size_t)o->view.dims[0] * apus_dtype_row_bytes(v->encoding, o->view.dims[1]));
+            bin[i] = to_device(d, rows, k->weight_bytes);
         } else {
             void *p = as_real(real, o->real, n);
             in[i].dtype = real;
@@ -261,6 +261,29 @@ static void run_variant(apus_device *d, const apus_kernel_entry *e, kase *k, var
     }
 }
 
+/* The weight as the device's linear packs it. owner: caller; rows: taken */
+static unsigned char *pack(apus_device *d, kase *k, apus_dtype encoding, unsigned char *rows)
+{
+    apus_error err;
+    apus_dtype type;
+    apus_view w = k->in[k->weight].view;
+    w.dtype = encoding & ~APUS_PACKED;
+    buffer from = to_device(d, rows, k->weight_bytes);
+    w.data = from.device + GUARD;
+    const size_t bytes = apus_device_pack(d, &w, &type, NULL);
+    assert_true(bytes > 0 && type == encoding);
+    void *to = apus_device_alloc(d, bytes, &err);
+    assert_non_null(to);
+    assert_int_equal(apus_device_pack(d, &w, &type, to), bytes);
+    free(rows);
+    rows = malloc(bytes);
+    assert_int_equal(apus_device_download(d, rows, to, bytes, &err), APUS_OK);
+    apus_device_free(d, to, bytes);
+    from_device(d, &from, NULL, "pack");
+    k->weight_bytes = bytes;
+    return rows;
+}
+
 /* One case in all its variants. */
 static void check_case(apus_device *d, const apus_kernel_entry *e, kase *k, apus_dtype encoding, const char *what)
 {
@@ -268,10 +291,14 @@ static void check_case(apus_device *d, const apus_kernel_entry *e, kase *k, apus
     if (encoding != APUS_REAL && k->weight >= 0) {
         operand *w = &k->in[k->weight];
         const int64_t r = w->view.dims[0], n = w->view.dims[1];
-        const size_t bytes = apus_dtype_row_bytes(encoding, n);
+        const apus_dtype stored = encoding & ~APUS_PACKED;
+        const size_t bytes = apus_dtype_row_bytes(stored, n);
         rows = calloc((size_t)r + 1, bytes);
         for (int64_t i = 0; i < r; i++)
-            encode(encoding, 50 + (uint64_t)i, w->real + i * n, n, rows + (size_t)i * bytes, w->real + i * n);
+            encode(stored, 50 + (uint64_t)i, w->real + i * n, n, rows + (size_t)i * bytes, w->real + i * n);
+        k->weight_bytes = (size_t)r * bytes;
+        if (encoding != stored)
+            rows = pack(d, k, encoding, rows);
     }
     if (e->then != NULL) { /* the other operand, like the result */
         real_in(k, k->out[0].view.dims[0], k->out[0].view.dims[1], -1, 1);

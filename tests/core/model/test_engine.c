@@ -559,6 +559,31 @@ static void one_request(void **state)
     apus_generator_free(g);
 }
 
+/* Before they answer, weights that linear reads are packed, if all ops that read them can be had for that: float32 as bfloat16 where
+ * products are, but not what an embedding reads as it is. */
+static void weights_are_packed(void **state)
+{
+    (void)state;
+    apus_device *brief = bench_device("{\"type\": \"cpu\", \"threads\": 1, \"dtype\": \"bfloat16\"}");
+    static const char *const names[] = {"llama", "llama-tied"};
+    apus_device *const all[] = {devices[0], devices[1], brief};
+    for (int i = 0; i < 6; i++) {
+        apus_generator *g = open_golden(all[i / 2], names[i % 2], (apus_generator_options){0});
+        apus_model *m = apus_generator_model(g);
+        int found = 0;
+        for (size_t k = 0; k < apus_model_weights(m); k++) {
+            const apus_weight *w = apus_model_weight(m, k);
+            const int embeds = w->spec.what == APUS_WEIGHT_EMBEDDING, multiplied = w->spec.what == APUS_WEIGHT_MATRIX || (embeds && i % 2 == 1);
+            const apus_dtype type = i / 2 == 1 ? APUS_PACKED | APUS_F32 : i / 2 == 2 && !embeds ? APUS_PACKED | APUS_BF16 : 0;
+            found |= embeds ? 1 : 2;
+            assert_int_equal((w->dtype & APUS_PACKED) != 0 ? w->dtype : 0, multiplied ? type : 0);
+        }
+        assert_int_equal(found, 3);
+        apus_generator_free(g);
+    }
+    apus_device_close(brief);
+}
+
 /* ---------------------------------------------------------------- pages */
 
 static void pages(void **state)
@@ -744,6 +769,7 @@ int main(void)
                                        cmocka_unit_test(many_in_any_order),
                                        cmocka_unit_test(errors_of_one),
                                        cmocka_unit_test(one_request),
+                                       cmocka_unit_test(weights_are_packed),
                                        cmocka_unit_test(text_is_that_of_all_ids),
                                        cmocka_unit_test(stop_strings)};
     return cmocka_run_group_tests_name("model/engine", tests, setup, teardown);
