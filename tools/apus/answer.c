@@ -48,6 +48,7 @@ static int read_arguments(const apus_verb *verb, int argc, char **argv, apus_ans
                                    {"backend", &a->model.backend, NULL},
                                    {"threads", &a->model.threads, NULL},
                                    {"dtype", &a->model.dtype, NULL},
+                                   {"activations", &a->model.activations, NULL},
                                    {"max-tokens", &a->max_tokens, NULL},
                                    {"seed", &a->seed, NULL},
                                    {"stop", &a->stop, NULL},

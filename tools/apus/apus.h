@@ -48,15 +48,16 @@ void apus_print_json(apus_node *n, int indent);
 char *apus_read_all(const char *path, size_t *length);
 apus_node *apus_read_json(const char *path);   /* NULL: said on stderr */
 
-/* A model as the verbs take it: MODEL, --base, --adapter, --template, --backend, --threads, --dtype. */
+/* A model as the verbs take it: MODEL, --base, --adapter, --template, --backend, --threads, --dtype, --activations. */
 typedef struct apus_model_arguments {
-    const char *model, *adapter, *base, *template_file, *backend, *threads, *dtype;
+    const char *model, *adapter, *base, *template_file, *backend, *threads, *dtype, *activations;
 } apus_model_arguments;
 #define APUS_MODEL_OPTIONS                                                                                                                           \
     "  MODEL              Hugging Face folder, GGUF file, a run's stage (runs/x:stage), or an adapter with --base\n"                                 \
     "  --adapter DIR      answer with this adapter on top     --base MODEL   MODEL is an adapter of this one\n"                                      \
     "  --backend NAME     cpu (default), ref, …               --threads N    default: all cores\n"                                                 \
-    "  --dtype T          float32 (default) or bfloat16: what products of matrices are computed in\n"
+    "  --dtype T          float32 (default) or bfloat16: what products of matrices are computed in\n"                                              \
+    "  --activations A    float (default) or int8: what they are rounded to before they meet weights in Q8_0 or Q4_0: faster, less exact\n"
 /* device NULL: card and text only. 0, or an exit code (said). keep: weights stay encoded. */
 int apus_open_model(const apus_model_arguments *a, int keep, int with_weights, apus_device **device, apus_model **model);
 

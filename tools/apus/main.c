@@ -154,6 +154,8 @@ static apus_node *backend_spec(const apus_model_arguments *a)
         (void)node->set(spec, "threads", node->make_int(strtoll(a->threads, NULL, 10)));
     if (a->dtype != NULL)
         (void)node->set(spec, "dtype", node->make_string(a->dtype, (size_t)-1));
+    if (a->activations != NULL)
+        (void)node->set(spec, "activations", node->make_string(a->activations, (size_t)-1));
     return spec;
 }
 

@@ -72,7 +72,8 @@ static int do_score(int argc, char **argv)
     int json = 0;
     const apus_option options[] = {{"text", &text, NULL},         {"ids", &id_text, NULL},        {"adapter", &a.adapter, NULL},
                                    {"base", &a.base, NULL},       {"logits", &logits_path, NULL}, {"backend", &a.backend, NULL},
-                                   {"threads", &a.threads, NULL}, {"dtype", &a.dtype, NULL},      {"json", NULL, &json}};
+                                   {"threads", &a.threads, NULL}, {"dtype", &a.dtype, NULL},      {"activations", &a.activations, NULL},
+                                   {"json", NULL, &json}};
     const int n_rest = apus_options(&apus_verb_score, argc, argv, options, sizeof options / sizeof options[0], rest);
     a.model = n_rest == 1 ? rest[0] : NULL;
     free(rest);

@@ -3,7 +3,8 @@
  * GB/s. Not built by default:
  *
  *   cc -O2 -D_GNU_SOURCE -Iabi -Icore tools/bench/kernels.c BUILD/libapus_core.a -o kernels -lyaml -ljansson -larchive \
- *      -lcrypto -lltdl -ldl -lm && ./kernels BUILD/plugins/apus_backend_cpu.so [threads] [part of a name, or all] [dtype]
+ *      -lcrypto -lltdl -ldl -lm && ./kernels BUILD/plugins/apus_backend_cpu.so [threads] [part of a name, or all] [dtype] \
+ *      [activations]
  */
 #include "module/module.h"
 
@@ -229,6 +230,7 @@ int main(int argc, char **argv)
     apus_node *params = node->make_map();
     (void)node->set(params, "threads", node->make_int(argc > 2 ? atoi(argv[2]) : 0));
     (void)node->set(params, "dtype", node->make_string(argc > 4 ? argv[4] : "float32", (size_t)-1));
+    (void)node->set(params, "activations", node->make_string(argc > 5 ? argv[5] : "float", (size_t)-1));
     if (backend->open(apus_host_table(), params, &cpu, &err) != APUS_OK) {
         fprintf(stderr, "kernels: %s\n", err.message);
         return 1;
@@ -250,6 +252,8 @@ int main(int argc, char **argv)
     bench_linear("lora_a", T, 8, H, APUS_F32);
     bench_linear("lora_b", T, FFN, 8, APUS_F32);
     bench_linear("q8_0", T, FFN, H, APUS_Q8_0);
+    bench_linear("q8_0", T, H, FFN, APUS_Q8_0);
+    bench_linear("q4_0", T, FFN, H, APUS_Q4_0);
     bench_linear("gemv", 16, V, H, APUS_F32);
     for (int64_t m = 1; m <= 8; m *= 2)
         bench_linear("gemv", m, V, H, APUS_F32);
@@ -259,6 +263,8 @@ int main(int argc, char **argv)
     bench_linear("gemv_q8_0", 1, V, H, APUS_Q8_0);
     bench_linear("gemv_q4_0", 1, V, H, APUS_Q4_0);
     bench_linear("gemv_q8_0", 4, V, H, APUS_Q8_0);
+    bench_linear("gemv_q4_0", 4, V, H, APUS_Q4_0);
+    bench_linear("gemv_q4_0", 8, V, H, APUS_Q4_0);
     bench_linear("gemv_q4_1", 1, V, H, APUS_Q4_1);
     bench_linear("gemv_q5_0", 1, V, H, APUS_Q5_0);
     bench_linear("gemv_iq4_nl", 1, V, H, APUS_IQ4_NL);

@@ -53,9 +53,10 @@ def fine_tune(options, job, dtype, *overrides, steps=None):
 
 
 def generate_command(options, weights, count):
-    """Products as llama.cpp does them: in bfloat16 where the weights are."""
+    """Products as llama.cpp does them: in bfloat16 where the weights are, in integers where they are quantised."""
     return [options.apus, "generate", weights, "--max-tokens", count, "--threads", options.threads, "--json",
-            *(("--dtype", "bfloat16") if options.dtype == "bfloat16" else ())]
+            *(("--dtype", "bfloat16") if options.dtype == "bfloat16" else ()),
+            *(("--activations", "int8") if options.dtype in ("q8_0", "q4_0") else ())]
 
 
 def one_by_one(options, weights, prompts, count):

@@ -45,7 +45,8 @@ static int usable_isas(const apus_cpu_isa *isas[3])
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 29) != 0) {
         isas[n++] = &apus_cpu_avx2;
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512vl") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 5) != 0) {
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __get_cpuid_count(7, 1, &a, &b, &c, &d) &&
+            (a & 1u << 5) != 0) {
             isas[n++] = &apus_cpu_avx512;
         }
     }
@@ -89,8 +90,10 @@ static apus_status cpu_open(const apus_host *host, const apus_node *params, void
     const char *dtype = host->node->as_string(host->node->get(params, "dtype"), NULL);
     cpu->bfloat16 = dtype != NULL && strcmp(dtype, "bfloat16") == 0;
     cpu->threads = asked > 0 ? (int)asked : usable_cores();
-    (void)snprintf(cpu->description, sizeof cpu->description, "cpu: %d thread%s, %s%s", cpu->threads, cpu->threads == 1 ? "" : "s", isa->name,
-                   cpu->bfloat16 ? ", products in bfloat16" : "");
+    const char *rounded = host->node->as_string(host->node->get(params, "activations"), NULL);
+    cpu->integers = rounded != NULL && strcmp(rounded, "int8") == 0;
+    (void)snprintf(cpu->description, sizeof cpu->description, "cpu: %d thread%s, %s%s%s", cpu->threads, cpu->threads == 1 ? "" : "s", isa->name,
+                   cpu->bfloat16 ? ", products in bfloat16" : "", cpu->integers ? ", with Q8_0 and Q4_0 weights in int8" : "");
     *backend = cpu;
     return APUS_OK;
 }
@@ -209,7 +212,9 @@ static const apus_backend_ops backend_ops = {
 /* What files hold; then, for the ops that run with frozen weights alone, those packed (packed.h). */
 #define ENCODINGS                                                                                                                                    \
     APUS_F16, APUS_BF16, APUS_Q4_0, APUS_Q4_1, APUS_Q5_0, APUS_Q5_1, APUS_Q8_0, APUS_IQ4_NL, APUS_Q2_K, APUS_Q3_K, APUS_Q4_K, APUS_Q5_K, APUS_Q6_K
-static const apus_dtype encodings[] = {ENCODINGS, 0}, packed_too[] = {ENCODINGS, APUS_PACKED | APUS_F32, APUS_PACKED | APUS_BF16, 0};
+static const apus_dtype encodings[] = {ENCODINGS, 0},
+                        packed_too[] = {ENCODINGS, APUS_PACKED | APUS_F32, APUS_PACKED | APUS_BF16, APUS_PACKED | APUS_Q8_0, APUS_PACKED | APUS_Q4_0,
+                                        0};
 
 #define RUN(id)                                                                                                                                      \
     static apus_status run_##id(const apus_kernel_call *call, apus_error *err)                                                                       \
@@ -275,6 +280,7 @@ static const apus_kernels_ops kernels_ops = {
 };
 
 static const char *const dtypes[] = {"float32", "bfloat16", NULL};
+static const char *const activations[] = {"float", "int8", NULL};
 
 static const apus_param params[] = {
     {.size = sizeof(apus_param),
@@ -295,6 +301,14 @@ static const apus_param params[] = {
             "weights, "
             "optimizer state, norms, softmax and losses stay float32 either way.",
      .aliases = "torch_dtype compute_dtype precision"},
+    {.size = sizeof(apus_param),
+     .name = "activations",
+     .type = APUS_PARAM_STRING,
+     .fallback = "float",
+     .choices = activations,
+     .doc = "What activations that meet a weight stored as Q8_0 or Q4_0 are rounded to. int8: to 8 bits in blocks of 32, as llama.cpp does; the "
+            "products are integers, several times as fast, the results less exact. Other weights are multiplied as dtype says. In training the "
+            "forward pass rounds, and gradients are those of the products without it."},
     {.size = sizeof(apus_param),
      .name = "memory",
      .type = APUS_PARAM_BYTES,

@@ -32,7 +32,8 @@ typedef struct apus_cpu_kernel {
     X(log)                                                                                                                                           \
     X(log1p)                                                                                                                                         \
     X(expm1)                                                                                                                                         \
-    X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(log_sigmoid) X(softplus) X(relu) X(silu) X(sign) X(gelu) X(gelu_grad) X(silu_grad) X(swiglu)       \
+    X(sqrt)                                                                                                                                          \
+    X(abs) X(square) X(tanh) X(sigmoid) X(log_sigmoid) X(softplus) X(relu) X(silu) X(sign) X(gelu) X(gelu_grad) X(silu_grad) X(swiglu)               \
         X(swiglu_grad) X(stop_gradient) X(fill)
 #define APUS_CPU_OTHERS(X)                                                                                                                           \
     X(sum, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                      \
@@ -90,6 +91,7 @@ typedef struct apus_cpu {
     const apus_cpu_isa *isa;
     int threads;
     int bfloat16; /* products round their operands to it */
+    int integers; /* activations that meet a weight in Q8_0 or Q4_0 are rounded to 8 bits */
     char description[160];
 } apus_cpu;
 

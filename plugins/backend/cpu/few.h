@@ -114,79 +114,21 @@ LANES_INLINE void few_bfloat16(kind t, int m, int nr, const uint8_t *w, size_t b
     few_decoded(t, m, nr, APUS_BF16, w, bytes, e, k, s, acc);
 }
 
-/* 16 bytes of each row of the strip as four vectors of four bytes. */
-LANES_INLINE void few_bytes16(const uint8_t *p, size_t bytes, ni r[4])
-{
-#if defined(__AVX512BF16__)
-    __m512i z[4];
-    for (size_t i = 0; i < 4; i++) {
-        z[i] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)(p + i * bytes)));
-        z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const __m128i *)(const void *)(p + (i + 4) * bytes)), 1);
-        z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const __m128i *)(const void *)(p + (i + 8) * bytes)), 2);
-        z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const __m128i *)(const void *)(p + (i + 12) * bytes)), 3);
-    }
-    const __m512i a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpackhi_epi32(z[0], z[1]);
-    const __m512i c = _mm512_unpacklo_epi32(z[2], z[3]), d = _mm512_unpackhi_epi32(z[2], z[3]);
-    r[0] = (ni)_mm512_unpacklo_epi64(a, c);
-    r[1] = (ni)_mm512_unpackhi_epi64(a, c);
-    r[2] = (ni)_mm512_unpacklo_epi64(b, d);
-    r[3] = (ni)_mm512_unpackhi_epi64(b, d);
-#else
-    vi z[4];
-    for (size_t i = 0; i < 4; i++) {
-        int32_t low __attribute__((vector_size(16))), high __attribute__((vector_size(16)));
-        memcpy(&low, p + i * bytes, sizeof low);
-        memcpy(&high, p + (i + 4) * bytes, sizeof high);
-        z[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
-    }
-    const vi a = __builtin_shufflevector(z[0], z[1], 0, 8, 1, 9, 4, 12, 5, 13), b = __builtin_shufflevector(z[0], z[1], 2, 10, 3, 11, 6, 14, 7, 15);
-    const vi c = __builtin_shufflevector(z[2], z[3], 0, 8, 1, 9, 4, 12, 5, 13), d = __builtin_shufflevector(z[2], z[3], 2, 10, 3, 11, 6, 14, 7, 15);
-    r[0] = __builtin_shufflevector(a, c, 0, 1, 8, 9, 4, 5, 12, 13);
-    r[1] = __builtin_shufflevector(a, c, 2, 3, 10, 11, 6, 7, 14, 15);
-    r[2] = __builtin_shufflevector(b, d, 0, 1, 8, 9, 4, 5, 12, 13);
-    r[3] = __builtin_shufflevector(b, d, 2, 3, 10, 11, 6, 7, 14, 15);
-#endif
-}
-
-/* Half-precision scales that begin the blocks of n rows: [block][n]. Apart from the sums: the vector units have no part in it. */
-LANES_INLINE void few_scales(const uint8_t *w, size_t bytes, int64_t n, size_t block, int64_t blocks, uint16_t *scales)
-{
-    for (int64_t b = 0; b < blocks; b++) {
-        for (int64_t i = 0; i < n; i++) {
-            scales[b * n + i] = apus_load_u16_(w + (size_t)i * bytes + (size_t)b * block);
-        }
-    }
-}
-
-LANES_INLINE vn few_scale(const uint16_t *scales)
-{
-#if defined(__AVX512BF16__)
-    return (vn)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)scales));
-#else
-    return halves((const uint8_t *)scales);
-#endif
-}
-
-LANES_INLINE vn n_whole(ni q)
-{
-    return __builtin_convertvector(q, vn);
-}
-
 LANES_INLINE void few_q8_0(kind t, int m, int nr, const uint8_t *w, size_t bytes, int64_t k, uint16_t *scales, strip *s, vn *acc)
 {
-    few_scales(w, bytes, nr * WIDE, 34, k / 32, scales);
+    half_scales(w, bytes, nr * WIDE, 34, k / 32, scales);
     for (int64_t b = 0; b < k / 32; b++) {
         fetch(&s->next, s->lines);
         for (int64_t h = 0; h < 2; h++) {
             ni r[2][4];
             for (int j = 0; j < nr; j++) {
-                few_bytes16(w + (size_t)(j * WIDE) * bytes + b * 34 + 2 + 16 * h, bytes, r[j]);
+                n_bytes16(w + (size_t)(j * WIDE) * bytes + b * 34 + 2 + 16 * h, bytes, r[j]);
             }
             for (int64_t x = 0; x < 4; x++) {
                 const int64_t e = 32 * b + 16 * h + 4 * x;
                 for (int j = 0; j < nr; j++) {
                     const ni q = r[j][x];
-                    const vn scale = few_scale(scales + (b * nr + j) * WIDE);
+                    const vn scale = n_halves(scales + (b * nr + j) * WIDE);
                     few_two(t, m, nr, n_whole((q << 24) >> 24) * scale, n_whole((q << 16) >> 24) * scale, s, e, acc + j);
                     few_two(t, m, nr, n_whole((q << 8) >> 24) * scale, n_whole(q >> 24) * scale, s, e + 2, acc + j);
                 }
@@ -207,22 +149,63 @@ LANES_INLINE vn few_nibble(ni q)
 
 LANES_INLINE void few_q4_0(kind t, int m, int nr, const uint8_t *w, size_t bytes, int64_t k, uint16_t *scales, strip *s, vn *acc)
 {
-    few_scales(w, bytes, nr * WIDE, 18, k / 32, scales);
+    half_scales(w, bytes, nr * WIDE, 18, k / 32, scales);
     for (int64_t b = 0; b < k / 32; b++) {
         ni r[2][4];
         fetch(&s->next, s->lines);
         for (int j = 0; j < nr; j++) {
-            few_bytes16(w + (size_t)(j * WIDE) * bytes + b * 18 + 2, bytes, r[j]);
+            n_bytes16(w + (size_t)(j * WIDE) * bytes + b * 18 + 2, bytes, r[j]);
         }
         for (int64_t h = 0; h < 2; h++) { /* low nibbles are the first half of the block */
             for (int64_t x = 0; x < 4; x++) {
                 const int64_t e = 32 * b + 16 * h + 4 * x;
                 for (int j = 0; j < nr; j++) {
                     const ni q = r[j][x] >> (int)(4 * h);
-                    const vn scale = few_scale(scales + (b * nr + j) * WIDE);
+                    const vn scale = n_halves(scales + (b * nr + j) * WIDE);
                     few_two(t, m, nr, few_nibble(q) * scale, few_nibble(q >> 8) * scale, s, e, acc + j);
                     few_two(t, m, nr, few_nibble(q >> 16) * scale, few_nibble(q >> 24) * scale, s, e + 2, acc + j);
                 }
+            }
+        }
+    }
+}
+
+/* Half h of a block: its sums. r: bytes of the strip; nibbles serve both halves. */
+LANES_INLINE void quads_half(kind t, int m, int nr, int h, const uint8_t *w, size_t bytes, const float *a, int64_t lda, ni r[2][4], ni *sums)
+{
+    for (int j = 0; j < nr && (h == 0 || t == QUADS); j++) {
+        n_bytes16(w + (size_t)(j * WIDE) * bytes + 2 + 16 * h, bytes, r[j]);
+    }
+    for (int x = 0; x < 4; x++) {
+        for (int j = 0; j < nr; j++) {
+            const ni q = t == NIBBLES ? nibbles_of(r[j][x], h) : quads_of(r[j][x]);
+            for (int i = 0; i < m; i++) {
+                sums[i * nr + j] = n_quads(q, (ni)n_all(a[i * lda + 4 * h + x]), sums[i * nr + j]);
+            }
+        }
+    }
+}
+
+/* The integers of a block are exact, so that no order of theirs matters; block after block as quads_sums adds them. */
+LANES_INLINE void few_quads(kind t, int m, int nr, const uint8_t *w, size_t bytes, int64_t k, uint16_t *scales, strip *s, vn *acc)
+{
+    const size_t block = quads_block(t);
+    const float *a = s->a;
+    half_scales(w, bytes, nr * WIDE, block, k / 32, scales);
+    for (int64_t b = 0; b < k / 32; b++, a += LEFT_QUADS, w += block) {
+        ni sums[2 * FEW_MOST], more[2 * FEW_MOST], r[2][4];
+        fetch(&s->next, s->lines);
+        for (int i = 0; i < m * nr; i++) {
+            sums[i] = quads_begin(t, a[i / nr * s->lda + 9]);
+            more[i] = n_alli(0);
+        }
+        quads_half(t, m, nr, 0, w, bytes, a, s->lda, r, sums);
+        quads_half(t, m, nr, 1, w, bytes, a, s->lda, r, m == 1 ? more : sums); /* one sum alone waits for itself */
+        for (int j = 0; j < nr; j++) {
+            const vn scale = n_halves(scales + (b * nr + j) * WIDE);
+            for (int i = 0; i < m; i++) {
+                const ni sum = m == 1 ? sums[i * nr + j] + more[i * nr + j] : sums[i * nr + j];
+                acc[i * nr + j] = n_product(PLAIN, n_whole(sum), n_all(a[i * s->lda + 8]) * scale, acc[i * nr + j]);
             }
         }
     }
@@ -251,6 +234,10 @@ LANES_INLINE void few_sums(kind t, int m, int nr, const factor *f, int64_t first
     const uint8_t *w = (const uint8_t *)f->p + (size_t)first * bytes;
     for (int i = 0; i < m * nr; i++) {
         acc[i] = n_all(0.0f);
+    }
+    if (in_integers(t)) {
+        few_quads(t, m, nr, w, bytes, k, scales, s, acc);
+        return;
     }
     switch (f->dtype) {
     case APUS_F32:
@@ -317,12 +304,16 @@ static void few_strip_of(const product *p, const float *a, int64_t lda, int64_t 
 #define FEW_ROWS(m)                                                                                                                                  \
     case m:                                                                                                                                          \
         if (is_packed(&p->b)) {                                                                                                                      \
-            p->t == BFLOAT16   ? packed_group(BFLOAT16, 1, m, p, a, lda, j)                                                                          \
-            : has_pairs(&p->b) ? packed_group(PLAIN, 1, m, p, a, lda, j)                                                                             \
-                               : packed_group(PLAIN, 0, m, p, a, lda, j);                                                                            \
-            return;                                                                                                                                  \
+            packed_strip(m, p, a, lda, j);                                                                                                           \
+        } else if (p->t == QUADS) {                                                                                                                  \
+            few_strip(QUADS, m, p, a, lda, j, scales);                                                                                               \
+        } else if (p->t == NIBBLES) {                                                                                                                \
+            few_strip(NIBBLES, m, p, a, lda, j, scales);                                                                                             \
+        } else if (p->t == BFLOAT16) {                                                                                                               \
+            few_strip(BFLOAT16, m, p, a, lda, j, scales);                                                                                            \
+        } else {                                                                                                                                     \
+            few_strip(PLAIN, m, p, a, lda, j, scales);                                                                                               \
         }                                                                                                                                            \
-        p->t == BFLOAT16 ? few_strip(BFLOAT16, m, p, a, lda, j, scales) : few_strip(PLAIN, m, p, a, lda, j, scales);                                 \
         return;
     switch (few_height(p->m)) {
         FEW_ROWS(1)
@@ -363,7 +354,7 @@ static int suits_few(const product *p, uint32_t n)
 {
     int all = p->m <= FEW_MOST;
     for (uint32_t i = 0; i < n; i++) {
-        all &= is_packed(&p[i].b) == is_packed(&p->b) && (is_packed(&p->b) || p[i].n >= FEW_WIDEST);
+        all &= p[i].t == p->t && is_packed(&p[i].b) == is_packed(&p->b) && (is_packed(&p->b) || p[i].n >= FEW_WIDEST);
     }
     return all;
 }
@@ -381,7 +372,11 @@ static void few(const product *p, uint32_t n, int threads, char *scratch)
         strips += (p[i].n + width - 1) / width;
     }
     const int64_t part = (strips + threads - 1) / threads;
-    for (int64_t i = 0; i < height; i++) {
+    if (in_integers(p->t)) { /* panels of one row */
+        pack_quads_left((const float *)p->a.p, p->a.ld, p->m, 1, p->k, a);
+        memset(a + p->m * lda, 0, (size_t)((height - p->m) * lda) * sizeof *a);
+    }
+    for (int64_t i = 0; i < height && !in_integers(p->t); i++) {
         const float *row = (const float *)p->a.p + i * p->a.ld;
         for (int64_t u = 0; u < lda; u += WIDE) {
             const int64_t left = i < p->m ? p->k - u * per : 0;

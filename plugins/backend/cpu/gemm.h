@@ -11,11 +11,11 @@
 #ifndef APUS_CPU_GEMM_H
 #define APUS_CPU_GEMM_H
 
-#include "panels.h"
+#include "integers.h"
 
 enum {
     BAND_LEAST = 128,
-    COUNTER = 64, /* bytes: a line of its own */
+    COUNTER = 64,         /* bytes: a line of its own */
     BLOCK_BYTES = 4 << 20 /* of a packed at once: it streams from the third cache, an eighth of what b takes from the second */
 };
 
@@ -75,11 +75,16 @@ LANES_INLINE void tile_store(int mr, int nr, const vn *acc, float *y, int64_t ld
     }
 }
 
-LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
-                       int64_t rows, int64_t columns)
+/* c: column of the panel from which on. */
+LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, int64_t c, int64_t width, int64_t n, float *y, int64_t ld,
+                       const epilogue *e, int64_t rows, int64_t columns)
 {
     vn acc[24];
-    tile_sums(t, mr, nr, a, b, width, n, acc);
+    if (in_integers(t)) {
+        quads_sums(t, mr, nr, a, 1, mr, b, c, width, n / LEFT_QUADS, 0, acc);
+    } else {
+        tile_sums(t, mr, nr, a, b + c, width, n, acc);
+    }
     tile_store(mr, nr, acc, y, ld, e, rows, columns);
 }
 
@@ -112,7 +117,7 @@ LANES_INLINE void tiles_by(kind t, int mr, int nr, const float *a, const float *
         fetch(next, lines);
         for (int64_t j = 0; j < width; j += (int64_t)nr * WIDE) {
             const epilogue here = {e->bias != NULL ? e->bias + j : NULL, e->add != NULL ? e->add + i * e->ld_add + j : NULL, e->ld_add};
-            tile(t, mr, nr, a, b + j, width, n, y + i * ld + j, ld, &here, rows - i, columns - j);
+            tile(t, mr, nr, a, b, j, width, n, y + i * ld + j, ld, &here, rows - i, columns - j);
         }
     }
 }
@@ -135,7 +140,7 @@ LANES_INLINE void tiles_high(kind t, int mr, const float *a, const float *b, int
         tiles_by(t, mr, 1, a, b, STRIP, n, y, ld, e, rows, columns, next);
     }
 #else
-    if (width == GROUP && mr <= 2 && HIGH > 2) {
+    if (width == GROUP && mr <= 2 && HIGH > 2 && !in_integers(t)) {
         tiles_by(t, mr, 6, a, b, GROUP, n, y, ld, e, rows, columns, next);
     } else {
         tiles_by(t, mr, 2, a, b, width, n, y, ld, e, rows, columns, next);
@@ -143,8 +148,8 @@ LANES_INLINE void tiles_high(kind t, int mr, const float *a, const float *b, int
 #endif
 }
 
-LANES_INLINE void tiles_of(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e, int64_t rows,
-                           int64_t columns, ahead *next)
+LANES_INLINE void tiles_of(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
+                           int64_t rows, int64_t columns, ahead *next)
 {
     switch (height) {
     case 1:
@@ -167,11 +172,28 @@ LANES_INLINE void tiles_of(kind t, int64_t height, const float *a, const float *
     }
 }
 
-/* rows of packed a, in panels of this height, by one group of packed b of n units: y and e's pointers at the first element. */
-static void tiles(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e, int64_t rows,
-                  int64_t columns, ahead *next)
+/* Panels higher than QUADS_HIGH are of that height. */
+LANES_INLINE void tiles_quads(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld,
+                              const epilogue *e, int64_t rows, int64_t columns, ahead *next)
 {
-    if (t == BFLOAT16) {
+    if (height == 1) {
+        tiles_high(t, 1, a, b, width, n, y, ld, e, rows, columns, next);
+    } else if (height == 2) {
+        tiles_high(t, 2, a, b, width, n, y, ld, e, rows, columns, next);
+    } else {
+        tiles_high(t, QUADS_HIGH, a, b, width, n, y, ld, e, rows, columns, next);
+    }
+}
+
+/* rows of packed a, in panels of this height, by one group of packed b of n units: y and e's pointers at the first element. */
+static void tiles(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
+                  int64_t rows, int64_t columns, ahead *next)
+{
+    if (t == QUADS) {
+        tiles_quads(QUADS, height, a, b, width, n, y, ld, e, rows, columns, next);
+    } else if (t == NIBBLES) {
+        tiles_quads(NIBBLES, height, a, b, width, n, y, ld, e, rows, columns, next);
+    } else if (t == BFLOAT16) {
         tiles_of(SUMMED, height, a, b, width, n, y, ld, e, rows, columns, next);
     } else {
         tiles_of(PLAIN, height, a, b, width, n, y, ld, e, rows, columns, next);
@@ -183,9 +205,9 @@ static void tiles(kind t, int64_t height, const float *a, const float *b, int64_
 /* A matrix seen as a factor: `along`: its rows run along the sum, else across it. */
 typedef struct factor {
     const void *p;
-    int64_t ld;         /* elements of a row */
+    int64_t ld; /* elements of a row */
     int along;
-    apus_dtype dtype;   /* other than APUS_F32: only of the right factor, along */
+    apus_dtype dtype; /* other than APUS_F32: only of the right factor, along */
 } factor;
 
 /* Whether the right factor is in panels already (packed.h). */
@@ -200,10 +222,16 @@ static int has_pairs(const factor *f)
     return f->dtype == (APUS_PACKED | APUS_BF16);
 }
 
+/* Bytes of a column of it. */
+static int64_t packed_column(apus_dtype type, int64_t k)
+{
+    return type == APUS_BF16 ? units(PAIRS, k) * (int64_t)sizeof(float) : (int64_t)apus_row_bytes(type, k);
+}
+
 /* The panel of the group that begins at column `first`: those before it are whole ones. */
 static const float *packed_panel(const factor *f, int64_t first, int64_t k)
 {
-    return (const float *)f->p + first * (has_pairs(f) ? units(PAIRS, k) : k);
+    return (const float *)f->p + first * packed_column(f->dtype & ~APUS_PACKED, k) / (int64_t)sizeof(float);
 }
 
 /* A panel of pairs as one of floats. */
@@ -248,9 +276,13 @@ LANES_INLINE void pack_encoded(kind t, int64_t width, const factor *f, int64_t f
     }
 }
 
-/* Rows [first, first + count) of the left factor into panels of this height. */
+/* Rows [first, first + count) of the left factor into panels of this height; of integers they run along the sum. */
 static void pack_left(kind t, const factor *f, int64_t first, int64_t count, int64_t height, int64_t k, float *panels)
 {
+    if (in_integers(t)) {
+        pack_quads_left((const float *)f->p + first * f->ld, f->ld, count, apus_cpu_min(height, QUADS_HIGH), k, panels);
+        return;
+    }
     switch (height) {
     case 1:
         t == BFLOAT16 ? pack(BFLOAT16, 1, f, first, count, k, panels) : pack(PLAIN, 1, f, first, count, k, panels);
@@ -282,7 +314,11 @@ LANES_INLINE int64_t panel_width(int64_t columns)
 static void pack_right(kind t, const factor *f, int64_t first, int64_t count, int64_t k, float *panel)
 {
     const int64_t width = panel_width(count);
-    if (f->dtype != APUS_F32) {
+    if (in_integers(t)) {
+        const size_t bytes = apus_row_bytes(f->dtype, f->ld);
+        const uint8_t *w = (const uint8_t *)f->p + (size_t)first * bytes;
+        t == QUADS ? pack_quads_right(QUADS, width, w, bytes, count, k, panel) : pack_quads_right(NIBBLES, width, w, bytes, count, k, panel);
+    } else if (f->dtype != APUS_F32) {
         t == BFLOAT16 ? pack_encoded(BFLOAT16, width, f, first, count, k, panel) : pack_encoded(PLAIN, width, f, first, count, k, panel);
     } else if (t == BFLOAT16) {
         pack(BFLOAT16, width, f, first, count, k, panel);
@@ -314,7 +350,7 @@ static ahead ahead_of(const factor *f, int64_t first, int64_t count, int64_t k)
     }
     if (is_packed(f)) {
         const float *p = packed_panel(f, first, k);
-        return (ahead){(const char *)p, 1, (int64_t)sizeof *p * panel_width(count) * (has_pairs(f) ? units(PAIRS, k) : k), 0, 0};
+        return (ahead){(const char *)p, 1, panel_width(count) * packed_column(f->dtype & ~APUS_PACKED, k), 0, 0};
     }
     const int64_t row = (int64_t)apus_row_bytes(f->dtype, f->ld);
     return f->along ? (ahead){(const char *)f->p + first * row, count, row, row, 0}
@@ -335,6 +371,14 @@ typedef struct product {
 static kind kind_of(const apus_kernel_call *c)
 {
     return apus_cpu_of(c)->bfloat16 ? BFLOAT16 : PLAIN;
+}
+
+/* Of activations times w. */
+static kind kind_with(const apus_kernel_call *c, const apus_view *w)
+{
+    const apus_dtype type = w->dtype & ~APUS_PACKED;
+    const int integers = apus_cpu_of(c)->integers;
+    return integers && type == APUS_Q8_0 ? QUADS : integers && type == APUS_Q4_0 ? NIBBLES : kind_of(c);
 }
 
 /* How the threads share a product: the rows are cut into `bands`, and each band's threads take groups of b in turn. Every

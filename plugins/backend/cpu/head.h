@@ -42,7 +42,7 @@ LANES_INLINE vf logit(vf z, float scale, float cap, vf *slope)
 }
 
 typedef struct head {
-    kind t;
+    kind t, logits; /* of products; of those that give logits */
     const float *x;
     const apus_view *w;
     const int32_t *targets;
@@ -54,6 +54,7 @@ static head head_of(const apus_kernel_call *c, uint32_t x)
 {
     const apus_view *w = &c->in[x + 1];
     return (head){.t = kind_of(c),
+                  .logits = kind_with(c, w),
                   .x = (const float *)c->in[x].data,
                   .w = w,
                   .targets = (const int32_t *)c->in[x + 2].data,
@@ -82,8 +83,8 @@ static void head_logits(const head *h, const factor *w, int64_t v, int64_t n, co
     for (int64_t j = 0; j < n; j += GROUP) {
         const int64_t columns = apus_cpu_min(GROUP, n - j), after = v + j + GROUP;
         ahead next = ahead_of(w, after, apus_cpu_min(GROUP, h->vocabulary - after), h->k);
-        pack_right(h->t, w, v + j, columns, h->k, b);
-        tiles(h->t, panel_height(rows), a, b, panel_width(columns), units(h->t, h->k), z + j, HEAD_TILE, &none, rows, columns, &next);
+        pack_right(h->logits, w, v + j, columns, h->k, b);
+        tiles(h->logits, panel_height(rows), a, b, panel_width(columns), units(h->logits, h->k), z + j, HEAD_TILE, &none, rows, columns, &next);
     }
 }
 
@@ -139,7 +140,7 @@ static double head_join(const head_part *p, int64_t tiles)
 
 static size_t logits_bytes(const head *h, int64_t rows)
 {
-    return left_bytes(h->t, rows, h->k) + right_bytes(h->t, GROUP, h->k) + (size_t)rows * HEAD_TILE * sizeof(float);
+    return left_bytes(h->logits, rows, h->k) + right_bytes(h->logits, GROUP, h->k) + (size_t)rows * HEAD_TILE * sizeof(float);
 }
 
 static void head_finish(const apus_kernel_call *c, int64_t r, float chosen, double all)
@@ -157,8 +158,8 @@ static void head_finish(const apus_kernel_call *c, int64_t r, float chosen, doub
 static void head_block(const head *h, int64_t first, int64_t rows, int64_t *taken, char *own, head_part *parts, float *chosen)
 {
     const factor x = {h->x, h->k, 1, APUS_F32}, w = {h->w->data, h->k, 1, h->w->dtype};
-    float *a = (float *)(void *)own, *b = (float *)(void *)(own + left_bytes(h->t, rows, h->k));
-    float *z = (float *)(void *)((char *)b + right_bytes(h->t, GROUP, h->k));
+    float *a = (float *)(void *)own, *b = (float *)(void *)(own + left_bytes(h->logits, rows, h->k));
+    float *z = (float *)(void *)((char *)b + right_bytes(h->logits, GROUP, h->k));
     for (int left = 0;; left = 1) {
         const int64_t tile = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
         const int64_t v = tile * HEAD_TILE, columns = apus_cpu_min(HEAD_TILE, h->vocabulary - v);
@@ -166,7 +167,7 @@ static void head_block(const head *h, int64_t first, int64_t rows, int64_t *take
             return;
         }
         if (!left) {
-            pack_left(h->t, &x, first, rows, panel_height(rows), h->k, a);
+            pack_left(h->logits, &x, first, rows, panel_height(rows), h->k, a);
         }
         head_logits(h, &w, v, columns, a, rows, b, z);
         for (int64_t r = 0; r < rows; r++) {
@@ -225,8 +226,8 @@ static size_t tile_bytes(const head *h)
 /* Panels of x and of weights, a panel of W either way, logits, the largest ones, a tile of W decoded. */
 static size_t slopes_bytes(const head *h, int64_t rows)
 {
-    const size_t down = right_bytes(h->t, h->k, HEAD_TILE), along = right_bytes(h->t, GROUP, h->k);
-    return left_bytes(h->t, rows, h->k) + left_bytes(h->t, rows, HEAD_TILE) + (along > down ? along : down) +
+    const size_t down = right_bytes(h->t, h->k, HEAD_TILE), along = right_bytes(h->logits, GROUP, h->k);
+    return left_bytes(h->logits, rows, h->k) + left_bytes(h->t, rows, HEAD_TILE) + (along > down ? along : down) +
            (size_t)rows * HEAD_TILE * sizeof(float) + apus_cpu_lines((size_t)rows * sizeof(float)) + tile_bytes(h);
 }
 
@@ -304,21 +305,25 @@ static void head_weigh(const head *h, int64_t first, int64_t rows, int64_t tile,
 /* Rows [first, first + rows) of everything; own: the thread's memory. */
 static void slopes_block(const apus_kernel_call *c, const head *h, int64_t first, int64_t rows, char *own, head_part *parts, float *chosen)
 {
-    const factor x = {h->x, h->k, 1, APUS_F32};
-    const size_t down = right_bytes(h->t, h->k, HEAD_TILE), along = right_bytes(h->t, GROUP, h->k);
-    float *a = (float *)(void *)own, *b = (float *)(void *)(own + left_bytes(h->t, rows, h->k));
+    const factor x = {h->x, h->k, 1, APUS_F32}, stored = {h->w->data, h->k, 1, h->w->dtype};
+    const size_t down = right_bytes(h->t, h->k, HEAD_TILE), along = right_bytes(h->logits, GROUP, h->k);
+    float *a = (float *)(void *)own, *b = (float *)(void *)(own + left_bytes(h->logits, rows, h->k));
     float *weights = (float *)(void *)((char *)b + (along > down ? along : down));
     float *z = (float *)(void *)((char *)weights + left_bytes(h->t, rows, HEAD_TILE)), *most = z + rows * HEAD_TILE;
     float *tile_rows = (float *)(void *)((char *)most + apus_cpu_lines((size_t)rows * sizeof(float)));
     float *e = (float *)c->out[2].data + first * h->k;
     const int64_t height = panel_height(rows);
-    pack_left(h->t, &x, first, rows, height, h->k, a);
+    pack_left(h->logits, &x, first, rows, height, h->k, a);
     for (int64_t tile = 0; tile < h->tiles; tile++) {
         const int64_t v = tile * HEAD_TILE, columns = apus_cpu_min(HEAD_TILE, h->vocabulary - v);
         const factor w = head_rows(h, v, columns, tile_rows), logits = {z, HEAD_TILE, 1, APUS_F32};
         head here = *h;
-        here.vocabulary = columns;
-        head_logits(&here, &w, 0, columns, a, rows, b, z);
+        if (in_integers(h->logits)) { /* what is decoded serves the slopes alone */
+            head_logits(h, &stored, v, columns, a, rows, b, z);
+        } else {
+            here.vocabulary = columns;
+            head_logits(&here, &w, 0, columns, a, rows, b, z);
+        }
         head_weigh(h, first, rows, tile, z, most, parts, chosen, e);
         pack_left(h->t, &logits, 0, rows, height, columns, weights);
         head_product(h, weights, height, rows, columns, &w, tile > 0, b, e);
@@ -383,7 +388,7 @@ LANES_INLINE void head_slopes(float *z, int64_t columns, float d, float lse, int
 static size_t chunk_bytes(const head *h)
 {
     const size_t groups = (size_t)((h->k + GROUP - 1) / GROUP), rows = (size_t)apus_cpu_min(HEAD_GRAD, h->rows);
-    return left_bytes(h->t, (int64_t)rows, h->k) + groups * right_bytes(h->t, h->k, (int64_t)rows);
+    return left_bytes(h->logits, (int64_t)rows, h->k) + groups * right_bytes(h->t, h->k, (int64_t)rows);
 }
 
 static int64_t chunks_of(const head *h)
@@ -395,7 +400,7 @@ static int64_t chunks_of(const head *h)
 static size_t dw_bytes(const head *h)
 {
     const int64_t rows = apus_cpu_min(HEAD_GRAD, h->rows);
-    return right_bytes(h->t, GROUP, h->k) + (size_t)rows * HEAD_TILE * sizeof(float) + left_bytes(h->t, HEAD_TILE, rows);
+    return right_bytes(h->logits, GROUP, h->k) + (size_t)rows * HEAD_TILE * sizeof(float) + left_bytes(h->t, HEAD_TILE, rows);
 }
 
 static size_t scratch_token_logprob_dw(const apus_kernel_call *c)
@@ -407,9 +412,9 @@ static size_t scratch_token_logprob_dw(const apus_kernel_call *c)
 static void dw_pack(const head *h, int64_t first, int64_t rows, char *panels)
 {
     const factor along = {h->x, h->k, 1, APUS_F32}, across = {h->x + first * h->k, h->k, 0, APUS_F32};
-    pack_left(h->t, &along, first, rows, panel_height(rows), h->k, (float *)(void *)panels);
+    pack_left(h->logits, &along, first, rows, panel_height(rows), h->k, (float *)(void *)panels);
     const size_t right = right_bytes(h->t, h->k, apus_cpu_min(HEAD_GRAD, h->rows));
-    panels += left_bytes(h->t, apus_cpu_min(HEAD_GRAD, h->rows), h->k);
+    panels += left_bytes(h->logits, apus_cpu_min(HEAD_GRAD, h->rows), h->k);
     for (int64_t j = 0; j < h->k; j += GROUP, panels += right) {
         pack_right(h->t, &across, j, apus_cpu_min(GROUP, h->k - j), rows, (float *)(void *)panels);
     }
@@ -422,7 +427,7 @@ static void dw_tile(const apus_kernel_call *c, const head *h, int64_t tile, cons
     const int64_t v = tile * HEAD_TILE, columns = apus_cpu_min(HEAD_TILE, h->vocabulary - v), most = apus_cpu_min(HEAD_GRAD, h->rows);
     const factor w = {h->w->data, h->k, 1, h->w->dtype};
     const size_t right = right_bytes(h->t, h->k, most);
-    float *b = (float *)(void *)own, *z = (float *)(void *)(own + right_bytes(h->t, GROUP, h->k)), *slopes = z + most * HEAD_TILE;
+    float *b = (float *)(void *)own, *z = (float *)(void *)(own + right_bytes(h->logits, GROUP, h->k)), *slopes = z + most * HEAD_TILE;
     float *dw = (float *)c->out[0].data + v * h->k;
     for (int64_t first = 0; first < h->rows; first += HEAD_GRAD, panels += chunk_bytes(h)) {
         const int64_t rows = apus_cpu_min(HEAD_GRAD, h->rows - first), height = panel_height(columns);
@@ -432,7 +437,7 @@ static void dw_tile(const apus_kernel_call *c, const head *h, int64_t tile, cons
             head_slopes(z + r * HEAD_TILE, columns, d[first + r], lse[first + r], h->targets[first + r] - v, h->scale, h->cap);
         }
         pack_left(h->t, &left, 0, columns, height, rows, slopes);
-        const char *x = panels + left_bytes(h->t, most, h->k);
+        const char *x = panels + left_bytes(h->logits, most, h->k);
         for (int64_t j = 0; j < h->k; j += GROUP, x += right) {
             const int64_t n = apus_cpu_min(GROUP, h->k - j);
             const epilogue e = {NULL, first > 0 || (c->accumulate & 1u) != 0 ? dw + j : NULL, h->k};

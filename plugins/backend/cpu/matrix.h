@@ -1,5 +1,6 @@
 /*
- * linear and its gradients, by gemm.h and few.h. An encoded W gives the bits of the same W in float32.
+ * linear and its gradients, by gemm.h and few.h. An encoded W gives the bits of the same W in float32, unless x is rounded to 8 bits
+ * (integers.h), which gradients know nothing of.
  */
 #ifndef APUS_CPU_MATRIX_H
 #define APUS_CPU_MATRIX_H
@@ -11,7 +12,8 @@ enum { DX_PANEL = 256 /* decoded rows of W at once */ };
 static size_t scratch_linear(const apus_kernel_call *c)
 {
     const int64_t m = apus_cpu_rows(&c->in[0]), n = apus_cpu_rows(&c->in[1]), k = apus_cpu_width(&c->in[1]);
-    const size_t many = multiply_bytes(kind_of(c), m, n, k, threads_of(c)), least = few_bytes(kind_of(c), k, threads_of(c));
+    const kind t = kind_with(c, &c->in[1]);
+    const size_t many = multiply_bytes(t, m, n, k, threads_of(c)), least = few_bytes(t, k, threads_of(c));
     return many > least ? many : least;
 }
 
@@ -19,7 +21,7 @@ static product linear_of(const apus_kernel_call *c, const float *bias, const flo
 {
     const apus_view *w = &c->in[1];
     const int64_t k = apus_cpu_width(w), n = apus_cpu_rows(w);
-    return (product){.t = kind_of(c),
+    return (product){.t = kind_with(c, w),
                      .m = apus_cpu_rows(&c->in[0]),
                      .n = n,
                      .k = k,

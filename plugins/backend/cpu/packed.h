@@ -3,8 +3,8 @@
  * products with a few rows. What decoding one token costs is the reading of the weights: packed ones are read in one stream, at the
  * speed of memory, where rows as files have them must be turned in registers (few.h).
  *
- * Units are floats, or pairs of bfloat16 as kind PAIRS has them, on every instruction set; those are multiplied as such or as
- * floats. Each element is summed in the order that gemm.h has, bit for bit.
+ * Units are floats; or pairs of bfloat16 as kind PAIRS has them, on every instruction set, which are multiplied as such or as floats; or
+ * bytes or nibbles, where products are integers. Each element is summed in the order that gemm.h has, bit for bit.
  */
 #ifndef APUS_CPU_PACKED_H
 #define APUS_CPU_PACKED_H
@@ -66,24 +66,40 @@ static size_t pack_weight(void *backend, const apus_view *w, apus_dtype *packed,
 {
     const apus_cpu *cpu = (const apus_cpu *)backend;
     const int64_t n = apus_cpu_rows(w), k = apus_cpu_width(w), all = (n + STRIP - 1) / STRIP * STRIP;
-    const int pairs = w->dtype == APUS_BF16 || (w->dtype == APUS_F32 && cpu->bfloat16);
-    if (w->ndim != 2 || (w->dtype != APUS_F32 && w->dtype != APUS_BF16)) {
+    const int quads = cpu->integers && (w->dtype == APUS_Q8_0 || w->dtype == APUS_Q4_0);
+    const apus_dtype type = w->dtype == APUS_F32 && cpu->bfloat16 ? APUS_BF16 : w->dtype;
+    if (w->ndim != 2 || (type != APUS_F32 && type != APUS_BF16 && !quads)) {
         return 0;
     }
-    *packed = APUS_PACKED | (pairs ? APUS_BF16 : APUS_F32);
-    const int64_t unit_count = pairs ? units(PAIRS, k) : k;
+    *packed = APUS_PACKED | type;
+    const int64_t column = packed_column(type, k);
 #pragma omp parallel for num_threads(cpu->threads) schedule(static) if (to != NULL)
     for (int64_t j = 0; j < (to != NULL ? n : 0); j += GROUP) {
         const int64_t columns = apus_cpu_min(GROUP, n - j);
-        float *panel = (float *)to + j * unit_count;
-        if (pairs) {
+        float *panel = (float *)(void *)((char *)to + j * column);
+        if (type == APUS_BF16) {
             pack_pairs(w, j, columns, panel);
         } else {
-            const factor f = {w->data, k, 1, APUS_F32};
-            pack_right(PLAIN, &f, j, columns, k, panel);
+            const factor f = {w->data, k, 1, type};
+            pack_right(type == APUS_Q8_0 ? QUADS : type == APUS_Q4_0 ? NIBBLES : PLAIN, &f, j, columns, k, panel);
         }
     }
-    return (size_t)(all * unit_count) * sizeof(float);
+    return (size_t)(all * column);
+}
+
+/* Column c of a panel of bytes or nibbles. */
+static void packed_quads(kind t, const float *panel, int64_t width, int64_t c, int64_t k, float *y)
+{
+    const uint8_t *p = (const uint8_t *)(const void *)panel;
+    const int64_t stored = t == NIBBLES ? 4 : 8;
+    for (int64_t b = 0; b < k / 32; b++, p += quads_block(t) * (size_t)width) {
+        const float scale = half(p + (stored * 4 * width + 2 * c));
+        for (int64_t e = 0; e < 32; e++) {
+            const uint8_t byte = p[(e / 4 % stored * width + c) * 4 + e % 4];
+            const int q = t == NIBBLES ? (e < 16 ? byte & 15 : byte >> 4) - 8 : (int8_t)(WIDE == 16 ? byte ^ 0x80 : byte);
+            y[32 * b + e] = (float)q * scale;
+        }
+    }
 }
 
 /* Row r of a packed weight. */
@@ -93,6 +109,11 @@ static void packed_row(const apus_view *w, int64_t r, float *y)
     const factor f = {w->data, k, 1, w->dtype};
     const float *at = packed_panel(&f, first, k) + (r - first);
     const int64_t width = panel_width(apus_cpu_min(GROUP, n - first));
+    const apus_dtype type = w->dtype & ~APUS_PACKED;
+    if (type == APUS_Q8_0 || type == APUS_Q4_0) {
+        packed_quads(type == APUS_Q4_0 ? NIBBLES : QUADS, at - (r - first), width, r - first, k, y);
+        return;
+    }
     for (int64_t e = 0; e < k; e++) {
         if (has_pairs(&f)) {
             uint32_t pair;
@@ -108,8 +129,11 @@ static void packed_row(const apus_view *w, int64_t r, float *y)
 /* ---------------------------------------------------------------- a few rows */
 
 /* Vectors of a group whose sums are made side by side. */
-LANES_INLINE int packed_vectors(int m)
+LANES_INLINE int packed_vectors(kind t, int m)
 {
+    if (in_integers(t)) { /* each is two */
+        return WIDE == 16 ? (m > 4 ? 1 : 3) : m > 2 ? 1 : 2;
+    }
     return (int)WIDE == (int)LANES && m > 2 ? (m > 4 ? 1 : 2) : GROUP / WIDE;
 }
 
@@ -159,7 +183,7 @@ LANES_INLINE void packed_halves(int m, int nr, const float *a, int64_t lda, cons
 /* Columns [j, j + GROUP) of y. */
 LANES_INLINE void packed_group(kind t, int pairs, int m, const product *p, const float *a, int64_t lda, int64_t j)
 {
-    const int nr = packed_vectors(m);
+    const int nr = packed_vectors(t, m);
     const int64_t columns = apus_cpu_min(GROUP, p->n - j), width = panel_width(columns);
     const float *panel = packed_panel(&p->b, j, p->k);
     for (int64_t c = 0; c < columns;) {
@@ -171,7 +195,9 @@ LANES_INLINE void packed_group(kind t, int pairs, int m, const product *p, const
         }
 #define PACKED_SUMS(nr)                                                                                                                              \
     do {                                                                                                                                             \
-        if (pairs && t != PAIRS) {                                                                                                                   \
+        if (in_integers(t)) {                                                                                                                        \
+            quads_sums(t, m, nr, a, lda, 1, panel, c, width, p->k / 32, PACKED_AHEAD, acc);                                                          \
+        } else if (pairs && t != PAIRS) {                                                                                                            \
             packed_halves(m, nr, a, lda, panel + c, width, p->k, acc);                                                                               \
         } else {                                                                                                                                     \
             packed_sums(t == BFLOAT16 ? SUMMED : PLAIN, m, nr, a, lda, panel + c, width, p->k, acc);                                                 \
@@ -185,6 +211,22 @@ LANES_INLINE void packed_group(kind t, int pairs, int m, const product *p, const
             PACKED_SUMS(1);
         }
 #undef PACKED_SUMS
+    }
+}
+
+/* The same, whatever the panels hold. */
+LANES_INLINE void packed_strip(int m, const product *p, const float *a, int64_t lda, int64_t j)
+{
+    if (p->t == QUADS) {
+        packed_group(QUADS, 0, m, p, a, lda, j);
+    } else if (p->t == NIBBLES) {
+        packed_group(NIBBLES, 0, m, p, a, lda, j);
+    } else if (p->t == BFLOAT16) {
+        packed_group(BFLOAT16, 1, m, p, a, lda, j);
+    } else if (has_pairs(&p->b)) {
+        packed_group(PLAIN, 1, m, p, a, lda, j);
+    } else {
+        packed_group(PLAIN, 0, m, p, a, lda, j);
     }
 }
 

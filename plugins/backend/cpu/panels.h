@@ -7,6 +7,8 @@
  *   PLAIN    one float
  *   ROUNDED  one float, rounded to bfloat16: products in bfloat16 where the instruction set has none
  *   PAIRS    elements 2u and 2u+1 of the sum as bfloat16, for vdpbf16ps
+ *   QUADS    four elements as bytes, and what belongs to each block of 32 (integers.h)
+ *   NIBBLES  the same; of the right factor eight elements
  */
 #ifndef APUS_CPU_PANELS_H
 #define APUS_CPU_PANELS_H
@@ -32,10 +34,18 @@ enum { WIDE = LANES, HIGH = 2 };
 typedef int32_t ni __attribute__((vector_size(sizeof(vn))));
 
 /* BFLOAT16: the kind that stands for it here; SUMMED: how its units are multiplied. */
-enum { PLAIN, ROUNDED, PAIRS, BFLOAT16 = WIDE == 16 ? PAIRS : ROUNDED, SUMMED = WIDE == 16 ? PAIRS : PLAIN };
+enum { PLAIN, ROUNDED, PAIRS, QUADS, NIBBLES, BFLOAT16 = WIDE == 16 ? PAIRS : ROUNDED, SUMMED = WIDE == 16 ? PAIRS : PLAIN };
 
 /* Columns of a group: what a tile of 512-bit registers spans, and a whole number of 256-bit ones. */
 enum { GROUP = 48, STRIP = 16 };
+
+/* Units that a row of the left factor has in each block of QUADS or NIBBLES. */
+enum { LEFT_QUADS = 10 };
+
+LANES_INLINE int in_integers(kind t)
+{
+    return t >= QUADS;
+}
 
 LANES_INLINE vn n_load(const float *p)
 {
@@ -125,7 +135,7 @@ LANES_INLINE vn n_odd(vn pairs)
 
 static int64_t units(kind t, int64_t k)
 {
-    return t == PAIRS ? (k + 1) / 2 : k;
+    return in_integers(t) ? k / 32 * LEFT_QUADS : t == PAIRS ? (k + 1) / 2 : k;
 }
 
 #if defined(__AVX512BF16__)
@@ -243,8 +253,8 @@ LANES_INLINE void put_unit(float *panels, int64_t width, int64_t columns, int64_
 }
 
 /* Units u … u + WIDE of WIDE columns from c on. whole: all of them exist (known when compiled). */
-LANES_INLINE void pack_square(kind t, int whole, int64_t width, const float *p, int64_t ld, int64_t columns, int64_t k, int64_t n, int64_t c, int64_t u,
-                              float *panels)
+LANES_INLINE void pack_square(kind t, int whole, int64_t width, const float *p, int64_t ld, int64_t columns, int64_t k, int64_t n, int64_t c,
+                              int64_t u, float *panels)
 {
     const int64_t per = t == PAIRS ? 2 : 1, step = pack_step(width), left = whole ? WIDE * per : k - u * per;
     vn r[WIDE];

@@ -76,7 +76,7 @@ static inline const apus_kernel *bench_kernel(const char *backend, const char *o
     return NULL;
 }
 
-static inline void *bench_instance(const char *backend, const char *isa, int threads, const char *dtype)
+static inline void *bench_instance(const char *backend, const char *isa, int threads, const char *dtype, const char *activations)
 {
     const apus_node_api *node = apus_host_table()->node;
     apus_node *params = node->make_map();
@@ -84,6 +84,7 @@ static inline void *bench_instance(const char *backend, const char *isa, int thr
     apus_error err = {0};
     assert_int_equal(node->set(params, "threads", node->make_int(threads)), APUS_OK);
     assert_int_equal(node->set(params, "dtype", node->make_string(dtype, (size_t)-1)), APUS_OK);
+    assert_int_equal(node->set(params, "activations", node->make_string(activations, (size_t)-1)), APUS_OK);
     assert_int_equal(setenv("APUS_CPU_ISA", isa, 1), 0);
     const apus_status st = bench_backend(backend)->open(apus_host_table(), params, &instance, &err);
     assert_int_equal(unsetenv("APUS_CPU_ISA"), 0);
@@ -98,16 +99,16 @@ static inline int bench_open(void)
     for (int i = 0; i < 2; i++)
         if (apus_module_load_file(files[i], &err) != APUS_OK)
             fail_msg("%s", err.message);
-    bench_ref = bench_instance("ref", "", 1, "float32");
+    bench_ref = bench_instance("ref", "", 1, "float32", "float");
     for (int i = 0; i < ISAS; i++) {
-        bench_cpu[i] = bench_instance("cpu", bench_names[i], 3, "float32");
+        bench_cpu[i] = bench_instance("cpu", bench_names[i], 3, "float32", "float");
         if (bench_cpu[i] == NULL) {
             print_message("skipped: %s, which this machine has not\n", bench_names[i]);
             break;
         }
-        bench_one[i] = bench_instance("cpu", bench_names[i], 1, "float32");
-        brief_cpu[i] = bench_instance("cpu", bench_names[i], 3, "bfloat16");
-        brief_one[i] = bench_instance("cpu", bench_names[i], 1, "bfloat16");
+        bench_one[i] = bench_instance("cpu", bench_names[i], 1, "float32", "float");
+        brief_cpu[i] = bench_instance("cpu", bench_names[i], 3, "bfloat16", "float");
+        brief_one[i] = bench_instance("cpu", bench_names[i], 1, "bfloat16", "float");
         bench_isas++;
     }
     return bench_ref == NULL || bench_isas == 0;
@@ -439,6 +440,43 @@ static inline void compare_brief(const call *c, uint32_t rounded, double toleran
     }
     for (uint32_t k = 0; k < c->n_in; k++)
         free(kept[k]);
+}
+
+/* The same call with operand `at`, a weight, as linear's kernel packs it for this instance. owner: caller frees in[at].raw */
+static inline call packed(const call *c, uint32_t at, void *instance)
+{
+    call to = *c;
+    operand *w = &to.in[at];
+    const int64_t n = w->dims[0], k = w->dims[1];
+    apus_view v = {.data = w->raw, .dtype = w->dtype == APUS_REAL ? APUS_F32 : w->dtype, .ndim = 2, .dims = {n, k}};
+    float *values = NULL;
+    if (w->dtype == APUS_REAL) {
+        v.data = values = malloc((size_t)(n * k) * sizeof *values);
+        for (int64_t i = 0; i < n * k; i++)
+            values[i] = (float)w->real[i];
+    }
+    const apus_kernel *kernel = bench_kernel("cpu", "linear", NULL);
+    const size_t bytes = kernel->pack(instance, &v, &w->dtype, NULL);
+    assert_true(bytes >= (size_t)(n * k) / 2);
+    assert_int_equal(posix_memalign(&w->raw, 64, bytes + 64), 0);
+    memset(w->raw, 0, bytes);
+    memset((char *)w->raw + bytes, 0xff, 64); /* NaN, if it were read as numbers */
+    assert_int_equal(kernel->pack(instance, &v, &w->dtype, w->raw), bytes);
+    for (int i = 0; i < 64; i++)
+        assert_int_equal(((uint8_t *)w->raw)[bytes + (size_t)i], 0xff);
+    free(values);
+    return to;
+}
+
+static inline void same_packed(const call *c, uint32_t at, void *instance, const char *isa)
+{
+    call its = packed(c, at, instance);
+    float *want = run_cpu(c, instance, 0), *got = run_cpu(&its, instance, 0);
+    if (memcmp(want, got, (size_t)operand_count(&c->out[0]) * 4) != 0)
+        fail_msg("%s on %s: %lld x %lld packed gives other bits", c->op, isa, (long long)c->in[at].dims[0], (long long)c->in[at].dims[1]);
+    free(want);
+    free(got);
+    free(its.in[at].raw);
 }
 
 /* The call fails with a message that has `text` in it. */

@@ -423,43 +423,6 @@ static void test_linear_rows(void **state)
     }
 }
 
-/* The same call with operand `at`, a weight, as linear's kernel packs it for this instance. owner: caller frees in[at].raw */
-static call packed(const call *c, uint32_t at, void *instance)
-{
-    call to = *c;
-    operand *w = &to.in[at];
-    const int64_t n = w->dims[0], k = w->dims[1];
-    apus_view v = {.data = w->raw, .dtype = w->dtype == APUS_REAL ? APUS_F32 : w->dtype, .ndim = 2, .dims = {n, k}};
-    float *values = NULL;
-    if (w->dtype == APUS_REAL) {
-        v.data = values = malloc((size_t)(n * k) * sizeof *values);
-        for (int64_t i = 0; i < n * k; i++)
-            values[i] = (float)w->real[i];
-    }
-    const apus_kernel *kernel = bench_kernel("cpu", "linear", NULL);
-    const size_t bytes = kernel->pack(instance, &v, &w->dtype, NULL);
-    assert_true(bytes >= (size_t)(n * k) * 2);
-    assert_int_equal(posix_memalign(&w->raw, 64, bytes + 64), 0);
-    memset(w->raw, 0, bytes);
-    memset((char *)w->raw + bytes, 0xff, 64); /* NaN, if it were read as numbers */
-    assert_int_equal(kernel->pack(instance, &v, &w->dtype, w->raw), bytes);
-    for (int i = 0; i < 64; i++)
-        assert_int_equal(((uint8_t *)w->raw)[bytes + (size_t)i], 0xff);
-    free(values);
-    return to;
-}
-
-static void same_packed(const call *c, uint32_t at, void *instance, const char *isa)
-{
-    call its = packed(c, at, instance);
-    float *want = run_cpu(c, instance, 0), *got = run_cpu(&its, instance, 0);
-    if (memcmp(want, got, (size_t)operand_count(&c->out[0]) * 4) != 0)
-        fail_msg("%s on %s: %lld x %lld packed gives other bits", c->op, isa, (long long)c->in[at].dims[0], (long long)c->in[at].dims[1]);
-    free(want);
-    free(got);
-    free(its.in[at].raw);
-}
-
 /* A packed W gives the bits of W as it was, in float32 and in bfloat16, with few rows and many. */
 static void test_packed(void **state)
 {
