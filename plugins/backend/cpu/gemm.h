@@ -15,16 +15,14 @@
 
 enum {
     BAND_LEAST = 128,
-    COUNTER = 64, /* bytes: a line of its own */
+    SPELL = 16,           /* units of a tile between fetches */
+    COUNTER = 64,         /* bytes: a line of its own */
     BLOCK_BYTES = 4 << 20 /* of a packed at once: it streams from the third cache, an eighth of what b takes from the second */
 };
 
-/* Sums of mr rows of a panel of a (of that height) by nr vectors of a panel of b. */
+/* Adds mr rows of a panel of a (of that height) by nr vectors of a panel of b, over n units. */
 LANES_INLINE void tile_sums(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, vn *acc)
 {
-    for (int i = 0; i < mr * nr; i++) {
-        acc[i] = n_all(0.0f);
-    }
     for (int64_t u = 0; u < n; u++, a += mr, b += width) {
         vn hold[6];
         if (mr < nr) { /* what there is less of stays in registers, the other streams */
@@ -75,14 +73,6 @@ LANES_INLINE void tile_store(int mr, int nr, const vn *acc, float *y, int64_t ld
     }
 }
 
-LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
-                       int64_t rows, int64_t columns)
-{
-    vn acc[24];
-    tile_sums(t, mr, nr, a, b, width, n, acc);
-    tile_store(mr, nr, acc, y, ld, e, rows, columns);
-}
-
 /* Memory that will be read next, fetched a little with each tile: the weights that follow lie in no cache. */
 typedef struct ahead {
     const char *p;
@@ -103,16 +93,41 @@ LANES_INLINE void fetch(ahead *f, int64_t lines)
     }
 }
 
+/* A tile, and between its sums what memory will be needed for: a few lines at a time, or the panels' loads would wait behind them. y and
+ * what is added are first touched when the tile is stored, and lie in no cache either. lines: of next, to be fetched with each SPELL. */
+LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
+                       int64_t rows, int64_t columns, ahead *next, int64_t lines)
+{
+    const int64_t spells = (n + SPELL - 1) / SPELL, each = (mr + spells) / (spells + 1);
+    vn acc[24];
+    for (int i = 0; i < mr * nr; i++) {
+        acc[i] = n_all(0.0f);
+    }
+    for (int64_t u = 0, i = 0; u < n; u += SPELL) {
+        fetch(next, lines);
+        for (const int64_t end = apus_cpu_min(rows, i + each); i < end; i++) {
+            for (int j = 0; j < nr; j++) {
+                __builtin_prefetch(y + i * ld + j * WIDE, 1);
+                if (e->add != NULL) {
+                    __builtin_prefetch(e->add + i * e->ld_add + j * WIDE);
+                }
+            }
+        }
+        tile_sums(t, mr, nr, a + u * mr, b + u * width, width, apus_cpu_min(SPELL, n - u), acc);
+    }
+    tile_store(mr, nr, acc, y, ld, e, rows, columns);
+}
+
 /* All rows of a (panels of height mr) by one group of b, nr vectors at a time. */
 LANES_INLINE void tiles_by(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
                            int64_t rows, int64_t columns, ahead *next)
 {
-    const int64_t lines = ((next->bytes + 63) / 64 * next->rows) / ((rows + mr - 1) / mr) + 1;
+    const int64_t spells = (rows + mr - 1) / mr * (width / (nr * WIDE)) * ((n + SPELL - 1) / SPELL);
+    const int64_t lines = (next->bytes + 63) / 64 * next->rows / (spells > 0 ? spells : 1) + 1;
     for (int64_t i = 0; i < rows; i += mr, a += mr * n) {
-        fetch(next, lines);
         for (int64_t j = 0; j < width; j += (int64_t)nr * WIDE) {
             const epilogue here = {e->bias != NULL ? e->bias + j : NULL, e->add != NULL ? e->add + i * e->ld_add + j : NULL, e->ld_add};
-            tile(t, mr, nr, a, b + j, width, n, y + i * ld + j, ld, &here, rows - i, columns - j);
+            tile(t, mr, nr, a, b + j, width, n, y + i * ld + j, ld, &here, rows - i, columns - j, next, lines);
         }
     }
 }
@@ -143,8 +158,8 @@ LANES_INLINE void tiles_high(kind t, int mr, const float *a, const float *b, int
 #endif
 }
 
-LANES_INLINE void tiles_of(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e, int64_t rows,
-                           int64_t columns, ahead *next)
+LANES_INLINE void tiles_of(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
+                           int64_t rows, int64_t columns, ahead *next)
 {
     switch (height) {
     case 1:
@@ -168,8 +183,8 @@ LANES_INLINE void tiles_of(kind t, int64_t height, const float *a, const float *
 }
 
 /* rows of packed a, in panels of this height, by one group of packed b of n units: y and e's pointers at the first element. */
-static void tiles(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e, int64_t rows,
-                  int64_t columns, ahead *next)
+static void tiles(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
+                  int64_t rows, int64_t columns, ahead *next)
 {
     if (t == BFLOAT16) {
         tiles_of(SUMMED, height, a, b, width, n, y, ld, e, rows, columns, next);
@@ -183,9 +198,9 @@ static void tiles(kind t, int64_t height, const float *a, const float *b, int64_
 /* A matrix seen as a factor: `along`: its rows run along the sum, else across it. */
 typedef struct factor {
     const void *p;
-    int64_t ld;         /* elements of a row */
+    int64_t ld; /* elements of a row */
     int along;
-    apus_dtype dtype;   /* other than APUS_F32: only of the right factor, along */
+    apus_dtype dtype; /* other than APUS_F32: only of the right factor, along */
 } factor;
 
 LANES_INLINE void pack(kind t, int64_t width, const factor *f, int64_t first, int64_t count, int64_t k, float *panels)
