@@ -357,9 +357,9 @@ typedef struct items {
     int64_t whole, parts, part_rows, n;
 } items;
 
-static items items_of(int64_t rows, int64_t groups, int64_t threads)
+static items items_of(int64_t rows, int64_t groups, int64_t threads, int alone)
 {
-    const int64_t tail = threads == 1 ? 0 : apus_cpu_min(groups, 2 * threads), most = (rows + 4 * HIGH - 1) / (4 * HIGH);
+    const int64_t tail = alone ? 0 : apus_cpu_min(groups, 2 * threads), most = (rows + 4 * HIGH - 1) / (4 * HIGH);
     items w = {.whole = groups - tail, .parts = apus_cpu_min(most, tail < 2 * threads ? 8 : 4)};
     w.part_rows = ((rows + w.parts - 1) / w.parts + HIGH - 1) / HIGH * HIGH;
     w.parts = (rows + w.part_rows - 1) / w.part_rows;
@@ -367,24 +367,29 @@ static items items_of(int64_t rows, int64_t groups, int64_t threads)
     return w;
 }
 
-/* Rows [first, first + rows), by groups that `taken` counts. a, b: the thread's own panels. */
-static void multiply_block(const product *p, int64_t first, int64_t rows, int64_t threads, int64_t *taken, float *a, float *b)
+/* Rows [first, first + rows), by groups that `taken` counts, shared by `threads`; alone: no other thread will help. a, b: the thread's own
+ * panels. Of a only what its items need: one that helps at the end finds it in another core's cache. */
+static void multiply_block(const product *p, int64_t first, int64_t rows, int64_t threads, int alone, int64_t *taken, float *a, float *b)
 {
     const int64_t n = units(p->t, p->k), groups = (p->n + GROUP - 1) / GROUP, height = panel_height(rows);
-    const items work = items_of(rows, groups, threads);
+    const items work = items_of(rows, groups, threads, alone);
     int64_t packed = -1;
-    for (int left = 0;; left = 1) {
+    for (unsigned have = 0;;) { /* bits: parts of a */
         const int64_t item = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
         if (item >= work.n) {
             return;
         }
         const int whole = item < work.whole;
         const int64_t j = GROUP * (whole ? item : work.whole + (item - work.whole) / work.parts);
-        const int64_t i = whole ? 0 : (item - work.whole) % work.parts * work.part_rows;
+        const int64_t part = whole ? 0 : (item - work.whole) % work.parts, end = whole ? work.parts : part + 1, i = part * work.part_rows;
         const int64_t columns = apus_cpu_min(GROUP, p->n - j), y = first + i;
         const epilogue e = {p->e.bias != NULL ? p->e.bias + j : NULL, p->e.add != NULL ? p->e.add + y * p->e.ld_add + j : NULL, p->e.ld_add};
-        if (!left) {
-            pack_left(p->t, &p->a, first, rows, height, p->k, a);
+        for (int64_t x = part; x < end; x++) {
+            const int64_t at = x * work.part_rows;
+            if ((have >> x & 1u) == 0) {
+                pack_left(p->t, &p->a, first + at, apus_cpu_min(work.part_rows, rows - at), height, p->k, a + at * n);
+                have |= 1u << x;
+            }
         }
         if (packed != j) {
             pack_right(p->t, &p->b, j, columns, p->k, b);
@@ -422,7 +427,7 @@ static void multiply(const product *p, int threads, char *scratch)
             int64_t first, rows;
             int64_t *taken = (int64_t *)(void *)(counters + block_at(&s, p->m, me, i, &first, &rows) * COUNTER);
             if (rows > 0) {
-                multiply_block(p, first, rows, threads / s.bands, taken, a, b);
+                multiply_block(p, first, rows, threads / s.bands, threads == 1, taken, a, b);
             }
         }
     }
