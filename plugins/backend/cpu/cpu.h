@@ -32,8 +32,7 @@ typedef struct apus_cpu_kernel {
     X(log)                                                                                                                                           \
     X(log1p)                                                                                                                                         \
     X(expm1)                                                                                                                                         \
-    X(sqrt)                                                                                                                                          \
-    X(abs) X(square) X(tanh) X(sigmoid) X(log_sigmoid) X(softplus) X(relu) X(silu) X(sign) X(gelu) X(gelu_grad) X(silu_grad) X(swiglu)               \
+    X(sqrt) X(abs) X(square) X(tanh) X(sigmoid) X(log_sigmoid) X(softplus) X(relu) X(silu) X(sign) X(gelu) X(gelu_grad) X(silu_grad) X(swiglu)       \
         X(swiglu_grad) X(stop_gradient) X(fill)
 #define APUS_CPU_OTHERS(X)                                                                                                                           \
     X(sum, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                      \
