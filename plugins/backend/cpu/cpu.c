@@ -236,6 +236,8 @@ RUN(linear)
 SCRATCH(linear)
 RUN(linear_add)
 SCRATCH(linear_add)
+RUN(linear_dx_add)
+SCRATCH(linear_dx_add)
 
 static apus_status run_siblings_linear(const apus_kernel_call *calls, uint32_t n, apus_error *err)
 {
@@ -269,6 +271,12 @@ static const apus_kernel kernels[] = {
      .encodings = packed_too,
      .scratch = scratch_linear_add,
      .run = run_linear_add},
+    {.size = sizeof(apus_kernel),
+     .op = "apus.linear_dx/1",
+     .then = "apus.add/1",
+     .encodings = encodings,
+     .scratch = scratch_linear_dx_add,
+     .run = run_linear_dx_add},
 };
 
 static const apus_kernels_ops kernels_ops = {

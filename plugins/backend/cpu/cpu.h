@@ -72,6 +72,7 @@ enum {
 #undef X
             APUS_CPU_linear,
     APUS_CPU_linear_add,
+    APUS_CPU_linear_dx_add,
     APUS_CPU_N_KERNELS
 };
 

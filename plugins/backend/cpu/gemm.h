@@ -15,16 +15,14 @@
 
 enum {
     BAND_LEAST = 128,
+    SPELL = 16,           /* units of a tile between fetches */
     COUNTER = 64,         /* bytes: a line of its own */
     BLOCK_BYTES = 4 << 20 /* of a packed at once: it streams from the third cache, an eighth of what b takes from the second */
 };
 
-/* Sums of mr rows of a panel of a (of that height) by nr vectors of a panel of b. */
+/* Adds mr rows of a panel of a (of that height) by nr vectors of a panel of b, over n units. */
 LANES_INLINE void tile_sums(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, vn *acc)
 {
-    for (int i = 0; i < mr * nr; i++) {
-        acc[i] = n_all(0.0f);
-    }
     for (int64_t u = 0; u < n; u++, a += mr, b += width) {
         vn hold[6];
         if (mr < nr) { /* what there is less of stays in registers, the other streams */
@@ -75,19 +73,6 @@ LANES_INLINE void tile_store(int mr, int nr, const vn *acc, float *y, int64_t ld
     }
 }
 
-/* c: column of the panel from which on. */
-LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, int64_t c, int64_t width, int64_t n, float *y, int64_t ld,
-                       const epilogue *e, int64_t rows, int64_t columns)
-{
-    vn acc[24];
-    if (in_integers(t)) {
-        quads_sums(t, mr, nr, a, 1, mr, b, c, width, n / LEFT_QUADS, 0, acc);
-    } else {
-        tile_sums(t, mr, nr, a, b + c, width, n, acc);
-    }
-    tile_store(mr, nr, acc, y, ld, e, rows, columns);
-}
-
 /* Memory that will be read next, fetched a little with each tile: the weights that follow lie in no cache. */
 typedef struct ahead {
     const char *p;
@@ -108,16 +93,48 @@ LANES_INLINE void fetch(ahead *f, int64_t lines)
     }
 }
 
+/* A tile, and between its sums what memory will be needed for: a few lines at a time, or the panels' loads would wait behind them. y and
+ * what is added are first touched when the tile is stored, and lie in no cache either. c: column of the panel from which on. lines: of
+ * next, to be fetched with each SPELL. */
+LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, int64_t c, int64_t width, int64_t n, float *y, int64_t ld,
+                       const epilogue *e, int64_t rows, int64_t columns, ahead *next, int64_t lines)
+{
+    const int64_t spells = (n + SPELL - 1) / SPELL, each = (mr + spells) / (spells + 1);
+    vn acc[24];
+    if (in_integers(t)) {
+        fetch(next, lines * spells);
+        quads_sums(t, mr, nr, a, 1, mr, b, c, width, n / LEFT_QUADS, 0, acc);
+        tile_store(mr, nr, acc, y, ld, e, rows, columns);
+        return;
+    }
+    for (int i = 0; i < mr * nr; i++) {
+        acc[i] = n_all(0.0f);
+    }
+    for (int64_t u = 0, i = 0; u < n; u += SPELL) {
+        fetch(next, lines);
+        for (const int64_t end = apus_cpu_min(rows, i + each); i < end; i++) {
+            for (int j = 0; j < nr; j++) {
+                __builtin_prefetch(y + i * ld + j * WIDE, 1);
+                if (e->add != NULL) {
+                    __builtin_prefetch(e->add + i * e->ld_add + j * WIDE);
+                }
+            }
+        }
+        tile_sums(t, mr, nr, a + u * mr, b + c + u * width, width, apus_cpu_min(SPELL, n - u), acc);
+    }
+    tile_store(mr, nr, acc, y, ld, e, rows, columns);
+}
+
 /* All rows of a (panels of height mr) by one group of b, nr vectors at a time. */
 LANES_INLINE void tiles_by(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
                            int64_t rows, int64_t columns, ahead *next)
 {
-    const int64_t lines = ((next->bytes + 63) / 64 * next->rows) / ((rows + mr - 1) / mr) + 1;
+    const int64_t spells = (rows + mr - 1) / mr * (width / (nr * WIDE)) * ((n + SPELL - 1) / SPELL);
+    const int64_t lines = (next->bytes + 63) / 64 * next->rows / (spells > 0 ? spells : 1) + 1;
     for (int64_t i = 0; i < rows; i += mr, a += mr * n) {
-        fetch(next, lines);
         for (int64_t j = 0; j < width; j += (int64_t)nr * WIDE) {
             const epilogue here = {e->bias != NULL ? e->bias + j : NULL, e->add != NULL ? e->add + i * e->ld_add + j : NULL, e->ld_add};
-            tile(t, mr, nr, a, b, j, width, n, y + i * ld + j, ld, &here, rows - i, columns - j);
+            tile(t, mr, nr, a, b, j, width, n, y + i * ld + j, ld, &here, rows - i, columns - j, next, lines);
         }
     }
 }
@@ -437,9 +454,9 @@ typedef struct items {
     int64_t whole, parts, part_rows, n;
 } items;
 
-static items items_of(int64_t rows, int64_t groups, int64_t threads)
+static items items_of(int64_t rows, int64_t groups, int64_t threads, int alone)
 {
-    const int64_t tail = threads == 1 ? 0 : apus_cpu_min(groups, 2 * threads), most = (rows + 4 * HIGH - 1) / (4 * HIGH);
+    const int64_t tail = alone ? 0 : apus_cpu_min(groups, 2 * threads), most = (rows + 4 * HIGH - 1) / (4 * HIGH);
     items w = {.whole = groups - tail, .parts = apus_cpu_min(most, tail < 2 * threads ? 8 : 4)};
     w.part_rows = ((rows + w.parts - 1) / w.parts + HIGH - 1) / HIGH * HIGH;
     w.parts = (rows + w.part_rows - 1) / w.part_rows;
@@ -447,25 +464,30 @@ static items items_of(int64_t rows, int64_t groups, int64_t threads)
     return w;
 }
 
-/* Rows [first, first + rows), by groups that `taken` counts. a, b: the thread's own panels. */
-static void multiply_block(const product *p, int64_t first, int64_t rows, int64_t threads, int64_t *taken, float *a, float *b)
+/* Rows [first, first + rows), by groups that `taken` counts, shared by `threads`; alone: no other thread will help. a, b: the thread's own
+ * panels. Of a only what its items need: one that helps at the end finds it in another core's cache. */
+static void multiply_block(const product *p, int64_t first, int64_t rows, int64_t threads, int alone, int64_t *taken, float *a, float *b)
 {
     const int64_t n = units(p->t, p->k), groups = (p->n + GROUP - 1) / GROUP, height = panel_height(rows);
-    const items work = items_of(rows, groups, threads);
+    const items work = items_of(rows, groups, threads, alone);
     const float *panel = NULL;
     int64_t packed = -1;
-    for (int left = 0;; left = 1) {
+    for (unsigned have = 0;;) { /* bits: parts of a */
         const int64_t item = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
         if (item >= work.n) {
             return;
         }
         const int whole = item < work.whole;
         const int64_t j = GROUP * (whole ? item : work.whole + (item - work.whole) / work.parts);
-        const int64_t i = whole ? 0 : (item - work.whole) % work.parts * work.part_rows;
+        const int64_t part = whole ? 0 : (item - work.whole) % work.parts, end = whole ? work.parts : part + 1, i = part * work.part_rows;
         const int64_t columns = apus_cpu_min(GROUP, p->n - j), y = first + i;
         const epilogue e = {p->e.bias != NULL ? p->e.bias + j : NULL, p->e.add != NULL ? p->e.add + y * p->e.ld_add + j : NULL, p->e.ld_add};
-        if (!left) {
-            pack_left(p->t, &p->a, first, rows, height, p->k, a);
+        for (int64_t x = part; x < end; x++) {
+            const int64_t at = x * work.part_rows;
+            if ((have >> x & 1u) == 0) {
+                pack_left(p->t, &p->a, first + at, apus_cpu_min(work.part_rows, rows - at), height, p->k, a + at * n);
+                have |= 1u << x;
+            }
         }
         if (packed != j) {
             panel = right_panel(p->t, &p->b, j, columns, p->k, b);
@@ -503,7 +525,7 @@ static void multiply(const product *p, int threads, char *scratch)
             int64_t first, rows;
             int64_t *taken = (int64_t *)(void *)(counters + block_at(&s, p->m, me, i, &first, &rows) * COUNTER);
             if (rows > 0) {
-                multiply_block(p, first, rows, threads / s.bands, taken, a, b);
+                multiply_block(p, first, rows, threads / s.bands, threads == 1, taken, a, b);
             }
         }
     }

@@ -93,9 +93,9 @@ static size_t scratch_linear_dx(const apus_kernel_call *c)
     return apus_cpu_lines((size_t)(DX_PANEL * k) * sizeof(float)) + multiply_bytes(kind_of(c), m, k, DX_PANEL, threads_of(c));
 }
 
-static apus_status run_linear_dx(const apus_kernel_call *c, apus_error *err)
+/* add: may be NULL, or the memory of the result. */
+static void linear_dx(const apus_kernel_call *c, const float *add)
 {
-    (void)err;
     const apus_view *w = &c->in[1];
     float *dx = (float *)c->out[0].data;
     const int64_t m = apus_cpu_rows(&c->in[0]), n = apus_cpu_rows(w), k = apus_cpu_width(w);
@@ -107,10 +107,10 @@ static apus_status run_linear_dx(const apus_kernel_call *c, apus_error *err)
                  .b = {w->data, k, 0, APUS_F32},
                  .y = dx,
                  .ld = k,
-                 .e = {NULL, c->accumulate & 1u ? dx : NULL, k}};
+                 .e = {NULL, add, k}};
     if (w->dtype == APUS_F32 || n == 0) {
         multiply(&p, threads_of(c), (char *)c->scratch);
-        return APUS_OK;
+        return;
     }
     float *panel = (float *)c->scratch;
     for (int64_t j = 0; j < n; j += DX_PANEL) {
@@ -121,6 +121,21 @@ static apus_status run_linear_dx(const apus_kernel_call *c, apus_error *err)
         multiply(&p, threads_of(c), (char *)c->scratch + apus_cpu_lines((size_t)(DX_PANEL * k) * sizeof(float)));
         p.e.add = dx;
     }
+}
+
+static apus_status run_linear_dx(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    linear_dx(c, c->accumulate & 1u ? (const float *)c->out[0].data : NULL);
+    return APUS_OK;
+}
+
+static apus_status run_linear_dx_add(const apus_kernel_call *c, apus_error *err)
+{
+    if (apus_cpu_elements(&c->in[2]) != apus_cpu_elements(&c->out[0])) {
+        return apus_fail(err, APUS_E_INTERNAL, "linear_dx + add: the shapes differ");
+    }
+    linear_dx(c, (const float *)c->in[2].data);
     return APUS_OK;
 }
 

@@ -288,11 +288,41 @@ LANES_INLINE void pack_along(kind t, int64_t width, const float *p, int64_t ld, 
     pack_rows(t, width, p, ld, columns, width % WIDE == 0 ? width : columns, k, panels);
 }
 
+#if defined(__AVX512BF16__)
+/* pack_across for panels of eight, two units at a time: what each panel gets is a cache line, and the panels are far apart. Gives the
+ * units done. */
+LANES_INLINE int64_t pack_lines(kind t, const float *p, int64_t ld, int64_t columns, int64_t k, float *panels)
+{
+    const int64_t n = units(t, k), per = t == PAIRS ? 2 : 1;
+    int64_t u = 0;
+    for (; (u + 2) * per <= k; u += 2) {
+        const float *first = p + u * per * ld, *second = first + per * ld;
+        for (int64_t c = 0; c < columns; c += WIDE) {
+            const int64_t left = columns - c;
+            float *low = panels + (c / 8 * n + u) * 8;
+            const __m512 a = (__m512)across(t, n_load_part(first + c, left), n_load_part(first + (per - 1) * ld + c, left));
+            const __m512 b = (__m512)across(t, n_load_part(second + c, left), n_load_part(second + (per - 1) * ld + c, left));
+            _mm512_storeu_ps(low, _mm512_shuffle_f32x4(a, b, 0x44));
+            if (left > 8) {
+                _mm512_storeu_ps(low + n * 8, _mm512_shuffle_f32x4(a, b, 0xee));
+            }
+        }
+    }
+    return u;
+}
+#endif
+
 /* The same for one whose rows run along the columns: p has k rows of `columns` elements, ld apart. */
 LANES_INLINE void pack_across(kind t, int64_t width, const float *p, int64_t ld, int64_t columns, int64_t k, float *panels)
 {
     const int64_t n = units(t, k), step = pack_step(width), all = width % WIDE == 0 ? width : columns;
-    for (int64_t u = 0; u < n; u++) {
+    int64_t u = 0;
+#if defined(__AVX512BF16__)
+    if (width == 8) {
+        u = pack_lines(t, p, ld, columns, k, panels);
+    }
+#endif
+    for (; u < n; u++) {
         const float *first = p + (t == PAIRS ? 2 * u : u) * ld;
         const int pair = t == PAIRS && 2 * u + 1 < k;
         int64_t c = 0;

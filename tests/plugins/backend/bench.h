@@ -33,8 +33,9 @@ typedef struct call {
     double attrs[12];
     operand in[8], out[3];
     uint32_t n_in, n_out;
-    int skip;     /* bit k: nobody needs out[k] */
-    int in_place; /* out[0] is in[0] */
+    int skip;               /* bit k: nobody needs out[k] */
+    int in_place;           /* out[0] is in[0] */
+    const double *bound[3]; /* by output: how far each element may be off, where no tolerance says it */
 } call;
 
 enum { ISAS = 3 };
@@ -386,7 +387,8 @@ static inline void compare_on(const call *c, double tolerance, void *const *many
                     square += want[k][i] * want[k][i];
                 const double size = n > 0 ? sqrt(square / (double)n) : 0;
                 for (int64_t i = 0; i < n && (c->skip >> k & 1) == 0; i++) {
-                    const double allowed = tolerance * (fabs(want[k][i]) + (tolerance > 0 ? size + (accumulate ? 1 : 0) : 0)) + 1e-30;
+                    const double relative = tolerance * (fabs(want[k][i]) + (tolerance > 0 ? size + (accumulate ? 1 : 0) : 0));
+                    const double allowed = (c->bound[k] != NULL ? c->bound[k][i] : relative) + 1e-30;
                     if (!(fabs((double)got[k][i] - want[k][i]) <= allowed))
                         fail_msg("%s %s (in0 %lld x %lld): output %u, element %lld of %lld is %.9g, expected %.9g (run %d, accumulate %u)", c->op,
                                  c->then != NULL ? c->then : "", (long long)c->in[0].dims[0], (long long)c->in[0].dims[1], k, (long long)i,
