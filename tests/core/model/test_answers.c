@@ -136,7 +136,9 @@ static void story_text(void **state)
         double *scored = malloc(n * sizeof *scored);
         for (size_t i = 0; i < n; i++)
             all[i] = (int32_t)NODE->as_int(i < before ? NODE->at(prompt, i) : NODE->at(ids, i - before), -1);
-        OK(apus_model_score(apus_generator_model(g), all, n, scored, NULL, &err));
+        apus_model *plain = open_file(devices[d], STORIES "stories260K.gguf", 0); /* the generator's lies as decoding reads it */
+        OK(apus_model_score(plain, all, n, scored, NULL, &err));
+        apus_model_close(plain);
         for (size_t i = 0; i < NODE->length(ids); i++)
             assert_true(fabs(scored[before + i - 1] - NODE->as_float(NODE->at(logprobs, i), NAN)) < 1e-4);
         free(all);
