@@ -619,7 +619,7 @@ static void run_variant(apus_device *d, const apus_kernel_entry *e, kase *k, var
     }
 }
 
-/* The weight as the device's linear packs it. owner: caller; rows: taken */
+/* The weight as the device's linear packs it. owner: caller; rows: taken. NULL: opened like this, the device does not. */
 static unsigned char *pack(apus_device *d, kase *k, apus_dtype encoding, unsigned char *rows)
 {
     apus_error err;
@@ -629,7 +629,12 @@ static unsigned char *pack(apus_device *d, kase *k, apus_dtype encoding, unsigne
     buffer from = to_device(d, rows, k->weight_bytes);
     w.data = from.device + GUARD;
     const size_t bytes = apus_device_pack(d, &w, &type, NULL);
-    assert_true(bytes > 0 && type == encoding);
+    if (bytes == 0) {
+        from_device(d, &from, NULL, "pack");
+        free(rows);
+        return NULL;
+    }
+    assert_int_equal(type, encoding);
     void *to = apus_device_alloc(d, bytes, &err);
     assert_non_null(to);
     assert_int_equal(apus_device_pack(d, &w, &type, to), bytes);
@@ -655,8 +660,8 @@ static void check_case(apus_device *d, const apus_kernel_entry *e, kase *k, apus
         for (int64_t i = 0; i < r; i++)
             encode(stored, 50 + (uint64_t)i, w->real + i * n, n, rows + (size_t)i * bytes, w->real + i * n);
         k->weight_bytes = (size_t)r * bytes;
-        if (encoding != stored)
-            rows = pack(d, k, encoding, rows);
+        if (encoding != stored && (rows = pack(d, k, encoding, rows)) == NULL)
+            return;
     }
     if (e->then != NULL) { /* the other operand, like the result */
         real_in(k, k->out[0].view.dims[0], k->out[0].view.dims[1], -1, 1);
