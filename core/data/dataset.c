@@ -355,6 +355,7 @@ static apus_dataset *part(const apus_dataset *of, struct split split)
         const apus_row r = apus_dataset_row(d, i);
         apus_dataset_bounds_add(&d->bounds, &r);
     }
+    d->bounds.largest_id = of->bounds.largest_id;
     return d;
 }
 

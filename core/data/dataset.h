@@ -31,10 +31,10 @@ typedef struct apus_dataset apus_dataset;
 typedef struct apus_dataset_bounds {
     uint64_t rows, tokens, trained;
     uint32_t longest, segments, answers; /* of one row */
-    int32_t largest_id, reserved;
+    int32_t largest_id, reserved;        /* of a part that was split off: the whole's */
 } apus_dataset_bounds;
 
-void apus_dataset_bounds_add(apus_dataset_bounds *b, const apus_row *r);
+void apus_dataset_bounds_add(apus_dataset_bounds *b, const apus_row *r); /* all but largest_id */
 
 /* The parameters every dataset mapping takes beside its type's own: path, type, max_length, overlong, train_on, shuffle, columns,
  * system, split, samples… The single table that validation, schema and help use. */

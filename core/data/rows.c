@@ -16,17 +16,17 @@ typedef int (*next_row)(apus_rows *r, apus_node **row, apus_error *err);
 
 struct apus_rows {
     apus_source *source;
-    char *path, shown[1536]; /* of the open member, as messages name it */
-    next_row next;           /* by its kind; NULL: none is open */
-    size_t members, line;    /* line: of what stands at `at` */
+    char *path, shown[1536];      /* of the open member, as messages name it */
+    next_row next;                /* by its kind; NULL: none is open */
+    size_t members, line, column; /* line, column: of what stands at `at`; column of .json alone */
     /* The part of the member that is in memory: bytes[at, end) are not read yet. */
     char *bytes;
     size_t at, end, capacity;
     int ended; /* the member has no more */
-    /* .json: all of it, and which row comes next. */
-    apus_node *root;
-    const apus_node *list;
-    size_t item;
+    /* .json: how many rows of the list were read; it stands in an object; the first row, where it was JSON Lines. */
+    size_t items;
+    int wrapped;
+    apus_node *first;
     /* .csv, .tsv */
     char separator, *field;
     size_t n, field_capacity;
@@ -59,12 +59,20 @@ static int fill(apus_rows *r, apus_error *err)
     return 1;
 }
 
-static int fill_all(apus_rows *r, apus_error *err)
+/* The next byte, not taken; -1 at the end, -2 error. */
+static int peek(apus_rows *r, apus_error *err)
 {
-    while (!r->ended)
+    while (r->at == r->end && !r->ended)
         if (!fill(r, err))
-            return 0;
-    return 1;
+            return -2;
+    return r->at < r->end ? (unsigned char)r->bytes[r->at] : -1;
+}
+
+/* UTF-8's byte order mark, at the beginning. */
+static void skip_bom(apus_rows *r, apus_error *err)
+{
+    if (peek(r, err) == 0xEF && (r->end - r->at >= 3 || fill(r, err)) && r->end - r->at >= 3 && memcmp(r->bytes + r->at, "\xEF\xBB\xBF", 3) == 0)
+        r->at += 3;
 }
 
 /* ---------------------------------------------------------------- JSON */
@@ -121,51 +129,208 @@ static int next_jsonl(apus_rows *r, apus_node **row, apus_error *err)
     return 0;
 }
 
-static int next_item(apus_rows *r, apus_node **row, apus_error *err)
+/* Takes n bytes of the window. */
+static void take(apus_rows *r, size_t n)
 {
-    if (r->item == NODE->length(r->list))
-        return 0;
-    const size_t i = r->item++;
-    return give(r, NODE->copy(NODE->at(r->list, i)), i + 1, row, err);
+    for (const char *p = r->bytes + r->at, *end = p + n; p < end; p++) {
+        r->line += *p == '\n';
+        r->column = *p == '\n' ? 1 : r->column + (((unsigned char)*p & 0xC0) != 0x80);
+    }
+    r->at += n;
 }
 
-/* A list is one value: it is read whole. JSON Lines under the name .json are common, and tried when it is none. */
-static int open_json(apus_rows *r, apus_error *err)
+/* As peek, behind white space. */
+static int peek_mark(apus_rows *r, apus_error *err)
 {
-    if (!fill_all(r, err))
-        return 0;
-    r->root = NODE->parse_json(r->bytes, r->end, r->shown, err);
-    if (r->root == NULL) {
-        apus_error first = {0};
-        apus_node *row = NULL;
-        if (next_jsonl(r, &row, &first) < 1)
-            return 0;
-        NODE->release(row);
-        r->at = 0;
-        r->line = 1;
-        r->next = next_jsonl;
-        return 1;
+    int ch;
+    while ((ch = peek(r, err)) == ' ' || ch == '\t' || ch == '\r' || ch == '\n')
+        take(r, 1);
+    return ch;
+}
+
+static int expected(const apus_rows *r, const char *what, apus_error *err)
+{
+    (void)apus_fail(err, APUS_E_INVALID, "%s:%zu:%zu: expected %s", r->shown, r->line, r->column, what);
+    return -1;
+}
+
+/* Brings the value at `at` into the window and tells its length. It ends with its last bracket or quote, or before what ends a number or
+ * word; brackets and strings alone are looked at, the parser judges the rest. */
+static int value_length(apus_rows *r, size_t *length, apus_error *err)
+{
+    int depth = 0, quoted = 0, ended = 0;
+    size_t i = 0;
+    while (!ended) {
+        while (r->at + i >= r->end && !r->ended)
+            if (!fill(r, err))
+                return -1;
+        if (r->at + i >= r->end)
+            break;
+        const char ch = r->bytes[r->at + i];
+        const int opens = ch == '{' || ch == '[', closes = ch == '}' || ch == ']';
+        if (depth == 0 && !quoted && (closes || ch == ',' || ch == ':' || ch == ' ' || ch == '\t' || ch == '\r' || ch == '\n'))
+            break;
+        i += quoted && ch == '\\' ? 2 : 1;
+        quoted ^= ch == '"';
+        depth += quoted ? 0 : opens - closes;
+        ended = depth == 0 && !quoted && (closes || ch == '"');
     }
-    r->list = NODE->kind(r->root) == APUS_NODE_LIST ? r->root : NODE->get(r->root, "data");
-    if (NODE->kind(r->list) != APUS_NODE_LIST) {
-        const apus_status st = apus_fail(err, APUS_E_INVALID, "%s:1: expected a list of objects", r->shown);
-        (void)apus_hint(err, st, "[{…}, {…}], or {\"data\": [{…}]}");
-        return 0;
+    i = i > 0 ? i : 1; /* for the parser to name */
+    *length = i < r->end - r->at ? i : r->end - r->at;
+    return 0;
+}
+
+/* The value at `at`, taken; NULL: error. */
+static apus_node *take_value(apus_rows *r, apus_error *err)
+{
+    size_t n;
+    if (value_length(r, &n, err) < 0)
+        return NULL;
+    apus_node *value = apus_json_parse_at(r->bytes + r->at, n, r->shown, r->line, r->column, err);
+    take(r, n);
+    return value;
+}
+
+/* "key": taken, and what stands behind it is told as by peek_mark. NULL: error. */
+static apus_node *take_key(apus_rows *r, int *ch, apus_error *err)
+{
+    *ch = peek_mark(r, err);
+    apus_node *key = *ch == '"' ? take_value(r, err) : NULL;
+    if (key == NULL) {
+        if (*ch != '"' && *ch != -2)
+            (void)expected(r, "a key in quotes", err);
+        return NULL;
     }
-    r->at = r->end;
+    *ch = peek_mark(r, err);
+    if (*ch == ':') {
+        take(r, 1);
+        *ch = peek_mark(r, err);
+        if (*ch != -2)
+            return key;
+    } else if (*ch != -2) {
+        (void)expected(r, "':' behind the key", err);
+    }
+    NODE->release(key);
+    return NULL;
+}
+
+/* Behind a value in an object: 1 at a next key, 0 when the object is closed and taken, -1 error. */
+static int more_keys(apus_rows *r, apus_error *err)
+{
+    const int ch = peek_mark(r, err);
+    if (ch != ',' && ch != '}')
+        return ch == -2 ? -1 : expected(r, "',' or '}' in an object", err);
+    take(r, 1);
+    return ch == ',';
+}
+
+/* Behind the last row: what else the object has, and then nothing. */
+static int end_list(apus_rows *r, apus_error *err)
+{
+    int more = r->wrapped, ch;
+    while (more && (more = more_keys(r, err)) > 0) {
+        apus_node *key = take_key(r, &ch, err), *value = key != NULL ? take_value(r, err) : NULL;
+        NODE->release(key);
+        NODE->release(value);
+        more = value != NULL ? 1 : -1;
+        if (more < 0)
+            return -1;
+    }
+    if (more < 0)
+        return -1;
+    ch = peek_mark(r, err);
+    return ch == -1 ? 0 : ch == -2 ? -1 : expected(r, "the end of the file behind the list of rows", err);
+}
+
+static int next_item(apus_rows *r, apus_node **row, apus_error *err)
+{
+    int ch = peek_mark(r, err);
+    if (ch == ']') {
+        take(r, 1);
+        return end_list(r, err);
+    }
+    if (r->items > 0 && ch == ',') {
+        take(r, 1);
+        if (peek_mark(r, err) == ']')
+            return expected(r, "a row: JSON wants one after each comma", err);
+    } else if (r->items > 0) {
+        return ch == -2 ? -1 : expected(r, "',' or ']' in the list of rows", err);
+    }
+    ch = peek_mark(r, err);
+    const size_t line = r->line;
+    apus_node *parsed = ch != -2 ? take_value(r, err) : NULL;
+    r->items++;
+    return parsed != NULL ? give(r, parsed, line, row, err) : -1;
+}
+
+static int next_first(apus_rows *r, apus_node **row, apus_error *err)
+{
+    (void)err;
+    *row = r->first;
+    r->first = NULL;
+    r->next = next_jsonl;
     return 1;
 }
 
-/* ---------------------------------------------------------------- CSV (RFC 4180) */
-
-/* The next byte, not taken; -1 at the end, -2 error. */
-static int peek(apus_rows *r, apus_error *err)
+/* {"data": [...]}, or JSON Lines under the name .json, which are common: then its first row is read already. */
+static int open_object(apus_rows *r, apus_error *err)
 {
-    while (r->at == r->end && !r->ended)
-        if (!fill(r, err))
-            return -2;
-    return r->at < r->end ? (unsigned char)r->bytes[r->at] : -1;
+    const size_t line = r->line;
+    int more = 1, ch;
+    r->first = NODE->make_map();
+    apus_node_place(r->first, r->shown, (int)line, 1);
+    take(r, 1);
+    if (peek_mark(r, err) == '}') {
+        take(r, 1);
+        more = 0;
+    }
+    while (more) {
+        apus_node *key = take_key(r, &ch, err);
+        const char *name = NODE->as_string(key, NULL);
+        apus_node *value = NULL;
+        if (name != NULL && strcmp(name, "data") == 0 && ch == '[') {
+            NODE->release(key);
+            r->wrapped = 1;
+            take(r, 1);
+            return 1;
+        }
+        if (name != NULL)
+            value = take_value(r, err);
+        if (value != NULL)
+            (void)NODE->set(r->first, name, value);
+        NODE->release(key);
+        if (value == NULL || (more = more_keys(r, err)) < 0)
+            return 0;
+    }
+    ch = peek_mark(r, err);
+    if (ch == -1) {
+        (void)apus_fail(err, APUS_E_INVALID, "%s:%zu: expected a list of objects", r->shown, line);
+        (void)apus_hint(err, APUS_E_INVALID, "[{…}, {…}], or {\"data\": [{…}]}");
+    }
+    r->next = next_first;
+    return ch >= 0;
 }
+
+static int open_json(apus_rows *r, apus_error *err)
+{
+    skip_bom(r, err);
+    const int ch = peek_mark(r, err);
+    if (ch == '{')
+        return open_object(r, err);
+    if (ch == '[') {
+        take(r, 1);
+        return 1;
+    }
+    apus_node *other = ch != -2 ? take_value(r, err) : NULL;
+    if (other != NULL) {
+        NODE->release(other);
+        (void)apus_fail(err, APUS_E_INVALID, "%s:1: expected a list of objects", r->shown);
+        (void)apus_hint(err, APUS_E_INVALID, "[{…}, {…}], or {\"data\": [{…}]}");
+    }
+    return 0;
+}
+
+/* ---------------------------------------------------------------- CSV (RFC 4180) */
 
 static int push(apus_rows *r, char ch)
 {
@@ -228,8 +393,7 @@ static int next_field(apus_rows *r, apus_error *err)
 static int open_csv(apus_rows *r, apus_error *err)
 {
     int end;
-    if (peek(r, err) == 0xEF && (r->end - r->at >= 3 || fill(r, err)) && r->end - r->at >= 3 && memcmp(r->bytes + r->at, "\xEF\xBB\xBF", 3) == 0)
-        r->at += 3;
+    skip_bom(r, err);
     r->header = NODE->make_list();
     do {
         end = next_field(r, err);
@@ -278,8 +442,11 @@ static int next_csv(apus_rows *r, apus_node **row, apus_error *err)
 
 static int next_text(apus_rows *r, apus_node **row, apus_error *err)
 {
-    if (r->line == 0 || !fill_all(r, err))
-        return r->line == 0 ? 0 : -1;
+    if (r->line == 0)
+        return 0;
+    while (!r->ended)
+        if (!fill(r, err))
+            return -1;
     r->line = 0; /* one row: the whole file */
     *row = NODE->make_map();
     (void)NODE->set(*row, "text", NODE->make_string(r->bytes, r->end));
@@ -298,10 +465,9 @@ static int has_extension(const char *name, const char *extension)
 
 static void close_member(apus_rows *r)
 {
-    NODE->release(r->root);
+    NODE->release(r->first);
     NODE->release(r->header);
-    r->root = r->header = NULL;
-    r->list = NULL;
+    r->first = r->header = NULL;
     r->next = NULL;
 }
 
@@ -315,9 +481,9 @@ static int open_member(apus_rows *r, const char *name, apus_error *err)
         snprintf(r->shown, sizeof r->shown, "%.*s%s", (int)(base - r->path), r->path, name);
     else
         snprintf(r->shown, sizeof r->shown, "%s:%s", r->path, name);
-    r->at = r->end = r->item = 0;
-    r->ended = 0;
-    r->line = 1;
+    r->at = r->end = r->items = 0;
+    r->ended = r->wrapped = 0;
+    r->line = r->column = 1;
     r->members++;
     if (has_extension(name, ".jsonl") || has_extension(name, ".ndjson")) {
         r->next = next_jsonl;

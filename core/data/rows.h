@@ -5,8 +5,8 @@
 #include <apus/base.h>
 
 /* The rows of `path`: a file, an archive or a folder. By extension: .jsonl .ndjson: one object a line; .json: a list of objects
- * (or {data: [...]}); .csv .tsv: with a header line; .txt .md: {text: whole file}. No more of a file is in memory than a row; a
- * .json or .txt file is one piece. Errors name file:line. One thread at a time. */
+ * (or {data: [...]}); .csv .tsv: with a header line; .txt .md: {text: whole file}. No more of a file is in memory than a row.
+ * Errors name file:line. One thread at a time. */
 typedef struct apus_rows apus_rows;
 apus_rows *apus_rows_open(const char *path, apus_error *err);
 int apus_rows_next(apus_rows *r, apus_node **row, apus_error *err); /* 1: a row (owner: caller), 0: end, -1: error */

@@ -230,8 +230,6 @@ void apus_dataset_bounds_add(apus_dataset_bounds *b, const apus_row *r)
     b->longest = r->n_tokens > b->longest ? r->n_tokens : b->longest;
     b->segments = r->n_segments > b->segments ? r->n_segments : b->segments;
     b->answers = r->n_answers > b->answers ? r->n_answers : b->answers;
-    for (uint32_t i = 0; i < r->n_tokens; i++)
-        b->largest_id = r->ids[i] > b->largest_id ? r->ids[i] : b->largest_id;
 }
 
 static apus_status added(apus_row_sink *s, apus_status st, size_t before, apus_error *err)
@@ -241,6 +239,8 @@ static apus_status added(apus_row_sink *s, apus_status st, size_t before, apus_e
     for (size_t i = before; i < s->pending.n_rows; i++) {
         const apus_row r = apus_row_store_get(&s->pending, i);
         apus_dataset_bounds_add(&s->bounds, &r);
+        for (uint32_t k = 0; k < r.n_tokens; k++)
+            s->bounds.largest_id = r.ids[k] > s->bounds.largest_id ? r.ids[k] : s->bounds.largest_id;
     }
     return flush(s, FLUSH, err);
 }

@@ -148,6 +148,34 @@ void apus_file_unmap(const void *map, size_t length)
     }
 }
 
+void *apus_scratch_map(const char *folder, size_t length, apus_error *err)
+{
+    char path[4200];
+    if ((size_t)snprintf(path, sizeof path, "%s/scratch.tmp-XXXXXX", folder) >= sizeof path) {
+        (void)apus_fail(err, APUS_E_IO, "%s: the path is too long", folder);
+        return NULL;
+    }
+    const int fd = mkostemp(path, O_CLOEXEC);
+    if (fd < 0) {
+        (void)fail_errno(err, folder, "cannot create a file in it");
+        return NULL;
+    }
+    (void)unlink(path);
+    const int full = posix_fallocate(fd, 0, (off_t)length);
+    if (full != 0) {
+        (void)apus_fail(err, APUS_E_IO, "%s: no room for a file of %.1f MiB: %s", folder, (double)length / 1048576.0, strerror(full));
+        close(fd);
+        return NULL;
+    }
+    void *map = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (map == MAP_FAILED) {
+        (void)fail_errno(err, folder, "cannot map a file in it");
+        map = NULL;
+    }
+    close(fd);
+    return map;
+}
+
 static int write_all(int fd, const char *bytes, size_t n)
 {
     while (n > 0) {

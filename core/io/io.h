@@ -14,6 +14,10 @@ char *apus_file_read(const char *path, size_t limit, size_t *length, apus_error 
 const void *apus_file_map(const char *path, size_t *length, apus_error *err);
 void apus_file_unmap(const void *map, size_t length);
 
+/* Zeroed memory that the kernel may write to a file in `folder` rather than keep: mapped, shared. The file has no name, and its
+ * room on the disk is taken before this returns: touching the memory cannot fail. Given back by apus_file_unmap. length > 0. */
+void *apus_scratch_map(const char *folder, size_t length, apus_error *err);
+
 /* Write path.tmp-PID beside it, fsync, rename, fsync the folder. */
 apus_status apus_file_write(const char *path, const void *bytes, size_t length, apus_error *err);
 
@@ -29,6 +33,7 @@ apus_sha256 *apus_sha256_new(void);
 void apus_sha256_add(apus_sha256 *s, const void *bytes, size_t n);
 void apus_sha256_end(apus_sha256 *s, char hex[65]); /* frees s */
 apus_status apus_sha256_file(const char *path, char hex[65], apus_error *err);
+void apus_sha256_told(const char *path, const char hex[65]); /* what an earlier process found of the same bytes: not read again */
 
 /* The members of a data file: a plain file is one member; .gz .xz .zst .bz2 of one file is one; .tar*, .zip have many.
  * Members whose names leave the archive (.., absolute) are an error; total output is bounded (ratio and size) against

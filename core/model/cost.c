@@ -68,13 +68,8 @@ static apus_node *describe_memory(const apus_trainer *t)
     const struct {
         const char *name;
         uint64_t bytes;
-    } parts[] = {{"weights", m.weights},
-                 {"gradients", m.gradients},
-                 {"states", m.states},
-                 {"reference", m.reference},
-                 {"activations", m.activations},
-                 {"total", m.total},
-                 {"limit", (uint64_t)t->stage->memory_limit}};
+    } parts[] = {{"weights", m.weights},         {"gradients", m.gradients}, {"states", m.states},       {"reference", m.reference},
+                 {"activations", m.activations}, {"total", m.total},         {"offloaded", m.offloaded}, {"limit", (uint64_t)t->stage->memory_limit}};
     apus_node *memory = NODE->make_map();
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
         if (parts[i].bytes > 0)

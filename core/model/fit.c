@@ -34,7 +34,7 @@ apus_training_memory apus_trainer_memory(const apus_trainer *t)
         const apus_weight *w = &t->model->weights[i];
         m.weights += w->bytes;
         m.gradients += w->trained ? w->bytes : 0;
-        m.states += w->trained ? w->bytes * t->updater.n_states : 0;
+        *(t->updater.file != NULL ? &m.offloaded : &m.states) += w->trained ? w->bytes * t->updater.n_states : 0;
     }
     for (size_t i = 0; t->reference.owns_model && i < t->reference.model->n_weights; i++)
         m.reference += t->reference.model->weights[i].bytes;
@@ -175,7 +175,8 @@ static apus_status refuse(const search *s, apus_error *err)
               "the rest of activations and scratch for rows of up to %u tokens",
               size_of(s->limit).text, size_of(s->least).text, size_of(m.weights + m.reference).text, size_of(m.gradients).text,
               size_of(m.states).text, apus_dataset_limits(s->t->data)->longest);
-    return apus_hint(err, APUS_E_MEMORY, "raise backend.memory, shorten dataset.max_length, or train fewer weights");
+    return apus_hint(err, APUS_E_MEMORY, "raise backend.memory, shorten dataset.max_length, %strain fewer weights",
+                     m.states > 0 ? "set offload_optimizer, or " : "or ");
 }
 
 apus_status apus_trainer_fit(apus_trainer *t, apus_error *err)

@@ -60,6 +60,22 @@ static apus_status open_model(apus_trainer *t, apus_error *err)
     return APUS_OK;
 }
 
+/* Ready-made rows, a template's tokens: ids that the model does not have. */
+static apus_status check_vocabulary(const apus_trainer *t, const apus_dataset *d, apus_error *err)
+{
+    const int32_t vocab = t->model->facts.vocab;
+    if (apus_dataset_limits(d)->largest_id < vocab)
+        return APUS_OK;
+    for (size_t i = 0; i < apus_dataset_rows(d); i++) {
+        const apus_row r = apus_dataset_row(d, i);
+        for (uint32_t k = 0; k < r.n_tokens; k++)
+            if (r.ids[k] < 0 || r.ids[k] >= vocab)
+                return apus_fail(err, APUS_E_INVALID, "dataset row %llu: token id %d is outside the model's vocabulary of %d",
+                                 (unsigned long long)r.source, r.ids[k], vocab);
+    }
+    return APUS_OK;
+}
+
 static apus_status open_data(apus_trainer *t, apus_error *err)
 {
     apus_stage_context *s = t->stage;
@@ -81,20 +97,16 @@ static apus_status open_data(apus_trainer *t, apus_error *err)
     } else if (split > 0.0) {
         t->whole_data = t->data;
         t->data = NULL;
-        apus_status st = apus_dataset_split(t->whole_data, split, s->seed, &t->data, &t->eval_data, err);
-        if (st != APUS_OK)
-            return st;
+        if (apus_dataset_split(t->whole_data, split, s->seed, &t->data, &t->eval_data, err) != APUS_OK)
+            return APUS_E_INVALID;
     }
     t->has_eval = t->eval_data != NULL;
     const size_t rows = apus_dataset_rows(t->data);
-    const int foreign = apus_dataset_limits(t->data)->largest_id >= t->model->facts.vocab; /* ready-made rows, a template's tokens */
-    for (size_t i = 0; foreign && i < rows; i++) {
-        const apus_row r = apus_dataset_row(t->data, i);
-        for (uint32_t k = 0; k < r.n_tokens; k++)
-            if (r.ids[k] < 0 || r.ids[k] >= t->model->facts.vocab)
-                return apus_fail(err, APUS_E_INVALID, "dataset row %llu: token id %d is outside the model's vocabulary of %d",
-                                 (unsigned long long)r.source, r.ids[k], t->model->facts.vocab);
-    }
+    apus_status st = check_vocabulary(t, t->data, err);
+    if (st == APUS_OK && t->has_eval)
+        st = check_vocabulary(t, t->eval_data, err);
+    if (st != APUS_OK)
+        return st;
     const int64_t batch = int_param(t, "batch_size", 1);
     t->epoch_steps = ((int64_t)rows + batch - 1) / batch;
     t->max_steps = int_param(t, "max_steps", 0);
@@ -106,9 +118,25 @@ static apus_status open_data(apus_trainer *t, apus_error *err)
     return APUS_OK;
 }
 
+/* The stage's folder, or the nearest above it that there is: a plan makes none. */
+static void existing_folder(const apus_trainer *t, char *path, size_t capacity)
+{
+    (void)snprintf(path, capacity, "%s", t->stage->stage_dir);
+    while (!apus_path_is_dir(path)) {
+        char *slash = strrchr(path, '/');
+        if (slash == NULL || slash == path)
+            (void)snprintf(path, capacity, "%s", slash == NULL ? "." : "/");
+        else
+            *slash = '\0';
+    }
+}
+
 static apus_status open_plans(apus_trainer *t, apus_error *err)
 {
-    apus_status st = apus_updater_open(&t->updater, t->model, param(t, "optimizer"), err);
+    char folder[4096];
+    existing_folder(t, folder, sizeof folder);
+    apus_status st =
+        apus_updater_open(&t->updater, t->model, param(t, "optimizer"), NODE->as_bool(param(t, "offload_optimizer"), 0) ? folder : NULL, err);
     if (st == APUS_OK && (t->loss.needs & APUS_LOSS_NEEDS_REFERENCE))
         st = apus_reference_open(&t->reference, t->model, NODE->get(param(t, "loss"), "reference"), t->new_adapter, t->stage->now, err);
     if (st == APUS_OK)

@@ -10,7 +10,7 @@
 #include "model/schedule.h"
 #include "run/stage.h"
 
-/* The optimizer over every trained weight: gradients and states in device memory. */
+/* The optimizer over every trained weight: gradients in device memory, states there too or in a mapped file. */
 typedef struct apus_updater {
     apus_optimizer_ops ops;
     void *optimizer;
@@ -19,13 +19,16 @@ typedef struct apus_updater {
     apus_weight **weights;      /* [n] */
     void **grads;               /* [n] device */
     void **states;              /* [n * n_states] device, by weight then state */
+    char *file;                 /* mapped, holds the states; NULL: device memory does */
+    size_t file_bytes;
     uint32_t n_states;
     apus_graph *graph, *norm_graph;
     apus_plan *update, *norm;
     double peak;                /* learning rate before the schedule */
 } apus_updater;
 
-apus_status apus_updater_open(apus_updater *u, apus_model *m, const apus_node *spec, apus_error *err);
+/* folder: a file in it holds the states, which the kernel may write out and read back; NULL: the device's memory. */
+apus_status apus_updater_open(apus_updater *u, apus_model *m, const apus_node *spec, const char *folder, apus_error *err);
 void apus_updater_close(apus_updater *u);
 /* Bind "grad.<name>" variables of a plan. */
 apus_status apus_updater_bind(apus_updater *u, apus_plan *p, apus_error *err);
@@ -82,6 +85,7 @@ apus_status apus_trainer_fit(apus_trainer *t, apus_error *err);
 typedef struct apus_training_memory {
     uint64_t weights;           /* of the model and its adapter */
     uint64_t gradients, states;
+    uint64_t offloaded;         /* states in a file: not in `total` */
     uint64_t reference;         /* weights of the reference that are not the model's */
     uint64_t activations;       /* all plans' arenas: activations, scratch, constants */
     uint64_t total;

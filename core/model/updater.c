@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/io.h"
 #include "model/internal.h"
 #include "model/trainer.h"
 
@@ -15,14 +16,44 @@ static apus_tensor variable(apus_graph *g, const char *prefix, const apus_weight
     return apus_graph_variable(g, name, APUS_REAL, 1, &n);
 }
 
-static apus_status allocate(apus_updater *u, apus_error *err)
+enum { STATE_ALIGN = 64 };
+
+static size_t state_bytes(const apus_weight *w)
+{
+    return (w->bytes + STATE_ALIGN - 1) / STATE_ALIGN * STATE_ALIGN;
+}
+
+/* Room for all states in a file. */
+static apus_status map_states(apus_updater *u, const char *folder, apus_error *err)
+{
+    if (!apus_device_host_memory(u->model->device)) {
+        apus_fail(err, APUS_E_UNSUPPORTED, "offload_optimizer: this backend computes in memory of its own, where no file can be mapped");
+        return apus_hint(err, APUS_E_UNSUPPORTED, "leave offload_optimizer out");
+    }
+    for (size_t i = 0; i < u->model->n_weights; i++)
+        u->file_bytes += u->model->weights[i].trained ? state_bytes(&u->model->weights[i]) * u->n_states : 0;
+    if (u->file_bytes == 0)
+        return APUS_OK;
+    u->file = apus_scratch_map(folder, u->file_bytes, err);
+    return u->file != NULL
+               ? APUS_OK
+               : apus_hint(err, APUS_E_IO, "offload_optimizer keeps the optimizer's states in a file there: make room, or name another run folder");
+}
+
+static apus_status allocate(apus_updater *u, const char *folder, apus_error *err)
 {
     u->weights = calloc(u->n + 1, sizeof(apus_weight *));
     u->grads = calloc(u->n + 1, sizeof *u->grads);
     u->states = calloc(u->n * u->n_states + 1, sizeof *u->states);
     if (u->weights == NULL || u->grads == NULL || u->states == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
+    if (folder != NULL) {
+        const apus_status st = map_states(u, folder, err);
+        if (st != APUS_OK)
+            return st;
+    }
     size_t n = 0;
+    char *next = u->file;
     for (size_t i = 0; i < u->model->n_weights; i++) {
         apus_weight *w = &u->model->weights[i];
         if (!w->trained)
@@ -32,9 +63,10 @@ static apus_status allocate(apus_updater *u, apus_error *err)
         if (u->grads[n] == NULL)
             return APUS_E_MEMORY;
         for (uint32_t k = 0; k < u->n_states; k++) {
-            u->states[n * u->n_states + k] = apus_device_alloc(u->model->device, w->bytes, err);
+            u->states[n * u->n_states + k] = u->file != NULL ? next : apus_device_alloc(u->model->device, w->bytes, err);
             if (u->states[n * u->n_states + k] == NULL)
                 return APUS_E_MEMORY;
+            next += u->file != NULL ? state_bytes(w) : 0;
         }
         n++;
     }
@@ -118,7 +150,7 @@ static apus_status bind_update(apus_updater *u, apus_error *err)
     return st == APUS_OK ? apus_updater_bind(u, u->norm, err) : st;
 }
 
-apus_status apus_updater_open(apus_updater *u, apus_model *m, const apus_node *spec, apus_error *err)
+apus_status apus_updater_open(apus_updater *u, apus_model *m, const apus_node *spec, const char *folder, apus_error *err)
 {
     const apus_component *c;
     apus_node *params;
@@ -144,7 +176,7 @@ apus_status apus_updater_open(apus_updater *u, apus_model *m, const apus_node *s
         u->n += m->weights[i].trained ? 1 : 0;
     if (u->n == 0)
         return apus_fail(err, APUS_E_INVALID, "the tuner trains nothing");
-    st = allocate(u, err);
+    st = allocate(u, folder, err);
     if (st == APUS_OK)
         st = build(u, err);
     return st == APUS_OK ? bind_update(u, err) : st;
@@ -158,9 +190,10 @@ void apus_updater_close(apus_updater *u)
     apus_graph_free(u->norm_graph);
     for (size_t i = 0; i < u->n && u->weights != NULL && u->grads != NULL && u->states != NULL && u->weights[i] != NULL; i++) {
         apus_device_free(u->model->device, u->grads[i], u->weights[i]->bytes);
-        for (uint32_t k = 0; k < u->n_states; k++)
+        for (uint32_t k = 0; k < u->n_states && u->file == NULL; k++)
             apus_device_free(u->model->device, u->states[i * u->n_states + k], u->weights[i]->bytes);
     }
+    apus_file_unmap(u->file, u->file_bytes);
     free(u->weights);
     free(u->grads);
     free(u->states);

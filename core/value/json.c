@@ -481,7 +481,7 @@ static apus_node *read_value(reader *r)
     return n;
 }
 
-apus_node *apus_json_parse_at(const char *text, size_t length, const char *name, int first_line, apus_error *err)
+apus_node *apus_json_parse_at(const char *text, size_t length, const char *name, size_t line, size_t column, apus_error *err)
 {
     if (name == NULL)
         name = "(text)";
@@ -492,7 +492,8 @@ apus_node *apus_json_parse_at(const char *text, size_t length, const char *name,
     reader r = {.p = text,
                 .end = text + length,
                 .mark = text,
-                .line = first_line > 0 ? (uint32_t)first_line : 1,
+                .line = (uint32_t)line,
+                .column = (uint32_t)column - 1,
                 .file = apus_file_intern(name),
                 .name = name,
                 .err = err};
@@ -511,7 +512,7 @@ apus_node *apus_json_parse_at(const char *text, size_t length, const char *name,
 
 apus_node *apus_json_parse(const char *text, size_t length, const char *name, apus_error *err)
 {
-    return apus_json_parse_at(text, length, name, 1, err);
+    return apus_json_parse_at(text, length, name, 1, 1, err);
 }
 
 /* ---------------------------------------------------------------- writing */

@@ -47,8 +47,8 @@ int apus_node_marks(const apus_node *n);
  * n keeps its own place when `with` has none. */
 void apus_node_replace(apus_node *n, apus_node *with);
 
-/* parse_json for a text that begins at line `first_line` of `name`: a row of a .jsonl file. */
-apus_node *apus_json_parse_at(const char *text, size_t length, const char *name, int first_line, apus_error *err);
+/* parse_json for a text that begins at this line and column (from 1) of `name`: a row of a .json file. */
+apus_node *apus_json_parse_at(const char *text, size_t length, const char *name, size_t line, size_t column, apus_error *err);
 
 /* Text as a message may show it: on one line, control characters escaped, cut (with "...") to what buffer holds, never
  * inside a character. length (size_t)-1: strlen. Returns buffer. [any] */

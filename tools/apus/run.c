@@ -88,6 +88,8 @@ static void print_training(const apus_node *s)
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
         if (number(memory, parts[i]) > 0)
             printf("%s%.1f %s", i == 0 ? ": " : ", ", number(memory, parts[i]) / 1048576.0, parts[i]);
+    if (number(memory, "offloaded") > 0)
+        printf("; %.1f of optimizer states in a file", number(memory, "offloaded") / 1048576.0);
     printf("\n%28s%s\n", "", node->as_string(node->get(s, "layout"), NULL));
 }
 

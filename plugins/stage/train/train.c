@@ -80,6 +80,10 @@ static const apus_param params[] = {
      .aliases = "rlhf_type rl"},
     {PARAM, .name = "optimizer", .type = APUS_PARAM_COMPONENT, .of_kind = "optimizer", .fallback = "adamw", ANY, .doc = "How the weights move.",
      .aliases = "optim learning_rate lr"},
+    {PARAM, .name = "offload_optimizer", .type = APUS_PARAM_BOOL, .fallback = "false", ANY,
+     .doc = "Keep the optimizer's states in a file in the stage's folder, mapped, not in memory: the same numbers, and backend.memory does not count them. "
+            "Written out and read back as memory gets short; AdamW's take 8 bytes of disk for each trained weight. The file is gone with the process.",
+     .aliases = "optimizer_offload offload_optimizer_device cpu_offload"},
     {PARAM, .name = "schedule", .type = APUS_PARAM_NODE, .fallback = "cosine", ANY,
      .doc = "Learning rate by step: constant, linear or cosine, or {type, warmup_steps, warmup_ratio}.",
      .aliases = "lr_scheduler_type lr_scheduler warmup_ratio warmup_steps"},

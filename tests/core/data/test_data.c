@@ -113,6 +113,19 @@ static void test_rows(void **state)
     check_rows("b.json", "{\"data\": [{\"a\": 1}]}", "{\"a\": 1}\n");
     check_rows("c.json", "{\"a\": 1}\n{\"a\": 2}\n", "{\"a\": 1}\n{\"a\": 2}\n"); /* JSON Lines under another name */
     check_rows("d.json", "{\"a\": 1}", "d.json:1: expected a list of objects");
+    check_rows("e.json", "\xEF\xBB\xBF[]", "");
+    check_rows("f.json", "{\"n\": [1], \"data\": [{\"a\": \"]}\\\"[\"},\n{\"a\": {\"b\": [\"{\"]}}], \"x\": {\"y\": []}}\n",
+               "{\"a\": \"]}\\\"[\"}\n{\"a\": {\"b\": [\"{\"]}}\n");
+    check_rows("g.json", "[{\"a\": 1} {\"a\": 2}]", "{\"a\": 1}\ng.json:1:11: expected ',' or ']' in the list of rows");
+    check_rows("h.json", "[{\"a\": 1},\n]", "{\"a\": 1}\nh.json:2:1: expected a row: JSON wants one after each comma");
+    check_rows("i.json", "[{\"a\": 1}] 2", "{\"a\": 1}\ni.json:1:12: expected the end of the file behind the list of rows");
+    check_rows("j.json", "[{\"a\": 1},\n {\"é\": 2}, {\"b\": }]", "{\"a\": 1}\n{\"é\": 2}\nj.json:2:18: expected a value, found '}'");
+    check_rows("k.json", "[{\"a\": 1},\n {\"a\": [2", "{\"a\": 1}\nk.json:2:10: expected ',' or ']' in a list, found the end of the text");
+    check_rows("l.json", "[{\"a\": 1},\n 2]", "{\"a\": 1}\nl.json:2: a row must be an object {…}");
+    check_rows("m.json", "{\"data\": [{\"a\": 1}], 3}", "{\"a\": 1}\nm.json:1:22: expected a key in quotes");
+    check_rows("n.json", "{\"a\": 1}\n{\"a\": }\n", "{\"a\": 1}\nn.json:2: not a JSON object: 1:7: expected a value, found '}'");
+    check_rows("o.json", "7", "o.json:1: expected a list of objects");
+    check_rows("p.json", "", "p.json:1:1: expected a value, found the end of the text");
     check_rows("a.csv", "\xEF\xBB\xBFq,r\r\n\"one, \"\"two\"\"\nthree\",x\r\n\n4,5",
                "{\"q\": \"one, \\\"two\\\"\\nthree\", \"r\": \"x\"}\n{\"q\": \"4\", \"r\": \"5\"}\n");
     check_rows("b.csv", "q,r\n1,2\n3\n", "{\"q\": \"1\", \"r\": \"2\"}\nb.csv:3: 1 fields, but the header has 2 columns");
@@ -135,6 +148,12 @@ static void test_long_rows(void **state)
     (void)sprintf(bytes, "{\"a\": \"%s\"}\n{\"a\": 1}\n", expected);
     (void)sprintf(expected, "%s", bytes);
     check_rows("long.jsonl", bytes, expected);
+    check_rows("long.json", bytes, expected); /* JSON Lines */
+    bytes[0] = '[';
+    (void)sprintf(bytes + 1, "%s", expected);
+    *strchr(bytes, '\n') = ',';
+    *strrchr(bytes, '\n') = ']';
+    check_rows("list.json", bytes, expected);
     char *xs = malloc(N + 1);
     assert_non_null(xs);
     memset(xs, 'x', N);

@@ -1,9 +1,11 @@
 /*
- * A training as a stage opens it: what is on disk before a checkpoint says so, where its time goes, how it keeps a memory limit,
+ * A training as a stage opens it: what is on disk before a checkpoint says so, where its time goes, how it keeps a memory limit, with
+ * and without its optimizer's states in a file,
  * and preference pairs of models whose states depend on how long a sequence is.
  */
 #include "core/model/bench.h"
 
+#include <dirent.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -248,8 +250,8 @@ typedef struct fitted {
     double loss;    /* of the third step */
 } fitted;
 
-/* Three steps of a small decoder with preference pairs or plain rows, evaluated too; limit 0: none. */
-static fitted fit(int64_t limit, int batch_size, int pairs)
+/* Three steps of a small decoder with preference pairs or plain rows, evaluated too; limit 0: none. more: parameters, ", …". */
+static fitted fit_with(int64_t limit, int batch_size, int pairs, const char *more)
 {
     fitted f = {.loss = NAN};
     apus_error err = {0};
@@ -268,8 +270,8 @@ static fitted fit(int64_t limit, int batch_size, int pairs)
              " \"num_key_value_heads\": 2, \"initializer_range\": 0.2, \"eos_token_id\": 256}},"
              " \"dataset\": {\"path\": \"%s\", \"max_length\": 200}, \"eval_dataset\": {\"path\": \"%s\", \"max_length\": 200}, \"tuner\": \"full\","
              " \"loss\": \"%s\", \"optimizer\": {\"type\": \"adamw\", \"learning_rate\": 1e-3}, \"schedule\": \"constant\","
-             " \"recompute\": \"none\", \"batch_size\": %d, \"max_steps\": 3}",
-             APUS_TEST_GOLDEN, rows, rows, pairs ? "dpo" : "cross_entropy", batch_size);
+             " \"recompute\": \"none\", \"batch_size\": %d, \"max_steps\": 3%s}",
+             APUS_TEST_GOLDEN, rows, rows, pairs ? "dpo" : "cross_entropy", batch_size, more);
     apus_node *params = bench_parse(json);
     apus_stage_context stage = {.run_dir = folder, .stage_dir = folder, .name = "train", .seed = 1, .device = device, .memory_limit = limit};
     const apus_tracker_run run = {.size = sizeof run, .run_dir = folder, .stage_dir = folder, .stage = "train", .stage_type = "train"};
@@ -289,6 +291,36 @@ static fitted fit(int64_t limit, int batch_size, int pairs)
     apus_stage_log_close(stage.log, APUS_OK);
     NODE->release(params);
     return f;
+}
+
+static fitted fit(int64_t limit, int batch_size, int pairs)
+{
+    return fit_with(limit, batch_size, pairs, "");
+}
+
+/* States in a file move no bit and are no memory. What was a file's is gone with the training. */
+static void offloads_states(void **state)
+{
+    static const char offload[] = ", \"offload_optimizer\": true";
+    (void)state;
+    const fitted kept = fit(0, 4, 0), away = fit_with(0, 4, 0, offload);
+    if (away.status != APUS_OK)
+        fail_msg("%s", away.error.message);
+    assert_true(away.loss == kept.loss);
+    assert_true(kept.memory.states > 0 && kept.memory.offloaded == 0);
+    assert_true(away.memory.states == 0 && away.memory.offloaded == kept.memory.states);
+    assert_true(away.memory.total == kept.memory.total - kept.memory.states);
+    const int64_t limit = (int64_t)(kept.memory.total - kept.memory.activations - 1); /* the states alone are too much */
+    const fitted refused = fit(limit, 4, 0), fits = fit_with(limit, 4, 0, offload);
+    assert_int_equal(refused.status, APUS_E_MEMORY);
+    assert_non_null(strstr(refused.error.hint, "offload_optimizer"));
+    assert_int_equal(fits.status, APUS_OK);
+    assert_true(fabs(fits.loss - kept.loss) < 1e-5 * fabs(kept.loss));
+    DIR *d = opendir(folder);
+    assert_non_null(d);
+    for (const struct dirent *e = readdir(d); e != NULL; e = readdir(d))
+        assert_null(strstr(e->d_name, "scratch"));
+    closedir(d);
 }
 
 /* The limit is kept by computing again where that is the only way, which moves no bit; or by cutting, which moves rounding alone. */
@@ -421,6 +453,6 @@ static void pairs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(synced_before_named), cmocka_unit_test(profiles), cmocka_unit_test(fits_the_limit),
-                                       cmocka_unit_test(pairs)};
+                                       cmocka_unit_test(offloads_states), cmocka_unit_test(pairs)};
     return cmocka_run_group_tests_name("model/trainer", tests, setup, teardown);
 }

@@ -56,7 +56,7 @@ static void trajectory(apus_device *d, const apus_node *spec, const apus_node *e
     apus_updater u;
     w.device = apus_device_alloc(d, w.bytes, &err);
     bench_write(d, w.device, start, n);
-    OK(apus_updater_open(&u, &m, spec, &err));
+    OK(apus_updater_open(&u, &m, spec, NULL, &err));
     assert_int_equal(u.n, 1);
     for (size_t step = 0; step < NODE->length(gradients); step++) {
         double *g = numbers(NODE->at(gradients, step), &n), *want = numbers(NODE->at(expected, step), &n), norm, squares = 0.0;

@@ -272,11 +272,11 @@ static void rows_count_from_their_line(void **state)
     (void)state;
     apus_error err = {0};
     char where[64];
-    apus_node *n = apus_json_parse_at("{\"a\": 1}", 8, "rows.jsonl", 41, &err);
+    apus_node *n = apus_json_parse_at("{\"a\": 1}", 8, "rows.jsonl", 41, 1, &err);
     assert_string_equal(api->where(api->get(n, "a"), where, sizeof where), "rows.jsonl:41:7");
     api->release(n);
-    assert_null(apus_json_parse_at("{\"a\"}", 5, "rows.jsonl", 42, &err));
-    assert_string_equal(err.message, "rows.jsonl:42:5: expected ':' after a key, found '}'");
+    assert_null(apus_json_parse_at("{\"a\"}", 5, "rows.jsonl", 42, 11, &err));
+    assert_string_equal(err.message, "rows.jsonl:42:15: expected ':' after a key, found '}'");
 }
 
 static void json_writes_as_python(void **state)

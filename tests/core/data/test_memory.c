@@ -1,0 +1,139 @@
+/* core/data: memory does not grow with the rows of a file, while they are read and when they are there. */
+#include <malloc.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "data/dataset.h"
+#include "data/rows.h"
+#include "io/io.h"
+#include "module/module.h"
+#include "run/run.h"
+#include "value/node.h"
+
+#define NODE apus_nodes()
+
+enum { FEW = 20000, MANY = 300000 };
+
+static char folder[256];
+
+static int setup(void **state)
+{
+    static const char *const folders[] = {APUS_TEST_PLUGINS};
+    apus_error err = {0};
+    (void)state;
+    (void)snprintf(folder, sizeof folder, "%s/memory-%ld", APUS_TEST_TMP, (long)getpid());
+    return apus_start(folders, 1, &err) == APUS_OK && apus_mkdirs(folder, &err) == APUS_OK ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+    apus_error err;
+    (void)state;
+    return apus_remove_tree(folder, &err) == APUS_OK ? 0 : -1;
+}
+
+/* Bytes of memory that belong to no file. */
+static size_t anonymous(void)
+{
+    char line[256];
+    size_t kib = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    assert_non_null(f);
+    (void)malloc_trim(0);
+    while (fgets(line, sizeof line, f) != NULL)
+        (void)sscanf(line, "RssAnon: %zu", &kib);
+    (void)fclose(f);
+    return kib * 1024;
+}
+
+static void write_rows(char path[600], const char *name, int rows, int list)
+{
+    (void)snprintf(path, 600, "%s/%s", folder, name);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    for (int i = 0; i < rows; i++)
+        fprintf(f, "%s{\"input_ids\": [%d, %d, %d]}\n", !list ? "" : i == 0 ? "[" : ",", i % 99, i % 98, i % 97);
+    fprintf(f, "%s", list ? "]\n" : "");
+    assert_int_equal(fclose(f), 0);
+}
+
+/* Memory while a dataset of this many rows is open, split, and has an order. */
+static size_t opened(int rows)
+{
+    char path[600], json[700], cache[300];
+    apus_error err = {0};
+    apus_dataset *train, *eval;
+    write_rows(path, "rows.jsonl", rows, 0);
+    (void)snprintf(json, sizeof json, "{\"path\": \"%s\"}", path);
+    (void)snprintf(cache, sizeof cache, "%s/cache", folder);
+    apus_node *spec = NODE->parse_json(json, strlen(json), "test", &err);
+    const apus_dataset_options options = {.cache_dir = cache, .seed = 7, .threads = 2};
+    apus_dataset *d = apus_dataset_open(spec, &options, &err);
+    if (d == NULL)
+        fail_msg("%s", err.message);
+    assert_int_equal(apus_dataset_split(d, 0.1, 3, &train, &eval, &err), APUS_OK);
+    const size_t n = apus_dataset_rows(train);
+    assert_int_equal(apus_dataset_rows(eval), rows / 10);
+    for (size_t i = 0, k = 0; i + k < (size_t)rows;) { /* the parts, merged, are the dataset */
+        const int held_out = k < (size_t)rows / 10 && apus_dataset_row(eval, k).source == i + k;
+        assert_int_equal(held_out ? i + k : apus_dataset_row(train, i).source, i + k);
+        *(held_out ? &k : &i) += 1;
+    }
+    const apus_row_order order = {.seed = 7, .n = n, .shuffle = 1};
+    assert_int_equal(apus_dataset_row(train, apus_row_order_at(&order, n / 2)).n_tokens, 3);
+    const size_t memory = anonymous();
+    apus_dataset_close(train);
+    apus_dataset_close(eval);
+    apus_dataset_close(d);
+    NODE->release(spec);
+    return memory;
+}
+
+static void test_datasets(void **state)
+{
+    (void)state;
+    (void)opened(FEW); /* what is loaded once */
+    const size_t few = opened(FEW), many = opened(MANY);
+    if (many > few + MANY) /* a byte for each row is too much */
+        fail_msg("%zu KiB of memory with %d rows, %zu with %d", few / 1024, FEW, many / 1024, MANY);
+}
+
+/* A list of rows is no larger in memory than one of them. */
+static void test_lists(void **state)
+{
+    char path[600];
+    apus_error err = {0};
+    apus_node *row;
+    (void)state;
+    write_rows(path, "rows.json", MANY, 1);
+    const size_t before = anonymous();
+    size_t most = before;
+    int n = 0, found;
+    apus_rows *r = apus_rows_open(path, &err);
+    assert_non_null(r);
+    for (; (found = apus_rows_next(r, &row, &err)) > 0; n++) {
+        const size_t now = n % (MANY / 4) == MANY / 4 - 1 ? anonymous() : most;
+        most = now > most ? now : most;
+        NODE->release(row);
+    }
+    assert_int_equal(found, 0);
+    assert_int_equal(n, MANY);
+    assert_true(most < before + ((size_t)4 << 20));
+    apus_rows_close(r);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_datasets), cmocka_unit_test(test_lists)};
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    return 0; /* they keep what is freed */
+#endif
+    return cmocka_run_group_tests_name("core/data/memory", tests, setup, teardown);
+}
