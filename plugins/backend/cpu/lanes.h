@@ -18,7 +18,7 @@ enum { LANES = 8 };
 
 typedef float vf __attribute__((vector_size(32)));
 typedef int32_t vi __attribute__((vector_size(32)));
-typedef float vf_at __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float vf_at __attribute__((vector_size(32), aligned(2), may_alias));
 typedef int32_t vi_at __attribute__((vector_size(32), aligned(4), may_alias));
 typedef float v4 __attribute__((vector_size(16)));
 typedef double vd __attribute__((vector_size(32))); /* half of a vf's lanes: wider ones would live in memory */

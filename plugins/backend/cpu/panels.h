@@ -20,7 +20,7 @@ typedef int kind;
 #if defined(__AVX512BF16__)
 enum { WIDE = 16, HIGH = 8 };
 typedef float vn __attribute__((vector_size(64)));
-typedef float vn_at __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float vn_at __attribute__((vector_size(64), aligned(2), may_alias)); /* pairs of bfloat16 lie at two bytes */
 #else
 typedef vf vn;
 typedef vf_at vn_at;

@@ -1,5 +1,4 @@
 /* core/data: rows out of files of every kind, and datasets made of them: the same bytes whatever the number of threads. */
-#include <malloc.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -365,32 +364,6 @@ static void test_parts(void **state)
     apus_dataset_close(d);
 }
 
-static size_t heap_of(int rows)
-{
-    apus_error err = {0};
-    char json[1300], cache[600];
-    write_lines(at("many.jsonl"), rows, "{\"prompt\": \"%d\", \"completion\": \"%.9s.\"}\n");
-    (void)snprintf(json, sizeof json, "{\"path\": \"%s\"}", at("many.jsonl"));
-    (void)snprintf(cache, sizeof cache, "%s", at("many"));
-    const size_t before = mallinfo2().uordblks;
-    apus_dataset *d = open_data(json, cache, 2, &err), *parts[2];
-    assert_non_null(d);
-    assert_int_equal(apus_dataset_split(d, 0.1, 3, &parts[0], &parts[1], &err), APUS_OK);
-    const size_t after = mallinfo2().uordblks;
-    for (int p = 0; p < 2; p++)
-        apus_dataset_close(parts[p]);
-    apus_dataset_close(d);
-    return after - before;
-}
-
-/* An open dataset takes as much memory, whatever its rows: they stay in the cache file. */
-static void test_constant_memory(void **state)
-{
-    (void)state;
-    const size_t few = heap_of(1000), many = heap_of(50000);
-    assert_true(few > 0 && many < few + 4096);
-}
-
 /* Of two wrong rows the first in the file is told, whichever thread meets one first; nothing is left of a cache. */
 static void test_first_fault(void **state)
 {
@@ -467,9 +440,8 @@ static void test_damaged_cache(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows),           cmocka_unit_test(test_long_rows),   cmocka_unit_test(test_threads),
-                                       cmocka_unit_test(test_documents),      cmocka_unit_test(test_first_fault), cmocka_unit_test(test_folder),
-                                       cmocka_unit_test(test_damaged_cache),  cmocka_unit_test(test_orders),      cmocka_unit_test(test_parts),
-                                       cmocka_unit_test(test_constant_memory)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows),          cmocka_unit_test(test_long_rows),   cmocka_unit_test(test_threads),
+                                       cmocka_unit_test(test_documents),     cmocka_unit_test(test_first_fault), cmocka_unit_test(test_folder),
+                                       cmocka_unit_test(test_damaged_cache), cmocka_unit_test(test_orders),      cmocka_unit_test(test_parts)};
     return cmocka_run_group_tests_name("core/data", tests, setup, teardown);
 }
