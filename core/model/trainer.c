@@ -97,8 +97,9 @@ static apus_status open_data(apus_trainer *t, apus_error *err)
     } else if (split > 0.0) {
         t->whole_data = t->data;
         t->data = NULL;
-        if (apus_dataset_split(t->whole_data, split, s->seed, &t->data, &t->eval_data, err) != APUS_OK)
-            return APUS_E_INVALID;
+        const apus_status st = apus_dataset_split(t->whole_data, split, s->seed, &t->data, &t->eval_data, err);
+        if (st != APUS_OK)
+            return st;
     }
     t->has_eval = t->eval_data != NULL;
     const size_t rows = apus_dataset_rows(t->data);

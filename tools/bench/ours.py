@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from process import Failed, run, spawn, wait
+from process import run, spawn, wait
 
 HERE = Path(__file__).resolve().parent
 SHORT = 4  # tokens of the answer whose time is taken from a long answer's: reading the weights and the prompt

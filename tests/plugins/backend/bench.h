@@ -481,6 +481,59 @@ static inline void same_packed(const call *c, uint32_t at, void *instance, const
     free(its.in[at].raw);
 }
 
+/* y [m, n] of x and a W stored in `type`; with a bias, and with what is added, on request. */
+static inline call linear_call(apus_dtype type, int64_t m, int64_t n, int64_t k, int bias, int fused)
+{
+    call c = call_of("linear", NULL, 0);
+    c.then = fused ? "add" : NULL;
+    input_real(&c, -1, 1, 2, (int64_t[]){m, k});
+    input_encoded(&c, type, n, k);
+    if (bias)
+        input_real(&c, -1, 1, 1, &n);
+    if (fused)
+        input_real(&c, -1, 1, 2, (int64_t[]){m, n});
+    output(&c, 2, (int64_t[]){m, n});
+    return c;
+}
+
+/* The last 1 … 40 rows of a linear by themselves have the bits they have in `whole`, on `many` threads and on one. */
+static inline void same_alone(const call *c, const float *whole, void *many, void *one, const char *isa)
+{
+    const int64_t all = c->in[0].dims[0], n = c->out[0].dims[1];
+    for (int64_t m = 1; m <= 40; m++) {
+        call part = *c;
+        part.in[0].real += (all - m) * c->in[0].dims[1];
+        part.in[0].dims[0] = part.out[0].dims[0] = m;
+        float *some = run_cpu(&part, m % 2 == 0 ? many : one, 0);
+        if (memcmp(some, whole + (all - m) * n, (size_t)(m * n) * 4) != 0)
+            fail_msg("%s, W in type %d: %lld rows have other bits than in company", isa, (int)c->in[1].dtype, (long long)m);
+        free(some);
+    }
+}
+
+/* All that may read one packed weight. linear's operands are sum's too. */
+typedef struct weight_readers {
+    call linear, sum, rows;
+} weight_readers;
+
+static inline weight_readers readers_of(apus_dtype type, int64_t m, int64_t n, int64_t k)
+{
+    weight_readers r = {.linear = linear_call(type, m, n, k, 1, 0), .rows = call_of("embedding", NULL, 0)};
+    r.sum = r.linear;
+    r.sum.then = "add";
+    input_real(&r.sum, -1, 1, 2, (int64_t[]){m, n});
+    input_encoded(&r.rows, type, n, k);
+    input_index(&r.rows, n, 1, &m);
+    output(&r.rows, 2, (int64_t[]){m, k});
+    return r;
+}
+
+static inline void readers_free(weight_readers *r)
+{
+    call_free(&r->sum);
+    call_free(&r->rows);
+}
+
 /* The call fails with a message that has `text` in it. */
 static inline void expect_refused(const call *c, const char *text)
 {

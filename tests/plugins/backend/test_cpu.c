@@ -300,15 +300,7 @@ static void test_linear(void **state)
         const int64_t m = shapes[s][0], n = shapes[s][1], k = shapes[s][2];
         for (int bias = 0; bias < 2; bias++) {
             for (int fused = 0; fused < 2; fused++) {
-                call c = call_of("linear", NULL, 0);
-                c.then = fused ? "add" : NULL;
-                input_real(&c, -1, 1, 2, (int64_t[]){m, k});
-                input_real(&c, -1, 1, 2, (int64_t[]){n, k});
-                if (bias)
-                    input_real(&c, -1, 1, 1, &n);
-                if (fused)
-                    input_real(&c, -1, 1, 2, (int64_t[]){m, n});
-                output(&c, 2, (int64_t[]){m, n});
+                call c = linear_call(APUS_F32, m, n, k, bias, fused);
                 compare(&c, 2e-6);
                 compare_brief(&c, 3, 2e-6);
                 call_free(&c);
@@ -343,10 +335,7 @@ static void test_encoded(void **state)
     for (size_t e = 0; e < sizeof encodings / sizeof encodings[0]; e++) {
         for (int i = 0; i < 3; i++) {
             const int64_t m = ms[i], n = 301, k = 512;
-            call c = call_of("linear", NULL, 0);
-            input_real(&c, -1, 1, 2, (int64_t[]){m, k});
-            input_encoded(&c, encodings[e], n, k);
-            output(&c, 2, (int64_t[]){m, n});
+            call c = linear_call(encodings[e], m, n, k, 0, 0);
             compare(&c, 2e-5); /* some encodings give values of one sign: 512 roundings of a growing sum, 3e-5 of it at most */
             call_free(&c);
             c = call_of("linear_dx", NULL, 0);
@@ -399,23 +388,12 @@ static void test_linear_rows(void **state)
     enum { M = 512, N = 149, MOST = 576 };
     for (size_t e = 0; e < sizeof encodings / sizeof encodings[0]; e++) {
         const int64_t K = encodings[e] >= APUS_Q2_K ? 512 : MOST;
-        call c = call_of("linear", NULL, 0);
-        input_real(&c, -1, 1, 2, (int64_t[]){M, K});
-        input_encoded(&c, encodings[e], N, K);
-        output(&c, 2, (int64_t[]){M, N});
+        call c = linear_call(encodings[e], M, N, K, 0, 0);
         for (int which = 0; which < 2 * bench_isas; which++) {
             void *many = which % 2 == 0 ? bench_cpu[which / 2] : brief_cpu[which / 2];
             void *one = which % 2 == 0 ? bench_one[which / 2] : brief_one[which / 2];
             float *whole = run_cpu(&c, many, 0);
-            for (int64_t m = 1; m <= 40; m++) {
-                call part = c;
-                part.in[0].real += (M - m) * K;
-                part.in[0].dims[0] = part.out[0].dims[0] = m;
-                float *some = run_cpu(&part, m % 2 == 0 ? many : one, 0);
-                if (memcmp(some, whole + (M - m) * N, (size_t)(m * N) * 4) != 0)
-                    fail_msg("%s, W in type %d: %lld rows have other bits than in company", bench_names[which / 2], (int)encodings[e], (long long)m);
-                free(some);
-            }
+            same_alone(&c, whole, many, one, bench_names[which / 2]);
             if (encodings[e] != APUS_F32) {
                 call plain = decoded(&c);
                 float *same = run_cpu(&plain, many, 0);
@@ -437,26 +415,14 @@ static void test_packed(void **state)
     for (int e = 0; e < 2 * 6 * 4 * 6; e++) {
         const apus_dtype type = e % 2 == 0 ? APUS_F32 : APUS_BF16;
         const int64_t n = ns[e / 2 % 6], k = ks[e / 12 % 4], m = ms[e / 48];
-        call c = call_of("linear", NULL, 0);
-        input_real(&c, -1, 1, 2, (int64_t[]){m, k});
-        input_encoded(&c, type, n, k);
-        input_real(&c, -1, 1, 1, &n);
-        output(&c, 2, (int64_t[]){m, n});
-        call sum = c;
-        sum.then = "add";
-        input_real(&sum, -1, 1, 2, (int64_t[]){m, n});
-        call rows = call_of("embedding", NULL, 0);
-        input_encoded(&rows, type, n, k);
-        input_index(&rows, n, 1, &m);
-        output(&rows, 2, (int64_t[]){m, k});
+        weight_readers r = readers_of(type, m, n, k);
         for (int isa = 0; isa < bench_isas; isa++) {
-            same_packed(&c, 1, bench_cpu[isa], bench_names[isa]);
-            same_packed(&c, 1, brief_one[isa], bench_names[isa]);
-            same_packed(&sum, 1, brief_cpu[isa], bench_names[isa]);
-            same_packed(&rows, 0, bench_one[isa], bench_names[isa]);
+            same_packed(&r.linear, 1, bench_cpu[isa], bench_names[isa]);
+            same_packed(&r.linear, 1, brief_one[isa], bench_names[isa]);
+            same_packed(&r.sum, 1, brief_cpu[isa], bench_names[isa]);
+            same_packed(&r.rows, 0, bench_one[isa], bench_names[isa]);
         }
-        call_free(&sum);
-        call_free(&rows);
+        readers_free(&r);
     }
     /* What it leaves as it is. */
     apus_dtype type;

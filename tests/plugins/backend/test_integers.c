@@ -82,16 +82,7 @@ static void test_products(void **state)
     for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++) {
         const int64_t m = shapes[s][0], n = shapes[s][1], k = shapes[s][2];
         for (int what = 0; what < 8; what++) {
-            const int bias = what & 1, fused = what >> 1 & 1;
-            call c = call_of("linear", NULL, 0);
-            c.then = fused ? "add" : NULL;
-            input_real(&c, -1, 1, 2, (int64_t[]){m, k});
-            input_encoded(&c, types[what >> 2], n, k);
-            if (bias)
-                input_real(&c, -1, 1, 1, &n);
-            if (fused)
-                input_real(&c, -1, 1, 2, (int64_t[]){m, n});
-            output(&c, 2, (int64_t[]){m, n});
+            call c = linear_call(types[what >> 2], m, n, k, what & 1, what >> 1 & 1);
             compare_int8(&c, 3e-6);
             call_free(&c);
         }
@@ -104,21 +95,10 @@ static void test_rows(void **state)
     (void)state;
     enum { M = 300, N = 149, K = 576 };
     for (int t = 0; t < 2; t++) {
-        call c = call_of("linear", NULL, 0);
-        input_real(&c, -1, 1, 2, (int64_t[]){M, K});
-        input_encoded(&c, types[t], N, K);
-        output(&c, 2, (int64_t[]){M, N});
+        call c = linear_call(types[t], M, N, K, 0, 0);
         for (int isa = 0; isa < bench_isas; isa++) {
             float *whole = run_cpu(&c, int8_cpu[isa], 0);
-            for (int64_t m = 1; m <= 40; m++) {
-                call part = c;
-                part.in[0].real += (M - m) * K;
-                part.in[0].dims[0] = part.out[0].dims[0] = m;
-                float *some = run_cpu(&part, m % 2 == 0 ? int8_cpu[isa] : int8_one[isa], 0);
-                if (memcmp(some, whole + (M - m) * N, (size_t)(m * N) * 4) != 0)
-                    fail_msg("%s, W in type %d: %lld rows have other bits than in company", bench_names[isa], (int)types[t], (long long)m);
-                free(some);
-            }
+            same_alone(&c, whole, int8_cpu[isa], int8_one[isa], bench_names[isa]);
             free(whole);
         }
         call_free(&c);
@@ -132,25 +112,13 @@ static void test_packed(void **state)
     static const int64_t ns[] = {1, 15, 16, 33, 49, 150}, ms[] = {1, 2, 3, 8, 9, 140};
     for (int e = 0; e < 2 * 6 * 6; e++) {
         const int64_t n = ns[e / 2 % 6], k = 32 * (1 + e % 5), m = ms[e / 12];
-        call c = call_of("linear", NULL, 0);
-        input_real(&c, -1, 1, 2, (int64_t[]){m, k});
-        input_encoded(&c, types[e % 2], n, k);
-        input_real(&c, -1, 1, 1, &n);
-        output(&c, 2, (int64_t[]){m, n});
-        call sum = c;
-        sum.then = "add";
-        input_real(&sum, -1, 1, 2, (int64_t[]){m, n});
-        call rows = call_of("embedding", NULL, 0);
-        input_encoded(&rows, types[e % 2], n, k);
-        input_index(&rows, n, 1, &m);
-        output(&rows, 2, (int64_t[]){m, k});
+        weight_readers r = readers_of(types[e % 2], m, n, k);
         for (int isa = 0; isa < bench_isas; isa++) {
-            same_packed(&c, 1, int8_cpu[isa], bench_names[isa]);
-            same_packed(&sum, 1, int8_one[isa], bench_names[isa]);
-            same_packed(&rows, 0, int8_one[isa], bench_names[isa]);
+            same_packed(&r.linear, 1, int8_cpu[isa], bench_names[isa]);
+            same_packed(&r.sum, 1, int8_one[isa], bench_names[isa]);
+            same_packed(&r.rows, 0, int8_one[isa], bench_names[isa]);
         }
-        call_free(&sum);
-        call_free(&rows);
+        readers_free(&r);
     }
 }
 
