@@ -1,11 +1,13 @@
 /*
- * A training as a stage opens it: what is on disk before a checkpoint says so, where its time goes, how it keeps a memory limit, with
- * and without its optimizer's states in a file,
+ * A training as a stage opens it: what is on disk before a checkpoint says so, that a step allocates nothing, where its time goes, how it
+ * keeps a memory limit, with and without its optimizer's states in a file,
  * and preference pairs of models whose states depend on how long a sequence is.
  */
 #include "core/model/bench.h"
 
 #include <dirent.h>
+#include <dlfcn.h>
+#include <stdatomic.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -136,6 +138,86 @@ static void synced_before_named(void **state)
     assert_true(named + 1 < n_journal); /* and the name itself */
     assert_string_equal(journal[named + 1] + strlen("sync "), folder);
     close_training(&a);
+}
+
+/* ---------------------------------------------------------------- what a step allocates */
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+
+#if !defined(SANITIZED)
+static atomic_int counting, allocated;
+
+#define REAL(name, result, parameters)                                                                                                               \
+    static result(*real) parameters;                                                                                                                 \
+    if (real == NULL)                                                                                                                                \
+        *(void **)&real = dlsym(RTLD_NEXT, name);                                                                                                    \
+    allocated += counting
+
+/* Calls of the host, its plugins and their libraries come here. */
+void *malloc(size_t n)
+{
+    REAL("malloc", void *, (size_t));
+    return real(n);
+}
+
+void *realloc(void *p, size_t n)
+{
+    REAL("realloc", void *, (void *, size_t));
+    return real(p, n);
+}
+
+void *aligned_alloc(size_t alignment, size_t n)
+{
+    REAL("aligned_alloc", void *, (size_t, size_t));
+    return real(alignment, n);
+}
+
+int posix_memalign(void **p, size_t alignment, size_t n)
+{
+    REAL("posix_memalign", int, (void **, size_t, size_t));
+    return real(p, alignment, n);
+}
+
+void *calloc(size_t n, size_t size)
+{
+    REAL("calloc", void *, (size_t, size_t));
+    return real(n, size);
+}
+#endif
+
+/* Once it has run, a step's arithmetic asks nobody for memory: forward, backward, the gradients' norm and the optimizer. */
+static void steps_allocate_nothing(void **state)
+{
+    (void)state;
+#if defined(SANITIZED)
+    printf("skipped: model/trainer, allocations of a step: a sanitizer has the allocator\n");
+#else
+    apus_error err = {0};
+    training a;
+    open_training(&a, 2, 6, NULL, 0);
+    OK(apus_trainer_step(a.t, &err));
+    counting = 1;
+    HOST->free(HOST->alloc(1)); /* the host's come here */
+    const int seen = allocated;
+    apus_objective_sums sums = {0}, counts = {0};
+    double norm;
+    const apus_status st[] = {apus_objective_count(&a.t->train, &a.t->batch, &counts, &err), apus_objective_scale(&a.t->train, &counts, &err),
+                              apus_objective_run(&a.t->train, &a.t->batch, &sums, &err), apus_updater_norm(&a.t->updater, &norm, &err),
+                              apus_updater_step(&a.t->updater, 1e-3, 2, 1.0, &err)};
+    counting = 0;
+    for (size_t i = 0; i < sizeof st / sizeof st[0]; i++)
+        assert_int_equal(st[i], APUS_OK);
+    assert_int_equal(seen, 1);
+    assert_int_equal(allocated, seen);
+    assert_true(isfinite(norm) && norm > 0.0);
+    close_training(&a);
+#endif
 }
 
 /* ---------------------------------------------------------------- where the time goes */
@@ -452,7 +534,7 @@ static void pairs(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(synced_before_named), cmocka_unit_test(profiles), cmocka_unit_test(fits_the_limit),
-                                       cmocka_unit_test(offloads_states), cmocka_unit_test(pairs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(synced_before_named), cmocka_unit_test(steps_allocate_nothing), cmocka_unit_test(profiles),
+                                       cmocka_unit_test(fits_the_limit),      cmocka_unit_test(offloads_states),        cmocka_unit_test(pairs)};
     return cmocka_run_group_tests_name("model/trainer", tests, setup, teardown);
 }
