@@ -9,37 +9,38 @@
 #include <stdlib.h>
 #include <string.h>
 
-apus_device *apus_device_wrap(const char *name, const apus_backend_ops *ops, const apus_node *params, apus_error *err)
+apus_status apus_device_wrap(const char *name, const apus_backend_ops *ops, const apus_node *params, apus_device **device, apus_error *err)
 {
     apus_device *d = calloc(1, sizeof *d);
-    if (d == NULL) {
-        (void)apus_fail(err, APUS_E_MEMORY, "out of memory");
-        return NULL;
-    }
+    if (d == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
     (void)snprintf(d->name, sizeof d->name, "%s", name);
     apus_take(&d->ops, sizeof d->ops, ops);
-    if (d->ops.open(apus_host_table(), params, &d->backend, err) != APUS_OK) {
+    const apus_status st = d->ops.open(apus_host_table(), params, &d->backend, err);
+    if (st != APUS_OK) {
         free(d);
-        return NULL;
+        return st;
     }
     d->real = d->ops.real(d->backend);
     if (d->real != APUS_F32 && d->real != APUS_F64) {
-        (void)apus_fail(err, APUS_E_INTERNAL, "backend %s: computes in neither F32 nor F64", name);
         apus_device_close(d);
-        return NULL;
+        return apus_fail(err, APUS_E_INTERNAL, "backend %s: computes in neither F32 nor F64", name);
     }
-    return d;
+    *device = d;
+    return APUS_OK;
 }
 
-apus_device *apus_device_open(const apus_node *spec, apus_error *err)
+apus_status apus_device_open(const apus_node *spec, apus_device **device, apus_error *err)
 {
     const apus_component *component = NULL;
     apus_node *params = NULL;
-    if (apus_ops_load(err) != APUS_OK || apus_component_resolve("backend", spec, NULL, &component, &params, err) != APUS_OK)
-        return NULL;
-    apus_device *d = apus_device_wrap(component->name, component->ops, params, err);
+    apus_status st = apus_ops_load(err);
+    if (st == APUS_OK)
+        st = apus_component_resolve("backend", spec, NULL, &component, &params, err);
+    if (st == APUS_OK)
+        st = apus_device_wrap(component->name, component->ops, params, device, err);
     apus_nodes()->release(params);
-    return d;
+    return st;
 }
 
 void apus_device_close(apus_device *d)

@@ -17,14 +17,14 @@
 
 /* Built-in ops plus those of "op" components; kernels of "kernels" components whose probe says yes. [main] */
 apus_status apus_ops_load(apus_error *err);
-void apus_graph_announce(void); /* apus.graph/1, before the plugins are loaded: they ask for it at entry */
+void apus_graph_announce(void);                /* apus.graph/1, before the plugins are loaded: they ask for it at entry */
 const apus_op *apus_op_find(const char *name); /* NULL when unknown */
 size_t apus_op_count(void);
 const apus_op *apus_op_at(size_t i);
 
-/* A backend, opened. */
+/* A backend, opened. owner of *device: caller, who closes it; left alone on failure. [main] */
 typedef struct apus_device apus_device;
-apus_device *apus_device_open(const apus_node *spec /* "cpu" or {type: cpu, …} */, apus_error *err);
+apus_status apus_device_open(const apus_node *spec /* "cpu" or {type: cpu, …} */, apus_device **device, apus_error *err);
 void apus_device_close(apus_device *d);
 apus_dtype apus_device_real(const apus_device *d);
 const char *apus_device_describe(const apus_device *d);
@@ -40,10 +40,10 @@ const apus_kernel *apus_device_kernel(const apus_device *d, const char *op, apus
 /* apus_kernel.pack of the kernel that would run linear with this weight. 0: it stays as it is. */
 size_t apus_device_pack(const apus_device *d, const apus_view *weight, apus_dtype *packed, void *to);
 
-size_t apus_dtype_size(apus_dtype t);                     /* bytes of one element; 0 for block encodings */
-size_t apus_dtype_row_bytes(apus_dtype t, int64_t n);     /* bytes of n elements of a row; 0 if n does not fit its blocks */
-const char *apus_dtype_name(apus_dtype t);                /* "F32", "Q4_0", … */
-apus_dtype apus_dtype_parse(const char *name);            /* -1 when unknown; any case */
+size_t apus_dtype_size(apus_dtype t);                 /* bytes of one element; 0 for block encodings */
+size_t apus_dtype_row_bytes(apus_dtype t, int64_t n); /* bytes of n elements of a row; 0 if n does not fit its blocks */
+const char *apus_dtype_name(apus_dtype t);            /* "F32", "Q4_0", … */
+apus_dtype apus_dtype_parse(const char *name);        /* -1 when unknown; any case */
 
 /* ---- building */
 
@@ -94,8 +94,8 @@ typedef struct apus_plan apus_plan;
  * outputs and effects need is planned. Errors name an op or weight encoding that no kernel of the device takes.
  * recompute: CHEAP clones cheap forward ops into the backward pass; BLOCK keeps only the "block" points; BLOCK + n does so for the first
  * n blocks, and is CHEAP for the others. */
-apus_plan *apus_plan_new(apus_graph *g, apus_device *d, const apus_tensor *outputs, size_t n_outputs,
-                         const int64_t capacity[APUS_N_DIM_SYMBOLS], int recompute, apus_error *err);
+apus_plan *apus_plan_new(apus_graph *g, apus_device *d, const apus_tensor *outputs, size_t n_outputs, const int64_t capacity[APUS_N_DIM_SYMBOLS],
+                         int recompute, apus_error *err);
 void apus_plan_free(apus_plan *p);
 
 /* p works in other's memory from now on, where that is large enough; else nothing happens. Neither may run before what it needs of the
@@ -116,8 +116,7 @@ typedef struct apus_feed {
 } apus_feed;
 
 /* extents: actual size of each symbol, at most its capacity; 0 is fine. */
-apus_status apus_plan_run(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds,
-                          apus_error *err);
+apus_status apus_plan_run(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds, apus_error *err);
 /* k-th output of the last run, as doubles / raw. n: elements (by the last extents). */
 apus_status apus_plan_output(apus_plan *p, size_t k, double *values, int64_t n, apus_error *err);
 /* Device pointer of output k and its actual view. */
@@ -129,15 +128,15 @@ typedef struct apus_plan_cost {
     double flops;          /* at capacity */
     double product_flops;  /* of products of matrices alone */
     size_t nodes;
-    int blocks;            /* stretches between "block" points */
+    int blocks; /* stretches between "block" points */
 } apus_plan_cost;
 apus_plan_cost apus_plan_costs(const apus_plan *p);
 /* {ops: [{op, count, kernel, flops, seconds}], arena: …}: seconds as apus_plan_measure found them, else 0. owner: caller. */
 apus_node *apus_plan_describe(const apus_plan *p);
 /* About how long a run with these extents and feeds takes: each kind of step (kernel and shapes) is run and timed some times, on
  * whatever numbers are there. What the plan writes (gradients, states) is spoilt: for plans that will not be run for their results. */
-apus_status apus_plan_measure(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds,
-                              double *seconds, apus_error *err);
+apus_status apus_plan_measure(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds, double *seconds,
+                              apus_error *err);
 
 double apus_clock(void); /* seconds, monotonic */
 
@@ -146,8 +145,8 @@ typedef struct apus_plan_step_facts {
     const char *op;     /* "apus.linear/1"; "elementwise": several, one tile after the other */
     const char *kernel; /* the table it is from */
     int32_t nodes;
-    double flops;       /* of a product of matrices; 0: not known */
-    char shapes[192];   /* "[64,576] [192,576] -> [64,192]" of the first node's inputs, the last one's outputs */
+    double flops;     /* of a product of matrices; 0: not known */
+    char shapes[192]; /* "[64,576] [192,576] -> [64,192]" of the first node's inputs, the last one's outputs */
 } apus_plan_step_facts;
 void apus_plan_step_look(const apus_plan *p, size_t step, apus_plan_step_facts *facts);
 

@@ -37,7 +37,7 @@ apus_status apus_ops_builtin(apus_error *err); /* only once; apus_graph_new and 
 size_t apus_kernel_count(void);
 const apus_kernel_entry *apus_kernel_at(size_t i);
 
-extern const apus_ops_ops apus_builtin_ops;                      /* op_table.c */
+extern const apus_ops_ops apus_builtin_ops; /* op_table.c */
 /* op_table.c: estimates by the op's name. Of products of matrices alone, which are exact; 0: it is none. */
 double apus_op_product_flops(const apus_kernel_call *c, const char *op);
 double apus_op_flops(const apus_kernel_call *c, const char *op);
@@ -127,7 +127,7 @@ struct apus_device {
 };
 
 /* A device around a backend that no plugin brought (tests). */
-apus_device *apus_device_wrap(const char *name, const apus_backend_ops *ops, const apus_node *params, apus_error *err);
+apus_status apus_device_wrap(const char *name, const apus_backend_ops *ops, const apus_node *params, apus_device **device, apus_error *err);
 /* Kernel of op (then NULL), or of the pair. */
 const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, apus_dtype encoding);
 

@@ -256,10 +256,8 @@ apus_status apus_run_open(apus_run_state *r, const char *file, const apus_run_op
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
     for (size_t i = 0; i < r->pipeline.n_stages && st == APUS_OK; i++)
         st = apus_pipeline_key(&r->pipeline, i, (const char(*)[65])r->keys, r->cache_dir, r->keys[i], err);
-    if (st == APUS_OK) {
-        r->device = apus_device_open(NODE->get(r->pipeline.settings, "backend"), err);
-        st = r->device != NULL ? APUS_OK : APUS_E_UNSUPPORTED;
-    }
+    if (st == APUS_OK)
+        st = apus_device_open(NODE->get(r->pipeline.settings, "backend"), &r->device, err);
     return st;
 }
 

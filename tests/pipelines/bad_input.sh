@@ -208,8 +208,9 @@ c 1 'there is no tokenizer' tokenize "$m"
 c 1 'there is no chat template' render "$m" --messages rows.jsonl
 c 1 "no format named 'onnx'" export "$m" --format onnx --out x.onnx
 c 1 'was not written by apus' export "$m" --format safetensors --out full
-c 5 "no backend named 'tpu'" score "$m" --ids 1,2,3 --backend tpu
-c 5 "did you mean 'int8'" score "$m" --ids 1,2,3 --activations int9
+c 1 "no backend named 'tpu'" score "$m" --ids 1,2,3 --backend tpu
+c 1 "did you mean 'int8'" score "$m" --ids 1,2,3 --activations int9
+c 1 "expected one of float32" score "$m" --ids 1,2,3 --dtype float15
 c 5 'not a model file or folder' score "$m" --ids 1,2,3 --adapter full
 
 # ------------------------------------------------------------ plugins

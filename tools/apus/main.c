@@ -10,9 +10,9 @@
 #include "run/run.h"
 #include "value/node.h"
 
-static const apus_verb *const verbs[] = {&apus_verb_run,      &apus_verb_check,    &apus_verb_plan,   &apus_verb_plugins, &apus_verb_schema,
-                                         &apus_verb_preview,  &apus_verb_chat,     &apus_verb_generate, &apus_verb_tokenize, &apus_verb_render,
-                                         &apus_verb_score,    &apus_verb_inspect,  &apus_verb_export};
+static const apus_verb *const verbs[] = {&apus_verb_run,     &apus_verb_check,   &apus_verb_plan,     &apus_verb_plugins,  &apus_verb_schema,
+                                         &apus_verb_preview, &apus_verb_chat,    &apus_verb_generate, &apus_verb_tokenize, &apus_verb_render,
+                                         &apus_verb_score,   &apus_verb_inspect, &apus_verb_export};
 enum { N_VERBS = sizeof verbs / sizeof verbs[0] };
 
 static const char *plugin_dirs[16];
@@ -171,12 +171,11 @@ int apus_open_model(const apus_model_arguments *a, int keep, int with_weights, a
         *device = NULL;
     if (with_weights) {
         apus_node *backend = backend_spec(a);
-        *device = apus_device_open(backend, &err);
+        st = apus_device_open(backend, device, &err);
         node->release(backend);
-        st = *device != NULL ? APUS_OK : APUS_E_UNSUPPORTED;
     }
-    const apus_model_options options = {.device = with_weights ? *device : NULL, .keep_encoded = keep, .now = (int64_t)time(NULL),
-                                        .template_file = a->template_file};
+    const apus_model_options options = {
+        .device = with_weights ? *device : NULL, .keep_encoded = keep, .now = (int64_t)time(NULL), .template_file = a->template_file};
     *model = st == APUS_OK ? apus_model_open(spec, &options, &err) : NULL;
     if (st == APUS_OK && *model == NULL)
         st = APUS_E_INVALID;

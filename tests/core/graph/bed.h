@@ -219,10 +219,10 @@ static inline apus_device *bed_device(const char *name)
 {
     apus_error err;
     apus_node *spec = apus_nodes()->make_string(name, (size_t)-1);
-    apus_device *d = apus_device_open(spec, &err);
-    apus_nodes()->release(spec);
-    if (d == NULL)
+    apus_device *d = NULL;
+    if (apus_device_open(spec, &d, &err) != APUS_OK)
         fail_msg("%s", err.message);
+    apus_nodes()->release(spec);
     return d;
 }
 

@@ -71,8 +71,8 @@ static inline apus_device *toy_device(const char *name, int parallel)
     apus_backend_ops ops = *(const apus_backend_ops *)c->ops;
     if (!parallel)
         ops.parallel = NULL;
-    apus_device *d = apus_device_wrap(name, &ops, NULL, &err);
-    assert_non_null(d);
+    apus_device *d = NULL;
+    assert_int_equal(apus_device_wrap(name, &ops, NULL, &d, &err), APUS_OK);
     return d;
 }
 

@@ -43,10 +43,10 @@ static inline apus_device *bench_device(const char *json)
 {
     apus_error err = {0};
     apus_node *spec = bench_parse(json);
-    apus_device *d = apus_device_open(spec, &err);
-    NODE->release(spec);
-    if (d == NULL)
+    apus_device *d = NULL;
+    if (apus_device_open(spec, &d, &err) != APUS_OK)
         fail_msg("%s", err.message);
+    NODE->release(spec);
     return d;
 }
 

@@ -21,10 +21,9 @@ static int setup(void **state)
     hf = format("safetensors");
     gguf = format("gguf");
     apus_node *spec = NODE->make_string("ref", 3);
-    device = apus_device_open(spec, &err);
-    NODE->release(spec);
-    if (device == NULL)
+    if (apus_device_open(spec, &device, &err) != APUS_OK)
         fail_msg("%s", err.message);
+    NODE->release(spec);
     return 0;
 }
 
