@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#define U      0x1p-9
+#define U      0x1p-8
 #define TWO    ((1 + U) * (1 + U) - 1) /* of a product of two factors */
 #define FLOATS 1e-5
 

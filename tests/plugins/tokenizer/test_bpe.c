@@ -5,7 +5,6 @@
  */
 #include "tokenizers.h"
 
-#include <pthread.h>
 #include <time.h>
 
 static const apus_tokenizer_ops *ops;
@@ -427,45 +426,6 @@ static void long_runs(void **state)
 }
 
 /* One tokenizer, many threads: the cache fills under them and the ids stay. */
-static void *encode_all(void *t)
-{
-    const apus_node *list = api->get(texts, "texts");
-    apus_tokens out = {0};
-    uint64_t *h = malloc(sizeof *h);
-    *h = 0;
-    for (size_t round = 0; round < 3; round++) {
-        for (size_t i = 0; i < api->length(list); i++) {
-            size_t n;
-            const char *s = api->as_string(api->at(list, i), &n);
-            apus_error err;
-            out.n = 0;
-            if (ops->encode(t, s, n, APUS_ENCODE_SPECIAL_TEXT, &out, &err) == APUS_OK)
-                *h = *h * 31 + fnv(out.ids, out.n);
-        }
-    }
-    tokens_free(&out);
-    return h;
-}
-
-static void threads(void **state)
-{
-    (void)state;
-    apus_node *cases = read_node(APUS_TEST_GOLDEN "/tokenizers/synthetic.json.gz");
-    void *t = open_tokenizer(ops, api->get(api->at(cases, 0), "tokenizer"));
-    pthread_t ids[4];
-    uint64_t *hash[4];
-    for (int i = 0; i < 4; i++)
-        assert_int_equal(pthread_create(&ids[i], NULL, encode_all, t), 0);
-    for (int i = 0; i < 4; i++)
-        pthread_join(ids[i], (void **)&hash[i]);
-    for (int i = 0; i < 4; i++)
-        assert_true(*hash[i] == *hash[0]);
-    for (int i = 0; i < 4; i++)
-        free(hash[i]);
-    ops->close(t);
-    api->release(cases);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -480,7 +440,6 @@ int main(void)
         cmocka_unit_test(refuses),
         cmocka_unit_test(unknown_words),
         cmocka_unit_test(long_runs),
-        cmocka_unit_test(threads),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
