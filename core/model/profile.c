@@ -123,7 +123,7 @@ static void on_step(void *context, const apus_plan *plan, size_t step, double be
     count(w->profile, w->label, f.op, ended - began, f.flops);
     add_event(w->profile,
               ",\n{\"name\": \"%s\", \"cat\": \"%s\", \"ph\": \"X\", \"ts\": %.3f, \"dur\": %.3f, \"pid\": 1, \"tid\": 0, "
-              "\"args\": {\"kernel\": \"%s\", \"shapes\": \"%s\", \"nodes\": %d, \"gflops\": %.1f}}",
+              "\"args\": {\"kernel\": \"%s\", \"shapes\": \"%s\", \"nodes\": %d, \"gflops\": %.4g}}",
               f.op, w->label[0] != '\0' ? w->label : "model", (began - w->profile->opened) * 1e6, (ended - began) * 1e6, f.kernel, f.shapes,
               (int)f.nodes, f.flops / (ended - began + 1e-12) * 1e-9);
 }

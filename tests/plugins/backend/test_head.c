@@ -34,7 +34,7 @@ typedef struct head_case {
 /* token_logprob of n rows, v words of k numbers. */
 static head_case head_of(apus_dtype type, int64_t n, int64_t v, int64_t k, int cap)
 {
-    head_case h = {.values = {n, v, k, cap ? 0.7 : 1.0, cap ? 4.0 : 0.0}};
+    head_case h = {.values = {.rows = n, .vocabulary = v, .k = k, .scale = cap ? 0.7 : 1.0, .softcap = cap ? 4.0 : 0.0}};
     call *c = &h.forward;
     *c = call_of("token_logprob", (double[]){h.values.scale, h.values.softcap}, 2);
     input_real(c, -1, 1, 2, (int64_t[]){n, k});
