@@ -14,8 +14,10 @@ whatever a side computes twice or leaves out.
 """
 
 import argparse
+import copy
 import datetime
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -178,9 +180,27 @@ def growth(options):
             for length in options.lengths for rows in sorted({1, tokens // length})]
 
 
+def rows(options):
+    """A dataset of few rows and one of many: what they cost in memory that belongs to no file, and before the first step, when they are
+    seen for the first time and when they lie in the cache."""
+    def measure(count, cached):
+        path = options.work / f"rows-{count}.jsonl"
+        if not path.exists():
+            with path.open("w") as file:
+                file.writelines(f'{{"input_ids": [{i % 999}, {i % 998}, {i % 997}, {i % 991}]}}\n' for i in range(count))
+        its = copy.copy(options)
+        its.cache = options.work / f"rows-{count}-cache"
+        if not cached:
+            shutil.rmtree(its.cache, ignore_errors=True)
+        return ours.train(its, "rows", options.dtype, f"stages.train.dataset.path={path}", no_files=True)
+    return [Side(f"{count} rows, {state}", lambda count=count, state=state: measure(count, state == "cached"))
+            for state in ("new", "cached") for count in options.rows]
+
+
 FLOATS = ("float32", "bfloat16")
 JOBS = {full: FLOATS, lora: FLOATS, dpo: FLOATS, generate: FLOATS, prefill: (*FLOATS, "q8_0", "q4_0"), decode: (*FLOATS, "q8_0", "q4_0"),
-        batch: (*FLOATS, "q8_0", "q4_0"), llmc: ("float32",), tokenize: ("float32",), growth: FLOATS}
+        batch: (*FLOATS, "q8_0", "q4_0"), llmc: ("float32",), tokenize: ("float32",), growth: FLOATS,
+        rows: ("float32",)}
 
 
 def spread(values, scale=1.0, digits=1):
@@ -281,6 +301,7 @@ def arguments():
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 1024, 2048, 4096], help="of rows, for growth")
+    parser.add_argument("--rows", type=int, nargs=2, default=[10**5, 10**7], help="of the two datasets, for rows")
     parser.add_argument("--megabytes", type=int, default=100, help="of text, for tokenize")
     parser.add_argument("--work", type=Path, help="a folder that keeps GGUF files and the token cache from run to run")
     parser.add_argument("--append", type=Path, help="add a dated section to this file (RESULTS.md)")

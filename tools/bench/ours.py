@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from process import run, spawn, wait
+from process import anonymous, run, spawn, wait
 
 HERE = Path(__file__).resolve().parent
 SHORT = 4  # tokens of the answer whose time is taken from a long answer's: reading the weights and the prompt
@@ -28,19 +28,21 @@ def backend(options, dtype):
     return f"backend={{type: cpu, threads: {options.threads}" + (f", dtype: {dtype}}}" if dtype == "bfloat16" else "}")
 
 
-def train(options, config, dtype, *overrides, steps=None):
-    """A pipeline with one stage `train`."""
+def train(options, config, dtype, *overrides, steps=None, no_files=False):
+    """A pipeline with one stage `train`. no_files: memory is the most that belongs to no file, which mapped data does."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
         folder, steps = Path(folder) / "run", steps or options.steps
         command = [options.apus, "run", HERE / "configs" / f"{config}.yaml", f"run={folder}", backend(options, dtype),
                    f"stages.train.max_steps={steps + 1}", *overrides]
         events, first_done, start = folder / "train" / "events.jsonl", None, time.monotonic()
-        process = spawn(options, command, stdout=subprocess.DEVNULL, stderr=errors)
-        while first_done is None and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        process, most = spawn(options, command, stdout=subprocess.DEVNULL, stderr=errors), 0
+        while (first_done is None or no_files) and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             time.sleep(0.01)
-            if events.exists() and '"loss"' in events.read_text():
+            most = max(most, anonymous(process)) if no_files else 0
+            if first_done is None and events.exists() and '"loss"' in events.read_text():
                 first_done = time.monotonic() - start
-        memory = wait(process, "apus run", errors)
+        resident = wait(process, "apus run", errors)
+        memory = most if no_files else resident
         done = [event for event in map(json.loads, events.read_text().splitlines()) if "loss" in event]
     counts = [step["tokens"] for step in done]
     seconds = [step["tokens"] / step["tokens_per_second"] for step in done]

@@ -30,6 +30,15 @@ def wait(process, name, errors=None):
     return usage.ru_maxrss * 1024
 
 
+def anonymous(process):
+    """Bytes of a running process that belong to no file."""
+    try:
+        with open(f"/proc/{process.pid}/status") as status:
+            return next((int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon")), 0)
+    except FileNotFoundError:
+        return 0
+
+
 def run(options, command, stdin=None):
     """What a command wrote to standard output, and its peak memory."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
