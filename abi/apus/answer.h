@@ -44,7 +44,7 @@ static inline apus_node *apus_answer_node(const apus_node_api *node, const apus_
 /* Where questions come from and answers go. */
 typedef struct apus_questions {
     int64_t count;
-    int64_t ahead;           /* how many are asked before the first of them is told: memory against idle rows; some times `parallel` */
+    int64_t ahead; /* how many are asked before the first of them is told: memory against idle rows; some times `parallel` */
     void *context;
     /* Fill request (zeroed, size set) for question i; what it points to is released by the next call, or by the owner of context.
      * piece and done are not used. An error here is told to answered. */
@@ -156,7 +156,7 @@ typedef struct apus_row_questions {
     apus_generator *g;
     void *rows;
     int64_t count;
-    int64_t parallel;            /* the generator's */
+    int64_t parallel; /* the generator's */
     const apus_node *sampling;
     uint64_t seed;
     void *context;
@@ -274,7 +274,7 @@ static inline apus_status apus_answer_ignored(void *context, int64_t i, const ap
 }
 
 /* For a stage's `plan`: some rows are asked for a few tokens, then their prompts, which are known by now, for a few more. Into costs:
- * answers, max_tokens, at_most, and the seconds of `passes` over all rows if every answer is as long as it may be. */
+ * answers, max_tokens, at_most, packed, and the seconds of `passes` over all rows if every answer is as long as it may be. */
 static inline apus_status apus_answer_plan(apus_row_questions *q, int64_t passes, apus_node *costs, apus_error *err)
 {
     enum { APUS_FEW_TOKENS = 8 };
@@ -301,6 +301,7 @@ static inline apus_status apus_answer_plan(apus_row_questions *q, int64_t passes
     (void)node->set(costs, "max_tokens", node->make_int(most));
     (void)node->set(costs, "seconds", node->make_float(rounds * (seconds[0] + seconds[1] / APUS_FEW_TOKENS * (double)most)));
     (void)node->set(costs, "at_most", node->make_bool(1));
+    q->session->generator_plan(q->g, costs);
     return APUS_OK;
 }
 

@@ -102,20 +102,55 @@ static apus_node *shape_of(const apus_trainer *t)
     return spec;
 }
 
-apus_node *apus_trainer_chosen(const apus_trainer *t)
+/* {BF16: {weights: [names], bytes}}: the packed ones, by what they hold. */
+static apus_node *packed_weights(const apus_model *m)
+{
+    apus_node *packed = NODE->make_map();
+    for (size_t i = 0; i < m->n_weights; i++) {
+        const apus_dtype dtype = m->weights[i].dtype;
+        const char *type = apus_dtype_name(dtype & ~APUS_PACKED);
+        if ((dtype & APUS_PACKED) == 0 || NODE->get(packed, type) != NULL)
+            continue;
+        apus_node *its = NODE->make_map(), *names = NODE->make_list();
+        int64_t bytes = 0;
+        for (size_t k = i; k < m->n_weights; k++) {
+            if (m->weights[k].dtype != dtype)
+                continue;
+            (void)NODE->append(names, NODE->make_string(m->weights[k].spec.name, (size_t)-1));
+            bytes += (int64_t)m->weights[k].bytes;
+        }
+        (void)NODE->set(its, "weights", names);
+        (void)NODE->set(its, "bytes", NODE->make_int(bytes));
+        (void)NODE->set(packed, type, its);
+    }
+    return packed;
+}
+
+apus_node *apus_model_chosen(const apus_model *m, const apus_plan *p)
 {
     char line[300];
-    apus_node *chosen = NODE->make_map(), *plan = apus_plan_describe(t->train.plan), *kernels = NODE->make_list();
+    apus_node *chosen = NODE->make_map(), *plan = p != NULL ? apus_plan_describe(p) : NULL, *kernels = NODE->make_list();
     const apus_node *ops = NODE->get(plan, "ops");
     for (size_t i = 0; i < NODE->length(ops); i++) {
         const apus_node *op = NODE->at(ops, i);
         (void)snprintf(line, sizeof line, "%s: %s", NODE->as_string(NODE->get(op, "op"), NULL), NODE->as_string(NODE->get(op, "kernel"), NULL));
         (void)NODE->append(kernels, NODE->make_string(line, (size_t)-1));
     }
+    (void)NODE->set(chosen, "packed", packed_weights(m));
+    if (p != NULL)
+        (void)NODE->set(chosen, "kernels", kernels);
+    else
+        NODE->release(kernels);
+    NODE->release(plan);
+    return chosen;
+}
+
+apus_node *apus_trainer_chosen(const apus_trainer *t)
+{
+    char line[160];
+    apus_node *chosen = apus_model_chosen(t->model, t->train.plan);
     (void)NODE->set(chosen, "layout", NODE->make_string(apus_trainer_layout(t, line), (size_t)-1));
     (void)NODE->set(chosen, "memory", describe_memory(t));
-    (void)NODE->set(chosen, "kernels", kernels);
-    NODE->release(plan);
     return chosen;
 }
 
@@ -140,6 +175,7 @@ apus_status apus_trainer_describe(apus_trainer *t, apus_node *map, apus_error *e
     (void)NODE->set(map, "steps_done", NODE->make_int(t->step));
     (void)NODE->set(map, "memory", describe_memory(t));
     (void)NODE->set(map, "layout", NODE->make_string(apus_trainer_layout(t, layout), (size_t)-1));
+    (void)NODE->set(map, "packed", packed_weights(t->model));
     /* The plan's cost is for a full micro-batch; a step holds batch_size rows of average length. */
     const double rows = (double)apus_dataset_rows(t->data);
     const double tokens = (double)apus_dataset_limits(t->data)->tokens / rows * fmin((double)int_param(t, "batch_size"), rows);

@@ -1,6 +1,8 @@
 /* core/model/profile.c: see profile.h. */
 #include "model/profile.h"
 
+#include <inttypes.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,10 +68,19 @@ __attribute__((format(printf, 2, 3))) static void add_event(apus_profile *p, con
     p->changed = 1;
 }
 
-static void add_span(apus_profile *p, const char *name, const char *category, double began, double ended)
+/* Whole nanoseconds, both ends rounded alike: a viewer drops a span that ends behind the one around it. */
+static int64_t nanoseconds(const apus_profile *p, double clock)
 {
-    add_event(p, ",\n{\"name\": \"%s\", \"cat\": \"%s\", \"ph\": \"X\", \"ts\": %.3f, \"dur\": %.3f, \"pid\": 1, \"tid\": 0}", name, category,
-              (began - p->opened) * 1e6, (ended - began) * 1e6);
+    return llround((clock - p->opened) * 1e9);
+}
+
+/* A complete event of the Trace Event Format, times in microseconds; more: further members, ", …". */
+static void add_span(apus_profile *p, const char *name, const char *category, double began, double ended, const char *more)
+{
+    const int64_t ts = nanoseconds(p, began), dur = nanoseconds(p, ended) - ts;
+    add_event(p,
+              ",\n{\"name\": \"%s\", \"cat\": \"%s\", \"ph\": \"X\", \"ts\": %" PRId64 ".%03d, \"dur\": %" PRId64 ".%03d, \"pid\": 1, \"tid\": 0%s}",
+              name, category, ts / 1000, (int)(ts % 1000), dur / 1000, (int)(dur % 1000), more);
 }
 
 static apus_status write_trace(apus_profile *p, apus_error *err)
@@ -121,11 +132,10 @@ static void on_step(void *context, const apus_plan *plan, size_t step, double be
     apus_plan_step_facts f;
     apus_plan_step_look(plan, step, &f);
     count(w->profile, w->label, f.op, ended - began, f.flops);
-    add_event(w->profile,
-              ",\n{\"name\": \"%s\", \"cat\": \"%s\", \"ph\": \"X\", \"ts\": %.3f, \"dur\": %.3f, \"pid\": 1, \"tid\": 0, "
-              "\"args\": {\"kernel\": \"%s\", \"shapes\": \"%s\", \"nodes\": %d, \"gflops\": %.4g}}",
-              f.op, w->label[0] != '\0' ? w->label : "model", (began - w->profile->opened) * 1e6, (ended - began) * 1e6, f.kernel, f.shapes,
-              (int)f.nodes, f.flops / (ended - began + 1e-12) * 1e-9);
+    char more[400];
+    (void)snprintf(more, sizeof more, ", \"args\": {\"kernel\": \"%s\", \"shapes\": \"%s\", \"nodes\": %d, \"gflops\": %.4g}", f.kernel, f.shapes,
+                   (int)f.nodes, f.flops / (ended - began + 1e-12) * 1e-9);
+    add_span(w->profile, f.op, w->label[0] != '\0' ? w->label : "model", began, ended, more);
 }
 
 /* ---------------------------------------------------------------- life */
@@ -189,14 +199,14 @@ void apus_profile_end(apus_profile *p, double began, double ended)
     watch(p, 0);
     p->ended = p->begun;
     p->seconds += ended - began;
-    add_span(p, "step", "step", began, ended);
+    add_span(p, "step", "step", began, ended, "");
 }
 
 void apus_profile_span(apus_profile *p, const char *name, double began, double ended)
 {
     if (p == NULL)
         return;
-    add_span(p, name, "host", began, ended);
+    add_span(p, name, "host", began, ended, "");
 }
 
 void apus_profile_wait(apus_profile *p, double began, double ended)
@@ -204,7 +214,7 @@ void apus_profile_wait(apus_profile *p, double began, double ended)
     if (p == NULL || !is_profiled(p))
         return;
     count(p, "", "data", ended - began, 0.0);
-    add_span(p, "data", "host", began, ended);
+    add_span(p, "data", "host", began, ended, "");
 }
 
 /* ---------------------------------------------------------------- the table */

@@ -139,6 +139,8 @@ static apus_status evaluate(apus_stage_context *s, const apus_node *params, apus
     apus_objective_sums sums = {0};
     apus_status st = open_evaluation(&e, s, params, err);
     if (st == APUS_OK)
+        st = apus_stage_chose(s, apus_model_chosen(e.model, e.objective.plan), err);
+    if (st == APUS_OK)
         st = apus_evaluate_rows(&e.objective, &e.reference, &e.batch, e.data, &sums, err);
     if (st == APUS_OK) {
         *metrics = NODE->make_map();
@@ -148,6 +150,13 @@ static apus_status evaluate(apus_stage_context *s, const apus_node *params, apus
     }
     close_evaluation(&e);
     return st;
+}
+
+static void tell_packed(const apus_model *m, apus_node *costs)
+{
+    apus_node *chosen = apus_model_chosen(m, NULL);
+    (void)NODE->set(costs, "packed", NODE->copy(NODE->get(chosen, "packed")));
+    NODE->release(chosen);
 }
 
 static apus_status evaluate_plan(apus_stage_context *s, const apus_node *params, apus_node *costs, apus_error *err)
@@ -162,6 +171,7 @@ static apus_status evaluate_plan(apus_stage_context *s, const apus_node *params,
         (void)NODE->set(costs, "rows", NODE->make_int((int64_t)apus_dataset_rows(e.data)));
         apus_node_set_float(costs, "tokens", tokens);
         apus_node_set_float(costs, "seconds", token * tokens);
+        tell_packed(e.model, costs);
     }
     close_evaluation(&e);
     return st;
@@ -200,7 +210,12 @@ static apus_status generator_open(apus_stage_context *s, const apus_node *params
                                         .parallel = NODE->as_int(NODE->get(params, "parallel"), 1),
                                         .cache_tokens = NODE->as_int(NODE->get(params, "cache_tokens"), 0)};
     *generator = apus_generator_new(m, &how, err);
-    return *generator != NULL ? APUS_OK : APUS_E_MEMORY;
+    return *generator != NULL ? apus_stage_chose(s, apus_model_chosen(m, NULL), err) : APUS_E_MEMORY;
+}
+
+static void generator_plan(apus_generator *g, apus_node *costs)
+{
+    tell_packed(apus_generator_model(g), costs);
 }
 
 static apus_status rows_open(apus_stage_context *s, const apus_node *dataset, void **rows, int64_t *count, apus_error *err)
@@ -257,6 +272,7 @@ const apus_session_api *apus_session_table(void)
                                            .rows_close = rows_close,
                                            .export_model = apus_export_stage,
                                            .trainer_plan = trainer_plan,
-                                           .evaluate_plan = evaluate_plan};
+                                           .evaluate_plan = evaluate_plan,
+                                           .generator_plan = generator_plan};
     return &table;
 }

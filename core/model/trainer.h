@@ -94,11 +94,13 @@ apus_training_memory apus_trainer_memory(const apus_trainer *t);
 /* "micro-batches of up to 512 tokens, 3 of 30 blocks computed again" */
 const char *apus_trainer_layout(const apus_trainer *t, char text[160]);
 
-/* What was decided, for the lock: {layout, memory, kernels: ["op: table"]}. owner: caller. */
+/* What was decided, for the lock: {packed: {BF16: {weights: [names], bytes}}, kernels: ["op: table"]} of a model and a plan over it (NULL:
+ * without kernels); of a training {layout, memory} too. owner: caller. (cost.c) */
+apus_node *apus_model_chosen(const apus_model *m, const apus_plan *p);
 apus_node *apus_trainer_chosen(const apus_trainer *t);
 /* What the training costs, into a map: parameters, trained, rows, steps, steps_done, memory (bytes), layout, tokens_per_step,
  * flops_per_step, seconds_per_step, seconds (of all that is left; an estimate), seconds_from (events: the stage's tokens_per_second;
- * timing: each kind of operation is timed now, on some rows), model (a spec of the shape that it will make), plan. Gradients and weights
+ * timing: each kind of operation is timed now, on some rows), packed, model (a spec of the shape that it will make), plan. Gradients and weights
  * are spoilt by the timing: the trainer can only be closed then. (cost.c) */
 apus_status apus_trainer_describe(apus_trainer *t, apus_node *map, apus_error *err);
 /* About how long a token of d takes to run through o and r, by timing on some rows; their results mean nothing. b: of their capacity. */

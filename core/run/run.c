@@ -1,7 +1,7 @@
 /*
  * core/run/run.c: running a pipeline in its folder:
  *   RUN/config.json       the file as it was resolved
- *   RUN/run.lock          what made it: version, plugins, machine, seed, keys of the stages, what each decided (kernels, cut, recompute)
+ *   RUN/run.lock          what made it: version, plugins, machine, seed, keys of the stages, what each decided (kernels, packing, cut, recompute)
  *   RUN/STAGE/…           events.jsonl, checkpoints, model
  *   RUN/STAGE/result.json written last: the stage is done, and what later stages need of it
  */

@@ -25,7 +25,7 @@ struct apus_stage_context {
     void *say_context;
 };
 
-/* What was decided for this stage (kernels, cut, recompute), into RUN/run.lock under plans.NAME; takes it. Nothing while planning. */
+/* What was decided for this stage (kernels, packing, cut, recompute), into RUN/run.lock under plans.NAME; takes it. Nothing while planning. */
 apus_status apus_stage_chose(apus_stage_context *s, apus_node *chosen, apus_error *err);
 /* Append one event (takes it) to events.jsonl and tell the trackers. */
 apus_status apus_stage_event(apus_stage_context *s, apus_node *event, apus_error *err);

@@ -111,6 +111,7 @@ printf '{"input_ids": [1, 2, 3, 4, 5, 6, 7, 8]}\n%.0s' 1 2 3 4 > "$folder/tokens
 "$apus" plan "$folder/plan.yaml" > "$folder/out" 2>&1 || wrong "plan: $(cat "$folder/out")"
 for line in '^first  *train  *about [0-9.]* s$' '^second .*about [0-9.]* s, with a model as' '40 steps of about 16 tokens, [0-9.e-]* s and' \
     '^measured  *eval  *about [0-9.]* s, with' '4 rows, 32 tokens$' '^talk  *generate  *at most [0-9.]* s, with' '1 answers of up to 4 tokens' \
+    '^  *packed: [1-9][0-9]* weights as F32, [0-9.]* MiB$' \
     '^out  *export  *costs are not known' '^in all about [0-9.]* s, and what these take: out$'; do
     grep -q "$line" "$folder/out" || wrong "plan does not say '$line': $(cat "$folder/out")"
 done
@@ -121,6 +122,10 @@ done
 [ "$(grep -cE '"seconds(_per_step)?": [0-9.e-]*[1-9]' "$folder/out")" -ge 5 ] || wrong "plan --json has no times"
 "$apus" run "$folder/plan.yaml" stages.first.max_steps=40 > "$folder/out" 2>&1 || wrong "what was planned does not run: $(cat "$folder/out")"
 [ "$(grep -c '"layout": "micro-batches of up to 16 tokens' "$folder/planned/run.lock")" = 2 ] || wrong "run.lock does not say how the batches were cut"
+sed -n '/"plans"/,$p' "$folder/planned/run.lock" > "$folder/out"
+[ "$(grep -c '"kernels"' "$folder/out")" = 4 ] || wrong "run.lock does not name the kernels of three trainings and an evaluation: $(cat "$folder/out")"
+grep -A 12 '"talk"' "$folder/out" | grep -q '"lm_head.weight"' ||
+    wrong "run.lock does not name the weights that a generator packed: $(cat "$folder/out")"
 cp "$folder/planned/run.lock" "$folder/lock"
 "$apus" run "$folder/plan.yaml" > "$folder/out" 2>&1
 cmp -s "$folder/planned/run.lock" "$folder/lock" || wrong "run.lock of what is done is changed by another start"

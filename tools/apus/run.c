@@ -93,6 +93,17 @@ static void print_training(const apus_node *s)
     printf("\n%28s%s\n", "", node->as_string(node->get(s, "layout"), NULL));
 }
 
+/* Weights that are laid out anew for the kernels that read them. */
+static void print_packed(const apus_node *packed)
+{
+    const apus_node_api *node = apus_nodes();
+    for (size_t i = 0; i < node->length(packed); i++) {
+        const apus_node *its = node->at(packed, i);
+        printf("%28spacked: %zu weights as %s, %.1f MiB\n", "", node->length(node->get(its, "weights")), node->key_at(packed, i),
+               number(its, "bytes") / 1048576.0);
+    }
+}
+
 static void print_costs(const apus_node *s)
 {
     const apus_node_api *node = apus_nodes();
@@ -105,6 +116,7 @@ static void print_costs(const apus_node *s)
         printf("%28s%.0f answers of up to %.0f tokens\n", "", number(s, "answers"), number(s, "max_tokens"));
     else if (node->get(s, "rows") != NULL)
         printf("%28s%.0f rows, %.0f tokens\n", "", number(s, "rows"), number(s, "tokens"));
+    print_packed(node->get(s, "packed"));
 }
 
 static void print_stage(const apus_node *s)

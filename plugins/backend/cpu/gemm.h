@@ -15,9 +15,10 @@
 
 enum {
     BAND_LEAST = 128,
-    SPELL = 16,           /* units of a tile between fetches */
-    COUNTER = 64,         /* bytes: a line of its own */
-    BLOCK_BYTES = 4 << 20 /* of a packed at once: it streams from the third cache, an eighth of what b takes from the second */
+    SPELL = 16,                                 /* units of a tile between fetches */
+    COUNTER = 64,                               /* bytes: a line of its own */
+    BLOCK_BYTES = 4 << 20,                      /* of a packed at once: it streams from the third cache, an eighth of what b takes from the second */
+    BLOCK_ROWS = (256 + HIGH - 1) / HIGH * HIGH /* at least: b is packed anew for each block, which costs more than a from memory */
 };
 
 /* Adds mr rows of a panel of a (of that height) by nr vectors of a panel of b, over n units. */
@@ -422,7 +423,7 @@ static split split_of(int64_t m, int64_t most, int threads)
 static int64_t block_most(kind t, int64_t k)
 {
     const int64_t fit = BLOCK_BYTES / ((units(t, k) + 1) * (int64_t)sizeof(float)) / HIGH * HIGH;
-    return fit > HIGH ? fit : HIGH;
+    return fit > BLOCK_ROWS ? fit : BLOCK_ROWS;
 }
 
 static size_t left_bytes(kind t, int64_t rows, int64_t k)
@@ -444,7 +445,7 @@ static size_t counters_bytes(int64_t m, int64_t most, int threads)
 /* Enough for any m and k up to these: fewer rows may be cut into fewer bands of more rows each, a shorter sum into longer blocks. */
 static size_t multiply_bytes(kind t, int64_t m, int64_t n, int64_t k, int threads)
 {
-    const size_t all = left_bytes(t, m, k), least = left_bytes(t, HIGH, k), most = least > BLOCK_BYTES ? least : BLOCK_BYTES;
+    const size_t all = left_bytes(t, m, k), least = left_bytes(t, BLOCK_ROWS, k), most = least > BLOCK_BYTES ? least : BLOCK_BYTES;
     return (size_t)threads * ((all < most ? all : most) + right_bytes(t, n, k)) + counters_bytes(m, block_most(t, k), threads);
 }
 

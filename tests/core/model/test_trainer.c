@@ -275,6 +275,41 @@ static double train(int profile)
     return loss;
 }
 
+static int64_t trace_time(const apus_node *event, const char *key)
+{
+    return llround(number(event, key) * 1000.0);
+}
+
+/* The Trace Event Format, as viewers read it: of every event a name, a phase and a process; of complete ones a thread, a category and times
+ * in microseconds, here to the nanosecond; those of a thread lie beside each other or one inside the other. */
+static void check_trace(const apus_node *trace)
+{
+    const apus_node *events = NODE->get(trace, "traceEvents");
+    assert_true(NODE->length(events) > 2);
+    assert_string_equal(NODE->as_string(NODE->get(trace, "displayTimeUnit"), NULL), "ms");
+    for (size_t i = 0; i < NODE->length(events); i++) {
+        const apus_node *e = NODE->at(events, i);
+        const char *phase = NODE->as_string(NODE->get(e, "ph"), NULL);
+        assert_non_null(NODE->as_string(NODE->get(e, "name"), NULL));
+        assert_non_null(NODE->get(e, "pid"));
+        if (strcmp(phase, "M") == 0) {
+            assert_non_null(NODE->as_string(NODE->get(NODE->get(e, "args"), "name"), NULL));
+            continue;
+        }
+        assert_string_equal(phase, "X");
+        assert_non_null(NODE->as_string(NODE->get(e, "cat"), NULL));
+        assert_true(number(e, "ts") >= 0.0 && number(e, "dur") >= 0.0 && number(e, "dur") < 1e9);
+        const int64_t begin = trace_time(e, "ts"), end = begin + trace_time(e, "dur");
+        for (size_t k = 0; k < i; k++) {
+            const apus_node *o = NODE->at(events, k);
+            if (NODE->get(o, "ts") == NULL || number(o, "tid") != number(e, "tid"))
+                continue;
+            const int64_t other = trace_time(o, "ts"), its_end = other + trace_time(o, "dur");
+            assert_true(end <= other || its_end <= begin || (other <= begin && end <= its_end) || (begin <= other && its_end <= end));
+        }
+    }
+}
+
 /* A trace holds every operation of steps 2 to 4, each inside its step, and what comes later of checkpoints; it changes no number. */
 static void profiles(void **state)
 {
@@ -286,6 +321,7 @@ static void profiles(void **state)
     assert_false(apus_path_exists(path));
     assert_true(train(1) == loss);
     apus_node *trace = read_json("trace.json");
+    check_trace(trace);
     const apus_node *events = NODE->get(trace, "traceEvents");
     double begin[3] = {0}, end[3] = {0};
     int steps = 0, products = 0, checkpoints = 0, waits = 0;
@@ -304,7 +340,7 @@ static void profiles(void **state)
             continue;
         int inside = 0;
         for (int k = 0; k < 3; k++)
-            inside |= number(e, "ts") >= begin[k] - 0.002 && number(e, "ts") + number(e, "dur") <= end[k] + 0.002;
+            inside |= number(e, "ts") >= begin[k] - 0.0005 && number(e, "ts") + number(e, "dur") <= end[k] + 0.0005;
         checkpoints += strcmp(name, "checkpoint") == 0;
         waits += strcmp(name, "data") == 0;
         assert_true(inside || strcmp(name, "checkpoint") == 0);
