@@ -78,7 +78,6 @@ apus_generator *apus_generator_new(apus_model *m, const apus_generator_options *
     g->sampled = malloc(rows * vocab * sizeof *g->sampled);
     if (!apus_device_host_memory(m->device))
         g->downloaded = malloc(rows * vocab * real);
-    apus_model_settle(m);
     apus_status st = apus_runner_open(&g->runner, m, o->batch_tokens, o->parallel, err);
     if (st == APUS_OK &&
         (g->running == NULL || g->rows == NULL || g->sampled == NULL || (g->downloaded == NULL && !apus_device_host_memory(m->device))))

@@ -161,22 +161,41 @@ static apus_status build_gradients(apus_objective *o, apus_model *m, apus_error 
 static const char *const scale_names[APUS_MAX_TERMS] = {"term_scale.0", "term_scale.1", "term_scale.2", "term_scale.3",
                                                         "term_scale.4", "term_scale.5", "term_scale.6", "term_scale.7"};
 
+/* The graph from tokens to terms. */
+static apus_status build(apus_objective *o, apus_model *m, const apus_loss *l, int dropout, apus_error *err)
+{
+    const apus_forward_options forward = {.mode = APUS_FORWARD_PLAIN, .tuner = 1, .dropout = dropout && !(l->needs & APUS_LOSS_NO_DROPOUT)};
+    apus_forward f;
+    o->graph = apus_model_graph(m, &forward);
+    if (o->graph == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
+    apus_status st = apus_model_forward(m, o->graph, &f, err);
+    if (st != APUS_OK)
+        return st;
+    build_loss(o, l, &f);
+    return apus_graph_status(o->graph, err);
+}
+
+apus_status apus_objective_settle(apus_model *m, const apus_loss *l, int train, apus_error *err)
+{
+    apus_objective o = {0};
+    apus_status st = build(&o, m, l, 0, err);
+    if (st == APUS_OK && train)
+        st = build_gradients(&o, m, err);
+    if (st == APUS_OK)
+        apus_model_settle(m, o.graph, 0);
+    apus_graph_free(o.graph);
+    return st;
+}
+
 apus_status apus_objective_open(apus_objective *o, apus_model *m, const apus_loss *l, const apus_objective_options *options,
                                 const int64_t capacity[APUS_N_DIM_SYMBOLS], apus_error *err)
 {
     memset(o, 0, sizeof *o);
-    const apus_forward_options forward = {
-        .mode = APUS_FORWARD_PLAIN, .tuner = 1, .dropout = options->dropout && !(l->needs & APUS_LOSS_NO_DROPOUT)};
-    o->graph = apus_model_graph(m, &forward);
     o->feeds = calloc(APUS_BATCH_FEEDS + APUS_MAX_TERMS, sizeof *o->feeds);
-    if (o->graph == NULL || o->feeds == NULL)
+    if (o->feeds == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
-    apus_forward f;
-    apus_status st = apus_model_forward(m, o->graph, &f, err);
-    if (st == APUS_OK) {
-        build_loss(o, l, &f);
-        st = apus_graph_status(o->graph, err);
-    }
+    apus_status st = build(o, m, l, options->dropout, err);
     apus_tensor outputs[2 * (APUS_MAX_TERMS + APUS_MAX_METRICS)], counts[APUS_MAX_TERMS];
     const apus_loss_context *c = &o->context;
     size_t n = 0;
@@ -330,6 +349,37 @@ static apus_status freeze(apus_reference *r, apus_model *policy, apus_error *err
     return APUS_OK;
 }
 
+/* Log-probabilities of rows by the reference. NULL: an error. */
+static apus_graph *reference_graph(const apus_reference *r, apus_tensor *row_logps, apus_error *err)
+{
+    const apus_forward_options forward = {.mode = APUS_FORWARD_PLAIN, .tuner = r->adapter};
+    apus_forward f;
+    apus_graph *g = apus_model_graph(r->model, &forward);
+    if (g == NULL)
+        (void)apus_fail(err, APUS_E_MEMORY, "out of memory");
+    else if (apus_model_forward(r->model, g, &f, err) == APUS_OK) {
+        (void)token_logps(g, &f, row_logps);
+        return g;
+    }
+    apus_graph_free(g);
+    return NULL;
+}
+
+/* A model of the reference's own. */
+static apus_status open_other(apus_reference *r, const apus_node *spec, const apus_model *policy, int64_t now, apus_error *err)
+{
+    const apus_model_options options = {.device = policy->device, .now = now, .no_text = 1};
+    apus_tensor row_logps;
+    r->model = apus_model_open(spec, &options, err);
+    r->owns_model = r->model != NULL;
+    apus_graph *g = r->owns_model ? reference_graph(r, &row_logps, err) : NULL;
+    if (g == NULL)
+        return APUS_E_INVALID;
+    apus_model_settle(r->model, g, 0);
+    apus_graph_free(g);
+    return APUS_OK;
+}
+
 apus_status apus_reference_open(apus_reference *r, apus_model *policy, const apus_node *how, int new_adapter, int64_t now, apus_error *err)
 {
     const apus_node_api *node = apus_nodes();
@@ -344,11 +394,7 @@ apus_status apus_reference_open(apus_reference *r, apus_model *policy, const apu
     }
     if (name == NULL || strcmp(name, "start") == 0) {
         if (node->kind(how) == APUS_NODE_MAP) {
-            const apus_model_options options = {.device = policy->device, .now = now, .no_text = 1};
-            r->model = apus_model_open(how, &options, err);
-            if (r->model == NULL)
-                return APUS_E_INVALID;
-            r->owns_model = 1;
+            st = open_other(r, how, policy, now, err);
         } else if (policy->tuner == NULL) {
             st = APUS_OK; /* nothing is trained: the model is its own start */
         } else if (new_adapter) {
@@ -363,15 +409,12 @@ apus_status apus_reference_open(apus_reference *r, apus_model *policy, const apu
             apus_hint(err, st, "use reference: start, or name a model");
         }
     } else {
-        const apus_model_options options = {.device = policy->device, .now = now, .no_text = 1};
-        r->model = apus_model_open(how, &options, err);
-        if (r->model == NULL)
-            return APUS_E_INVALID;
-        r->owns_model = 1;
+        st = open_other(r, how, policy, now, err);
     }
     if (st == APUS_OK && r->model->facts.length_dependent && !policy->facts.length_dependent)
-        st = apus_fail(err, APUS_E_UNSUPPORTED, "loss.reference: this model's states depend on a sequence's length, the trained one's do not: "
-                                                "the rows were made for the latter");
+        st = apus_fail(err, APUS_E_UNSUPPORTED,
+                       "loss.reference: this model's states depend on a sequence's length, the trained one's do not: "
+                       "the rows were made for the latter");
     return st;
 }
 
@@ -379,25 +422,22 @@ apus_status apus_reference_plan(apus_reference *r, const int64_t capacity[APUS_N
 {
     if (r->model == NULL)
         return APUS_OK;
-    const apus_forward_options forward = {.mode = APUS_FORWARD_PLAIN, .tuner = r->adapter};
     apus_plan_free(r->plan);
     apus_graph_free(r->graph);
     free(r->rows);
     r->plan = NULL;
-    r->graph = apus_model_graph(r->model, &forward);
+    r->graph = NULL;
     r->rows = malloc(((size_t)capacity[-1 - APUS_DIM_ROWS] + 1) * sizeof *r->rows);
-    if (r->graph == NULL || r->rows == NULL)
+    if (r->rows == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
-    apus_forward f;
-    apus_status st = apus_model_forward(r->model, r->graph, &f, err);
-    if (st != APUS_OK)
-        return st;
     apus_tensor row_logps;
-    (void)token_logps(r->graph, &f, &row_logps);
+    r->graph = reference_graph(r, &row_logps, err);
+    if (r->graph == NULL)
+        return APUS_E_INVALID;
     r->plan = apus_plan_new(r->graph, r->model->device, &row_logps, 1, capacity, APUS_RECOMPUTE_NONE, err);
     if (r->plan == NULL)
         return APUS_E_UNSUPPORTED;
-    st = apus_model_bind(r->model, r->plan, err);
+    apus_status st = apus_model_bind(r->model, r->plan, err);
     for (size_t i = 0; i < apus_plan_variable_count(r->plan) && st == APUS_OK && r->frozen != NULL; i++) {
         const apus_weight *w = apus_model_weight_named(r->model, apus_plan_variable_at(r->plan, i, NULL));
         if (w != NULL && r->frozen[w - r->model->weights] != NULL)

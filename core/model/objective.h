@@ -51,6 +51,9 @@ typedef struct apus_objective_options {
     int recompute;
 } apus_objective_options;
 
+/* Before anything else is opened over m, whose weights are not to be written to a file from then on, a tuner's aside: see
+ * apus_model_settle. train: gradients are built too. */
+apus_status apus_objective_settle(apus_model *m, const apus_loss *l, int train, apus_error *err);
 apus_status apus_objective_open(apus_objective *o, apus_model *m, const apus_loss *l, const apus_objective_options *options,
                                 const int64_t capacity[APUS_N_DIM_SYMBOLS], apus_error *err);
 void apus_objective_close(apus_objective *o);

@@ -1,5 +1,6 @@
 /*
- * core/model/resident: before a model answers, its weights move into the device's memory, in the order that its kernels read fastest.
+ * core/model/resident: weights that nothing will change move into the device's memory, in the order that its kernels read fastest: once,
+ * before a model answers, is evaluated, or has an adapter trained on it.
  *
  * A backend gives large blocks on large pages. A map of a file has small ones, and decoding, which reads every weight for every
  * token, then waits for address translation as long as a third of the time (in a virtual machine).
@@ -8,8 +9,6 @@
 #include <unistd.h>
 
 #include "model/internal.h"
-#include "model/pages.h"
-#include "model/score.h"
 
 enum { PIECE = 1 << 20, ALIGN = 64, READERS = 8 };
 
@@ -38,37 +37,58 @@ static apus_view view_of(const apus_model *m, const apus_weight *w)
     return v;
 }
 
-/* Bytes of the weight packed, and its element type then; 0: it cannot be. g: all that will read it. A shorter type serves linear alone,
- * which rounds to it anyway. */
+/* Does op read a weight that was rounded as if it had not been? It rounds to that anyway. */
+static int rounds(const apus_op *op)
+{
+    return strcmp(op->name, "apus.linear/1") == 0 || strcmp(op->name, "apus.linear_dx/1") == 0;
+}
+
+typedef struct scan {
+    const float *values;
+    size_t n;
+    int lossy;
+} scan;
+
+static void scan_piece(void *context, int64_t i)
+{
+    scan *s = context;
+    const size_t first = (size_t)i * PIECE, end = first + PIECE < s->n ? first + PIECE : s->n;
+    uint32_t lost = 0, bits;
+    for (size_t k = first; k < end; k++) {
+        memcpy(&bits, s->values + k, sizeof bits);
+        lost |= (bits & 0xffffu) | (uint32_t)((bits & 0x7f800000u) == 0 && bits << 1 != 0); /* instructions flush subnormals */
+    }
+    if (lost != 0)
+        __atomic_store_n(&s->lossy, 1, __ATOMIC_RELAXED);
+}
+
+/* Nothing is lost when these float32 become bfloat16: they were bfloat16 before somebody stored them. */
+static int lossless(const apus_model *m, const apus_view *v, const apus_weight *w, apus_dtype packed)
+{
+    scan s = {v->data, apus_weight_elements(&w->spec), 0};
+    if (packed == (APUS_PACKED | v->dtype))
+        return 1;
+    if (packed != (APUS_PACKED | APUS_BF16) || v->dtype != APUS_F32)
+        return 0;
+    apus_device_parallel(m->device, (int64_t)((s.n + PIECE - 1) / PIECE), scan_piece, &s);
+    return !s.lossy;
+}
+
+/* Bytes of the weight packed, and its element type then; 0: it cannot be. g: all that will read it. */
 static size_t packed_bytes(const apus_model *m, const apus_graph *g, const apus_weight *w, apus_dtype *packed)
 {
     const apus_op *readers[READERS];
     const apus_view v = view_of(m, w);
     const size_t n = g != NULL && w->device != NULL && !w->trained ? apus_graph_readers(g, w->spec.name, readers, READERS) : 0;
     const size_t bytes = n > 0 && n <= READERS ? apus_device_pack(m->device, &v, packed, NULL) : 0;
-    size_t linear = 0;
+    int exact = 0, multiplied = 0;
     for (size_t i = 0; i < n && bytes > 0; i++) {
-        const int is_linear = strcmp(readers[i]->name, "apus.linear/1") == 0;
-        if (apus_device_kernel(m->device, readers[i]->name, *packed) == NULL || (!is_linear && *packed != (APUS_PACKED | v.dtype)))
+        if (apus_device_kernel(m->device, readers[i]->name, *packed) == NULL)
             return 0;
-        linear += (size_t)is_linear;
+        exact |= !rounds(readers[i]);
+        multiplied |= strcmp(readers[i]->name, "apus.embedding/1") != 0;
     }
-    return linear > 0 ? bytes : 0;
-}
-
-/* What a generator's plans will compute. NULL: it cannot be built, which they will say. */
-static apus_graph *graph_of(apus_model *m)
-{
-    const apus_forward_options forward = {.mode = APUS_FORWARD_CACHED, .tuner = 1, .page = APUS_PAGE, .slots = APUS_PAGE, .table_columns = 5};
-    apus_graph *g = apus_model_graph(m, &forward);
-    apus_forward f;
-    apus_error err;
-    if (g != NULL && apus_model_forward(m, g, &f, &err) == APUS_OK) {
-        (void)apus_model_logits(g, &f, "scored");
-        return g;
-    }
-    apus_graph_free(g);
-    return NULL;
+    return multiplied && (!exact || lossless(m, &v, w, *packed)) ? bytes : 0;
 }
 
 /* A weight moves to `to`. packed: its bytes there; 0: as it is. */
@@ -90,34 +110,34 @@ static void move_weight(apus_model *m, apus_weight *w, size_t packed, char *to)
         m->format.ops.forget(m->format.file);
 }
 
-/* Bytes that weight i takes when it moves; 0: it does not. */
-static size_t room(const apus_model *m, const apus_graph *g, size_t i, size_t *packed)
+/* Bytes that weight i takes when it moves; 0: it does not. Not all: only if they are fewer. */
+static size_t room(const apus_model *m, const apus_graph *g, int all, size_t i, size_t *packed)
 {
     apus_dtype type;
     const apus_weight *w = &m->weights[i];
     *packed = packed_bytes(m, g, w, &type);
-    const size_t bytes = *packed > 0 ? *packed : in_file(w) ? w->bytes : 0;
+    if (!all && *packed >= w->bytes)
+        *packed = 0;
+    const size_t bytes = *packed > 0 ? *packed : all && in_file(w) ? w->bytes : 0;
     return (bytes + ALIGN - 1) / ALIGN * ALIGN;
 }
 
-void apus_model_settle(apus_model *m)
+void apus_model_settle(apus_model *m, const apus_graph *g, int all)
 {
     size_t bytes = 0, at = 0, packed;
     if (!apus_device_host_memory(m->device) || m->resident != NULL)
         return;
-    apus_graph *g = graph_of(m);
     for (size_t i = 0; i < m->n_weights; i++)
-        bytes += room(m, g, i, &packed);
+        bytes += room(m, g, all, i, &packed);
     const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
     /* a file's pages can leave memory again, copies cannot */
     if (bytes > 0 && pages > 0 && page > 0 && bytes / (size_t)page <= (size_t)pages / 2)
         m->resident = apus_device_alloc(m->device, bytes, NULL);
     m->resident_bytes = m->resident != NULL ? bytes : 0;
     for (size_t i = 0; i < m->n_weights && m->resident != NULL; i++) {
-        const size_t its = room(m, g, i, &packed);
+        const size_t its = room(m, g, all, i, &packed);
         if (its > 0)
             move_weight(m, &m->weights[i], packed, (char *)m->resident + at);
         at += its;
     }
-    apus_graph_free(g);
 }

@@ -4,23 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/internal.h"
 #include "model/pages.h"
 #include "model/score.h"
 
 enum { COPY_BYTES = 1 << 20 };
-
-apus_status apus_runner_open(apus_runner *r, apus_model *m, int64_t most_tokens, int64_t most_rows, apus_error *err)
-{
-    *r = (apus_runner){.model = m, .most_tokens = most_tokens, .most_rows = most_rows};
-    r->tokens = malloc((size_t)(4 * most_tokens + most_rows) * sizeof *r->tokens);
-    if (r->tokens == NULL)
-        return apus_fail(err, APUS_E_MEMORY, "out of memory");
-    r->positions = r->tokens + most_tokens;
-    r->lengths = r->positions + most_tokens;
-    r->slots = r->lengths + most_tokens;
-    r->scored = r->slots + most_tokens;
-    return APUS_OK;
-}
 
 void apus_runner_close(apus_runner *r)
 {
@@ -46,21 +34,31 @@ static int is_cache(const apus_plan *p, size_t i, size_t real, size_t *bytes)
     return 1;
 }
 
+/* The model over a cache of so many pages, and its logits. NULL: an error. */
+static apus_graph *cached_graph(apus_model *m, int64_t pages, int64_t columns, apus_tensor *logits, apus_error *err)
+{
+    const apus_forward_options forward = {
+        .mode = APUS_FORWARD_CACHED, .tuner = 1, .page = APUS_PAGE, .slots = pages * APUS_PAGE, .table_columns = columns};
+    apus_forward f;
+    apus_graph *g = apus_model_graph(m, &forward);
+    if (g == NULL)
+        (void)apus_fail(err, APUS_E_MEMORY, "out of memory");
+    else if (apus_model_forward(m, g, &f, err) == APUS_OK) {
+        *logits = apus_model_logits(g, &f, "scored");
+        return g;
+    }
+    apus_graph_free(g);
+    return NULL;
+}
+
 static apus_status make_plan(const apus_runner *r, int64_t pages, int64_t columns, apus_graph **graph, apus_plan **plan, apus_error *err)
 {
     apus_model *m = r->model;
-    const apus_forward_options forward = {
-        .mode = APUS_FORWARD_CACHED, .tuner = 1, .page = APUS_PAGE, .slots = pages * APUS_PAGE, .table_columns = columns};
     const int64_t capacity[APUS_N_DIM_SYMBOLS] = {r->most_tokens, r->most_rows, r->most_rows, 1, 1};
-    apus_forward f;
-    apus_graph *g = apus_model_graph(m, &forward);
-    apus_plan *p = NULL;
-    apus_status st = g != NULL ? apus_model_forward(m, g, &f, err) : apus_fail(err, APUS_E_MEMORY, "out of memory");
-    if (st == APUS_OK) {
-        const apus_tensor logits = apus_model_logits(g, &f, "scored");
-        p = apus_plan_new(g, apus_model_device(m), &logits, 1, capacity, APUS_RECOMPUTE_NONE, err);
-        st = p != NULL ? apus_model_bind(m, p, err) : APUS_E_UNSUPPORTED;
-    }
+    apus_tensor logits;
+    apus_graph *g = cached_graph(m, pages, columns, &logits, err);
+    apus_plan *p = g != NULL ? apus_plan_new(g, apus_model_device(m), &logits, 1, capacity, APUS_RECOMPUTE_NONE, err) : NULL;
+    const apus_status st = g == NULL ? APUS_E_INVALID : p == NULL ? APUS_E_UNSUPPORTED : apus_model_bind(m, p, err);
     if (st != APUS_OK) {
         apus_plan_free(p);
         apus_graph_free(g);
@@ -68,6 +66,24 @@ static apus_status make_plan(const apus_runner *r, int64_t pages, int64_t column
     }
     *graph = g;
     *plan = p;
+    return APUS_OK;
+}
+
+apus_status apus_runner_open(apus_runner *r, apus_model *m, int64_t most_tokens, int64_t most_rows, apus_error *err)
+{
+    *r = (apus_runner){.model = m, .most_tokens = most_tokens, .most_rows = most_rows};
+    r->tokens = malloc((size_t)(4 * most_tokens + most_rows) * sizeof *r->tokens);
+    if (r->tokens == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
+    r->positions = r->tokens + most_tokens;
+    r->lengths = r->positions + most_tokens;
+    r->slots = r->lengths + most_tokens;
+    r->scored = r->slots + most_tokens;
+    apus_error later; /* what cannot be built, plans will say */
+    apus_tensor logits;
+    apus_graph *g = cached_graph(m, 1, 5, &logits, &later);
+    apus_model_settle(m, g, 1);
+    apus_graph_free(g);
     return APUS_OK;
 }
 

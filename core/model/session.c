@@ -98,6 +98,8 @@ static apus_status open_evaluation(evaluation *e, apus_stage_context *s, const a
     apus_status st = rows_are_pairs(dataset, s->seed, &pairs, err);
     if (st == APUS_OK)
         st = choose_loss(params, pairs, &e->loss, &spec, err);
+    if (st == APUS_OK)
+        st = apus_objective_settle(e->model, &e->loss, 0, err);
     const apus_dataset_options data_options = {.text = e->model->text,
                                                .pairs = (e->loss.needs & APUS_LOSS_PAIRS) != 0,
                                                .apart = e->model->facts.length_dependent,

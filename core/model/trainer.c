@@ -57,7 +57,8 @@ static apus_status open_model(apus_trainer *t, apus_error *err)
         (void)NODE->set(spec, "adapter", NODE->make_string(adapter, (size_t)-1));
         t->start_spec = spec;
     }
-    return APUS_OK;
+    /* Of a model with an adapter that alone is written. */
+    return apus_model_tuner_config(t->model) != NULL ? apus_objective_settle(t->model, &t->loss, 1, err) : APUS_OK;
 }
 
 /* Ready-made rows, a template's tokens: ids that the model does not have. */

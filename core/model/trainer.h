@@ -91,7 +91,7 @@ typedef struct apus_training_memory {
     uint64_t total;
 } apus_training_memory;
 apus_training_memory apus_trainer_memory(const apus_trainer *t);
-/* "micro-batches of up to 512 tokens, 3 of 30 blocks computed again" */
+/* "micro-batches of up to 512 tokens, 3 of 30 blocks computed again, 211 frozen weights packed" */
 const char *apus_trainer_layout(const apus_trainer *t, char text[160]);
 
 /* What was decided, for the lock: {packed: {BF16: {weights: [names], bytes}}, kernels: ["op: table"]} of a model and a plan over it (NULL:

@@ -238,6 +238,8 @@ apus_status apus_model_read(apus_model *m, size_t weight, int merge, int64_t row
 {
     const apus_weight *w = &m->weights[weight];
     const int64_t columns = w->spec.ndim > 1 ? w->spec.dims[1] : 1;
+    if ((w->dtype & APUS_PACKED) != 0)
+        return apus_fail(err, APUS_E_INTERNAL, "%s: packed for computing with it; what is written comes from a model that was not", w->spec.name);
     if (w->dtype == APUS_REAL) {
         apus_status st = fetch(m, w, (size_t)(row * columns), (size_t)(rows * columns), dst, err);
         if (st != APUS_OK)

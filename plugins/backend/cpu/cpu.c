@@ -212,7 +212,7 @@ static const apus_backend_ops backend_ops = {
 /* What files hold; then, for the ops that run with frozen weights alone, those packed (packed.h). */
 #define ENCODINGS                                                                                                                                    \
     APUS_F16, APUS_BF16, APUS_Q4_0, APUS_Q4_1, APUS_Q5_0, APUS_Q5_1, APUS_Q8_0, APUS_IQ4_NL, APUS_Q2_K, APUS_Q3_K, APUS_Q4_K, APUS_Q5_K, APUS_Q6_K
-static const apus_dtype encodings[] = {ENCODINGS, 0},
+static const apus_dtype encodings[] = {ENCODINGS, 0}, pairs_too[] = {ENCODINGS, APUS_PACKED | APUS_BF16, 0},
                         packed_too[] = {ENCODINGS, APUS_PACKED | APUS_F32, APUS_PACKED | APUS_BF16, APUS_PACKED | APUS_Q8_0, APUS_PACKED | APUS_Q4_0,
                                         0};
 
@@ -274,7 +274,7 @@ static const apus_kernel kernels[] = {
     {.size = sizeof(apus_kernel),
      .op = "apus.linear_dx/1",
      .then = "apus.add/1",
-     .encodings = encodings,
+     .encodings = pairs_too,
      .scratch = scratch_linear_dx_add,
      .run = run_linear_dx_add},
 };

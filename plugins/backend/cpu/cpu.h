@@ -45,7 +45,7 @@ typedef struct apus_cpu_kernel {
     X(scatter_add, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                              \
     X(columns, NULL, 0, NULL)                                                                                                                        \
     X(columns_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                             \
-    X(linear_dx, NULL, APUS_KERNEL_ACCUMULATES, encodings)                                                                                           \
+    X(linear_dx, NULL, APUS_KERNEL_ACCUMULATES, pairs_too)                                                                                           \
     X(linear_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                \
     X(embedding, NULL, 0, packed_too)                                                                                                                \
     X(embedding_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                             \
@@ -58,7 +58,7 @@ typedef struct apus_cpu_kernel {
     X(attention_grad, NULL, 0, NULL)                                                                                                                 \
     X(kv_write, NULL, 0, NULL)                                                                                                                       \
     X(attention_cached, NULL, 0, NULL)                                                                                                               \
-    X(token_logprob, NULL, 0, encodings)                                                                                                             \
+    X(token_logprob, NULL, 0, pairs_too)                                                                                                             \
     X(token_logprob_dw, NULL, APUS_KERNEL_ACCUMULATES, encodings)                                                                                    \
     X(dropout, NULL, 0, NULL)                                                                                                                        \
     X(dropout_grad, NULL, 0, NULL)

@@ -225,8 +225,14 @@ typedef struct factor {
     const void *p;
     int64_t ld; /* elements of a row */
     int along;
-    apus_dtype dtype; /* other than APUS_F32: only of the right factor, along */
+    apus_dtype dtype; /* other than APUS_F32: only of the right factor, along; pairs across too */
 } factor;
+
+/* Of so many columns of b. */
+LANES_INLINE int64_t panel_width(int64_t columns)
+{
+    return columns > 2 * STRIP ? GROUP : columns > STRIP ? 2 * STRIP : STRIP;
+}
 
 /* Whether the right factor is in panels already (packed.h). */
 static int is_packed(const factor *f)
@@ -261,6 +267,53 @@ static void split_pairs(int64_t width, const float *pairs, int64_t k, float *pan
             n_store(panel + 2 * u * width + c, n_even(pair));
             if (2 * u + 1 < k) {
                 n_store(panel + (2 * u + 1) * width + c, n_odd(pair));
+            }
+        }
+    }
+}
+
+/* Elements e … e + 15 (n: of a column) of 16 columns of a panel of pairs (of this width: `its`), as units of a panel that is summed over these
+ * columns. to: where the first goes; left: columns that there are. */
+LANES_INLINE void turn_square(kind t, const float *from, int64_t its, int64_t e, int64_t n, int64_t width, float *to, int64_t left)
+{
+#if defined(__AVX512BF16__)
+    if (t == PAIRS) {
+        vn r[8];
+        for (int64_t i = 0; i < 8; i++) {
+            r[i] = e + 2 * i < n ? n_load(from + (e / 2 + i) * its) : n_all(0.0f);
+        }
+        n_turn_pairs(r);
+        for (int64_t i = 0; i < apus_cpu_min((left + 1) / 2, 8); i++) {
+            n_store(to + i * width, r[i]);
+        }
+        return;
+    }
+#endif
+    (void)t;
+    for (int64_t c = 0; c < 16; c += WIDE) {
+        for (int64_t x = 0; x < 16; x += WIDE) {
+            vn r[WIDE];
+            for (int64_t i = 0; i < WIDE; i++) {
+                const vn pair = e + x + i < n ? n_load(from + (e + x + i) / 2 * its + c) : n_all(0.0f);
+                r[i] = i % 2 == 0 ? n_even(pair) : n_odd(pair);
+            }
+            n_transpose(r);
+            for (int64_t i = 0; i < apus_cpu_min(left - c, WIDE); i++) {
+                n_store(to + (c + i) * width + x, r[i]);
+            }
+        }
+    }
+}
+
+/* A matrix of k rows, packed as pairs along them, is summed across: columns from `first` on, the first of a group. */
+LANES_INLINE void pack_turned(kind t, int64_t width, const factor *f, int64_t first, int64_t k, float *panel)
+{
+    for (int64_t g = 0; g < k; g += GROUP) {
+        const int64_t rows = apus_cpu_min(GROUP, k - g), its = panel_width(rows);
+        const float *from = packed_panel(f, g, f->ld);
+        for (int64_t c = 0; c < rows; c += 16) {
+            for (int64_t e = 0; e < width; e += 16) {
+                turn_square(t, from + c, its, first + e, f->ld, width, panel + units(t, g + c) * width + e, rows - c);
             }
         }
     }
@@ -322,12 +375,6 @@ static void pack_left(kind t, const factor *f, int64_t first, int64_t count, int
     }
 }
 
-/* Of so many columns of b. */
-LANES_INLINE int64_t panel_width(int64_t columns)
-{
-    return columns > 2 * STRIP ? GROUP : columns > STRIP ? 2 * STRIP : STRIP;
-}
-
 /* Columns [first, first + count) of the right factor, a group at most, into one panel. */
 static void pack_right(kind t, const factor *f, int64_t first, int64_t count, int64_t k, float *panel)
 {
@@ -336,6 +383,8 @@ static void pack_right(kind t, const factor *f, int64_t first, int64_t count, in
         const size_t bytes = apus_row_bytes(f->dtype, f->ld);
         const uint8_t *w = (const uint8_t *)f->p + (size_t)first * bytes;
         t == QUADS ? pack_quads_right(QUADS, width, w, bytes, count, k, panel) : pack_quads_right(NIBBLES, width, w, bytes, count, k, panel);
+    } else if (is_packed(f)) {
+        t == PAIRS ? pack_turned(PAIRS, width, f, first, k, panel) : pack_turned(PLAIN, width, f, first, k, panel);
     } else if (f->dtype != APUS_F32) {
         t == BFLOAT16 ? pack_encoded(BFLOAT16, width, f, first, count, k, panel) : pack_encoded(PLAIN, width, f, first, count, k, panel);
     } else if (t == BFLOAT16) {
@@ -348,7 +397,7 @@ static void pack_right(kind t, const factor *f, int64_t first, int64_t count, in
 /* The same panel: where it lies, or made in `room`. */
 static const float *right_panel(kind t, const factor *f, int64_t first, int64_t count, int64_t k, float *room)
 {
-    if (!is_packed(f)) {
+    if (!is_packed(f) || !f->along) {
         pack_right(t, f, first, count, k, room);
         return room;
     }
@@ -366,9 +415,13 @@ static ahead ahead_of(const factor *f, int64_t first, int64_t count, int64_t k)
     if (count <= 0) {
         return (ahead){.rows = 0};
     }
-    if (is_packed(f)) {
+    if (is_packed(f) && f->along) {
         const float *p = packed_panel(f, first, k);
         return (ahead){(const char *)p, 1, panel_width(count) * packed_column(f->dtype & ~APUS_PACKED, k), 0, 0};
+    }
+    if (is_packed(f)) { /* a run of units of each panel; the last one may be shorter, and what is fetched beyond it is of no use */
+        const int64_t unit = GROUP * (int64_t)sizeof(float);
+        return (ahead){(const char *)f->p + first / 2 * unit, (k + GROUP - 1) / GROUP, units(PAIRS, count) * unit, units(PAIRS, f->ld) * unit, 0};
     }
     const int64_t row = (int64_t)apus_row_bytes(f->dtype, f->ld);
     return f->along ? (ahead){(const char *)f->p + first * row, count, row, row, 0}

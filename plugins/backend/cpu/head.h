@@ -83,8 +83,8 @@ static void head_logits(const head *h, const factor *w, int64_t v, int64_t n, co
     for (int64_t j = 0; j < n; j += GROUP) {
         const int64_t columns = apus_cpu_min(GROUP, n - j), after = v + j + GROUP;
         ahead next = ahead_of(w, after, apus_cpu_min(GROUP, h->vocabulary - after), h->k);
-        pack_right(h->logits, w, v + j, columns, h->k, b);
-        tiles(h->logits, panel_height(rows), a, b, panel_width(columns), units(h->logits, h->k), z + j, HEAD_TILE, &none, rows, columns, &next);
+        const float *panel = right_panel(h->logits, w, v + j, columns, h->k, b);
+        tiles(h->logits, panel_height(rows), a, panel, panel_width(columns), units(h->logits, h->k), z + j, HEAD_TILE, &none, rows, columns, &next);
     }
 }
 
@@ -218,9 +218,11 @@ static int64_t slopes_rows(const head *h, int threads)
     return apus_cpu_min(HEAD_ROWS, each > 0 ? each : HIGH);
 }
 
+/* What is decoded at once: of a packed W one row. */
 static size_t tile_bytes(const head *h)
 {
-    return h->w->dtype == APUS_F32 ? 0 : apus_cpu_lines((size_t)HEAD_TILE * (size_t)h->k * sizeof(float));
+    const size_t rows = h->w->dtype == APUS_F32 ? 0 : (h->w->dtype & APUS_PACKED) != 0 ? 1 : HEAD_TILE;
+    return apus_cpu_lines(rows * (size_t)h->k * sizeof(float));
 }
 
 /* Panels of x and of weights, a panel of W either way, logits, the largest ones, a tile of W decoded. */
@@ -240,24 +242,38 @@ static size_t scratch_token_logprob(const apus_kernel_call *c)
     return parts_bytes(&h) + chosen_bytes(&h) + (logits > slopes ? logits : slopes);
 }
 
-/* Rows of W [v, v + n) as float32: where they are, or decoded into tile. */
-static factor head_rows(const head *h, int64_t v, int64_t n, float *tile)
+/* Rows of W [v, v + n), v the first of a tile: where they are, or decoded into `room`. */
+static factor head_rows(const head *h, int64_t v, int64_t n, float *room)
 {
     const size_t bytes = apus_row_bytes(h->w->dtype, h->k);
     const uint8_t *p = (const uint8_t *)h->w->data + (size_t)v * bytes;
+    const factor w = {h->w->data, h->k, 1, h->w->dtype};
+    if (is_packed(&w)) {
+        return (factor){packed_panel(&w, v, h->k), h->k, 1, h->w->dtype};
+    }
     if (h->w->dtype == APUS_F32) {
         return (factor){p, h->k, 1, APUS_F32};
     }
     for (int64_t i = 0; i < n; i++) {
-        decode(h->w->dtype, p + (size_t)i * bytes, tile + i * h->k, h->k);
+        decode(h->w->dtype, p + (size_t)i * bytes, room + i * h->k, h->k);
     }
-    return (factor){tile, h->k, 1, APUS_F32};
+    return (factor){room, h->k, 1, APUS_F32};
+}
+
+/* One row of W. */
+static const float *head_row(const head *h, int64_t r, float *room)
+{
+    if ((h->w->dtype & APUS_PACKED) == 0) {
+        return (const float *)head_rows(h, r, 1, room).p;
+    }
+    packed_row(h->w, r, room);
+    return room;
 }
 
 /* y [rows, k] (+)= packed [rows, n] · f [n, k]: f's rows run across. */
 static void head_product(const head *h, const float *packed, int64_t height, int64_t rows, int64_t n, const factor *f, int add, float *b, float *y)
 {
-    const factor across = {f->p, f->ld, 0, APUS_F32};
+    const factor across = {f->p, f->ld, 0, f->dtype};
     for (int64_t j = 0; j < h->k; j += GROUP) {
         const int64_t columns = apus_cpu_min(GROUP, h->k - j);
         const epilogue e = {NULL, add ? y + j : NULL, h->k};
@@ -318,7 +334,7 @@ static void slopes_block(const apus_kernel_call *c, const head *h, int64_t first
         const int64_t v = tile * HEAD_TILE, columns = apus_cpu_min(HEAD_TILE, h->vocabulary - v);
         const factor w = head_rows(h, v, columns, tile_rows), logits = {z, HEAD_TILE, 1, APUS_F32};
         head here = *h;
-        if (in_integers(h->logits)) { /* what is decoded serves the slopes alone */
+        if (in_integers(h->logits) || is_packed(&stored)) { /* what is decoded serves the slopes alone */
             head_logits(h, &stored, v, columns, a, rows, b, z);
         } else {
             here.vocabulary = columns;
@@ -332,8 +348,7 @@ static void slopes_block(const apus_kernel_call *c, const head *h, int64_t first
         const double all = head_join(parts + (first + r) * h->tiles, h->tiles);
         const float logit_of = chosen[first + r], p = (float)exp((double)most[r] - all);
         const float s = h->cap > 0.0f ? h->scale * (1.0f - logit_of / h->cap * (logit_of / h->cap)) : h->scale;
-        const factor target = head_rows(h, h->targets[first + r], 1, tile_rows);
-        const float *b_row = (const float *)target.p;
+        const float *b_row = head_row(h, h->targets[first + r], tile_rows);
         for (int64_t j = 0; j < h->k; j += LANES) {
             float *er = e + r * h->k + j;
             put(er, v_fma(get(b_row + j, h->k - j), v_all(s), -(get(er, h->k - j) * v_all(p))), h->k - j);

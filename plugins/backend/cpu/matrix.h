@@ -84,10 +84,16 @@ static void decode_rows(const apus_view *w, int64_t first, int64_t n, int64_t k,
     }
 }
 
+/* Whether linear_dx decodes W a part at a time; of floats and of packed ones panels are made directly. */
+static int decoded_first(const apus_view *w)
+{
+    return w->dtype != APUS_F32 && (w->dtype & APUS_PACKED) == 0;
+}
+
 static size_t scratch_linear_dx(const apus_kernel_call *c)
 {
     const int64_t m = apus_cpu_rows(&c->in[0]), k = apus_cpu_width(&c->in[1]), n = apus_cpu_rows(&c->in[1]);
-    if (c->in[1].dtype == APUS_F32) {
+    if (!decoded_first(&c->in[1])) {
         return multiply_bytes(kind_of(c), m, k, n, threads_of(c));
     }
     return apus_cpu_lines((size_t)(DX_PANEL * k) * sizeof(float)) + multiply_bytes(kind_of(c), m, k, DX_PANEL, threads_of(c));
@@ -104,15 +110,16 @@ static void linear_dx(const apus_kernel_call *c, const float *add)
                  .n = k,
                  .k = n,
                  .a = {c->in[0].data, n, 1, APUS_F32},
-                 .b = {w->data, k, 0, APUS_F32},
+                 .b = {w->data, k, 0, w->dtype},
                  .y = dx,
                  .ld = k,
                  .e = {NULL, add, k}};
-    if (w->dtype == APUS_F32 || n == 0) {
+    if (!decoded_first(w) || n == 0) {
         multiply(&p, threads_of(c), (char *)c->scratch);
         return;
     }
     float *panel = (float *)c->scratch;
+    p.b.dtype = APUS_F32;
     for (int64_t j = 0; j < n; j += DX_PANEL) {
         p.k = apus_cpu_min(DX_PANEL, n - j);
         decode_rows(w, j, p.k, k, panel, threads_of(c));

@@ -165,6 +165,28 @@ LANES_INLINE void n_transpose(vn r[WIDE])
     }
 }
 
+/* r[i]: pairs i of sixteen rows; becomes r[v]: sixteen pairs of elements, of which row 2v has the first and row 2v + 1 the second. */
+LANES_INLINE void n_turn_pairs(vn r[8])
+{
+    const __m512i halves = _mm512_set4_epi32(0x0f0e0b0a, 0x0d0c0908, 0x07060302, 0x05040100); /* a0 a1 b0 b1 -> a0 b0 a1 b1 */
+    __m512d s[8];
+    for (int i = 0; i < 8; i++) {
+        r[i] = (vn)_mm512_shuffle_epi8((__m512i)r[i], halves);
+    }
+    for (int i = 0; i < 8; i += 2) {
+        s[i] = _mm512_unpacklo_pd((__m512d)r[i], (__m512d)r[i + 1]);
+        s[i + 1] = _mm512_unpackhi_pd((__m512d)r[i], (__m512d)r[i + 1]);
+    }
+    for (int i = 0; i < 2; i++) { /* quarters of s[i], s[i + 2], s[i + 4], s[i + 6] */
+        const __m512d a = _mm512_shuffle_f64x2(s[i], s[i + 2], 0x88), b = _mm512_shuffle_f64x2(s[i + 4], s[i + 6], 0x88);
+        const __m512d c = _mm512_shuffle_f64x2(s[i], s[i + 2], 0xdd), d = _mm512_shuffle_f64x2(s[i + 4], s[i + 6], 0xdd);
+        r[i] = (vn)_mm512_shuffle_f64x2(a, b, 0x88);
+        r[i + 2] = (vn)_mm512_shuffle_f64x2(c, d, 0x88);
+        r[i + 4] = (vn)_mm512_shuffle_f64x2(a, b, 0xdd);
+        r[i + 6] = (vn)_mm512_shuffle_f64x2(c, d, 0xdd);
+    }
+}
+
 /* Sixteen units from left elements that lie one after the other along the sum. */
 LANES_INLINE vn along(kind t, const float *p, int64_t left)
 {

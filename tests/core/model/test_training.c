@@ -560,6 +560,97 @@ static void lora(void **state)
     apus_format_close(&want);
 }
 
+/* ---------------------------------------------------------------- weights that nothing changes */
+
+/* A model under an adapter, its matrices rounded to bfloat16 on request. settled: as a training has it. */
+static apus_model *open_frozen(apus_device *d, const char *name, int round, int settled)
+{
+    apus_error err = {0};
+    apus_model *m = open_golden(d, name);
+    for (size_t k = 0; k < m->n_weights && round; k++) {
+        apus_weight *w = &m->weights[k];
+        const size_t n = apus_weight_elements(&w->spec);
+        double *x = malloc(n * sizeof *x);
+        bench_read(d, w->device, x, n);
+        for (size_t i = 0; i < n; i++)
+            x[i] = (double)apus_bf16_to_f32(apus_f32_to_bf16((float)x[i]));
+        if (!w->owned)
+            OK(apus_model_own(m, w, &err));
+        bench_write(d, w->device, x, n);
+        free(x);
+    }
+    tune(m, "{\"type\": \"lora\", \"r\": 4, \"lora_dropout\": 0.1}", NULL);
+    if (settled) {
+        apus_node *spec = bench_parse("\"cross_entropy\"");
+        apus_loss l;
+        OK(apus_loss_open(&l, spec, &err));
+        OK(apus_objective_settle(m, &l, 1, &err));
+        apus_loss_close(&l);
+        NODE->release(spec);
+    }
+    return m;
+}
+
+/* What settled weight w should be: packed where products read it, in bfloat16 where they are computed in that and either round anyway or
+ * lose nothing. */
+static apus_dtype settled_type(apus_device *d, const apus_weight *w, int tied, int round)
+{
+    const int head = tied ? w->spec.what == APUS_WEIGHT_EMBEDDING && strstr(w->spec.name, "wpe") == NULL : (w->spec.flags & APUS_WEIGHT_HEAD) != 0;
+    const int matrix = w->spec.what == APUS_WEIGHT_MATRIX && !w->trained && !head;
+    return d != devices[0] && d != devices[1] && (matrix || (head && round)) ? APUS_PACKED | APUS_BF16 : APUS_REAL;
+}
+
+/* Weights packed once for a whole training give its bits: loss and gradients are those of the same weights read as the file has them. */
+static void frozen(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"llama", "llama-tied", "gpt2"};
+    apus_error err = {0};
+    apus_device *brief = bench_device("{\"type\": \"cpu\", \"threads\": 2, \"dtype\": \"bfloat16\"}");
+    for (int i = 0; i < 18; i++) {
+        apus_device *d = i / 3 % 3 < 2 ? devices[i / 3 % 3] : brief;
+        char file[256];
+        snprintf(file, sizeof file, "models/%s/golden.safetensors", names[i % 3]);
+        apus_format_file want = bench_golden(file);
+        const apus_tensor_info ids = bench_tensor(&want, "input_ids");
+        const int32_t length = (int32_t)ids.dims[0];
+        study s[2];
+        double loss[2];
+        for (int settled = 0; settled < 2; settled++) {
+            apus_model *m = open_frozen(d, names[i % 3], i / 9, settled);
+            for (size_t k = 0; k < m->n_weights; k++) {
+                const apus_weight *w = &m->weights[k];
+                if (w->dtype != (settled ? settled_type(d, w, i % 3 > 0, i / 9) : APUS_REAL))
+                    fail_msg("case %d: %s has type %d", i, w->spec.name, (int)w->dtype);
+                float row[1024]; /* what is packed, perhaps rounded, makes no file */
+                assert_true(w->spec.ndim < 2 || w->spec.dims[1] <= 1024);
+                assert_int_equal(apus_model_read(m, k, 0, 0, 1, row, &err), (w->dtype & APUS_PACKED) != 0 ? APUS_E_INTERNAL : APUS_OK);
+            }
+            size_t micro_batches;
+            study_open(&s[settled], m, ids.data, &length, 1, 1024, settled ? APUS_RECOMPUTE_CHEAP : APUS_RECOMPUTE_NONE);
+            loss[settled] = study_run(&s[settled], &micro_batches);
+        }
+        assert_memory_equal(&loss[0], &loss[1], sizeof loss[0]);
+        for (size_t k = 0; k < s[0].model->n_weights; k++) {
+            size_t n;
+            if (s[0].grads[k] == NULL)
+                continue;
+            double *plain = study_gradient(&s[0], k, &n), *packed = study_gradient(&s[1], k, &n);
+            if (memcmp(plain, packed, n * sizeof *plain) != 0)
+                fail_msg("case %d: gradient of %s has other bits with packed weights", i, s[0].model->weights[k].spec.name);
+            free(plain);
+            free(packed);
+        }
+        for (int k = 0; k < 2; k++) {
+            apus_model *m = s[k].model;
+            study_close(&s[k]);
+            apus_model_close(m);
+        }
+        apus_format_close(&want);
+    }
+    apus_device_close(brief);
+}
+
 /* ---------------------------------------------------------------- the cut */
 
 /* However a global batch is cut into micro-batches, the loss and the gradients are the same, dropout included. */
@@ -616,8 +707,9 @@ static void cuts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(optimizers), cmocka_unit_test(no_decay),      cmocka_unit_test(schedules), cmocka_unit_test(preferences),
-        cmocka_unit_test(models),     cmocka_unit_test(packed_models), cmocka_unit_test(lora),      cmocka_unit_test(cuts),
+        cmocka_unit_test(optimizers),  cmocka_unit_test(no_decay), cmocka_unit_test(schedules),
+        cmocka_unit_test(preferences), cmocka_unit_test(models),   cmocka_unit_test(packed_models),
+        cmocka_unit_test(lora),        cmocka_unit_test(frozen),   cmocka_unit_test(cuts),
     };
     return cmocka_run_group_tests_name("model/training", tests, setup, teardown);
 }

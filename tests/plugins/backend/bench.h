@@ -508,11 +508,14 @@ static inline call packed(const call *c, uint32_t at, void *instance)
 static inline void same_packed(const call *c, uint32_t at, void *instance, const char *isa)
 {
     call its = packed(c, at, instance);
-    float *want = run_cpu(c, instance, 0), *got = run_cpu(&its, instance, 0);
-    if (memcmp(want, got, (size_t)operand_count(&c->out[0]) * 4) != 0)
-        fail_msg("%s on %s: %lld x %lld packed gives other bits", c->op, isa, (long long)c->in[at].dims[0], (long long)c->in[at].dims[1]);
-    free(want);
-    free(got);
+    for (uint32_t k = 0; k < c->n_out; k++) {
+        float *want = run_cpu(c, instance, (int)k), *got = run_cpu(&its, instance, (int)k);
+        if (memcmp(want, got, (size_t)operand_count(&c->out[k]) * 4) != 0)
+            fail_msg("%s on %s: %lld x %lld packed gives other bits in output %u", c->op, isa, (long long)c->in[at].dims[0],
+                     (long long)c->in[at].dims[1], k);
+        free(want);
+        free(got);
+    }
     free(its.in[at].raw);
 }
 
@@ -546,20 +549,26 @@ static inline void same_alone(const call *c, const float *whole, void *many, voi
     }
 }
 
-/* All that may read one packed weight. linear's operands are sum's too. */
+/* All that may read one packed weight. linear's operands are sum's too, dx's are dx_sum's. */
 typedef struct weight_readers {
-    call linear, sum, rows;
+    call linear, sum, rows, dx, dx_sum;
 } weight_readers;
 
 static inline weight_readers readers_of(apus_dtype type, int64_t m, int64_t n, int64_t k)
 {
-    weight_readers r = {.linear = linear_call(type, m, n, k, 1, 0), .rows = call_of("embedding", NULL, 0)};
+    weight_readers r = {.linear = linear_call(type, m, n, k, 1, 0), .rows = call_of("embedding", NULL, 0), .dx = call_of("linear_dx", NULL, 0)};
     r.sum = r.linear;
     r.sum.then = "add";
     input_real(&r.sum, -1, 1, 2, (int64_t[]){m, n});
     input_encoded(&r.rows, type, n, k);
     input_index(&r.rows, n, 1, &m);
     output(&r.rows, 2, (int64_t[]){m, k});
+    input_real(&r.dx, -1, 1, 2, (int64_t[]){m, n});
+    input_encoded(&r.dx, type, n, k);
+    output(&r.dx, 2, (int64_t[]){m, k});
+    r.dx_sum = r.dx;
+    r.dx_sum.then = "add";
+    input_real(&r.dx_sum, -1, 1, 2, (int64_t[]){m, k});
     return r;
 }
 
@@ -567,6 +576,7 @@ static inline void readers_free(weight_readers *r)
 {
     call_free(&r->sum);
     call_free(&r->rows);
+    call_free(&r->dx_sum);
 }
 
 /* The call fails with a message that has `text` in it. */

@@ -404,31 +404,6 @@ static void test_linear_rows(void **state)
     }
 }
 
-/* A packed W gives the bits of W as it was, in float32 and in bfloat16, with few rows and many. */
-static void test_packed(void **state)
-{
-    (void)state;
-    static const int64_t ns[] = {1, 15, 16, 33, 48, 149}, ks[] = {1, 7, 64, 577}, ms[] = {1, 2, 3, 8, 9, 140};
-    for (int e = 0; e < 2 * 6 * 4 * 6; e++) {
-        const apus_dtype type = e % 2 == 0 ? APUS_F32 : APUS_BF16;
-        const int64_t n = ns[e / 2 % 6], k = ks[e / 12 % 4], m = ms[e / 48];
-        weight_readers r = readers_of(type, m, n, k);
-        for (int isa = 0; isa < bench_isas; isa++) {
-            same_packed(&r.linear, 1, bench_cpu[isa], bench_names[isa]);
-            same_packed(&r.linear, 1, brief_one[isa], bench_names[isa]);
-            same_packed(&r.sum, 1, brief_cpu[isa], bench_names[isa]);
-            same_packed(&r.rows, 0, bench_one[isa], bench_names[isa]);
-        }
-        readers_free(&r);
-    }
-    /* What it leaves as it is. */
-    apus_dtype type;
-    const apus_kernel *kernel = bench_kernel("cpu", "linear", NULL);
-    const apus_view q = {.dtype = APUS_Q8_0, .ndim = 2, .dims = {64, 64}}, row = {.dtype = APUS_F32, .ndim = 1, .dims = {64}};
-    assert_int_equal(kernel->pack(bench_cpu[0], &q, &type, NULL), 0);
-    assert_int_equal(kernel->pack(bench_cpu[0], &row, &type, NULL), 0);
-}
-
 /* ---------------------------------------------------------------- norms and rope */
 
 static void test_norms(void **state)
@@ -564,7 +539,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_elementwise), cmocka_unit_test(test_ranges), cmocka_unit_test(test_accuracy), cmocka_unit_test(test_index),
         cmocka_unit_test(test_bad_index),   cmocka_unit_test(test_linear), cmocka_unit_test(test_encoded),  cmocka_unit_test(test_linear_rows),
-        cmocka_unit_test(test_packed),      cmocka_unit_test(test_norms),  cmocka_unit_test(test_rope),     cmocka_unit_test(test_scratch),
+        cmocka_unit_test(test_norms),       cmocka_unit_test(test_rope),   cmocka_unit_test(test_scratch),
         cmocka_unit_test(test_device),
     };
     return cmocka_run_group_tests(tests, setup, bench_close);
