@@ -28,6 +28,12 @@ apus_device *apus_device_wrap(const char *name, const apus_backend_ops *ops, con
         apus_device_close(d);
         return NULL;
     }
+    d->kept = d->ops.kept != NULL ? d->ops.kept(d->backend) : d->real;
+    if (d->kept != APUS_BF16 && d->kept != d->real) {
+        (void)apus_fail(err, APUS_E_INTERNAL, "backend %s: keeps activations in neither BF16 nor its real type", name);
+        apus_device_close(d);
+        return NULL;
+    }
     return d;
 }
 

@@ -80,6 +80,10 @@ size_t apus_graph_readers(const apus_graph *g, const char *weight, const apus_op
 void apus_graph_accumulate(apus_graph *g, apus_tensor variable, apus_tensor value);
 void apus_graph_assign(apus_graph *g, apus_tensor variable, apus_tensor value);
 
+/* Plans of this graph keep the forward pass's results in the device's narrower type, where its kernels take it. For a training, and for
+ * whatever its numbers are compared with: the decision depends on the kernels alone, never on whether there is a backward pass. */
+void apus_graph_narrow(apus_graph *g);
+
 /* d sum_i(y_i · dy_i) / d wrt_k -> dwrt_k (none where nothing depends on it). Shapes of dy as y. */
 void apus_graph_gradients(apus_graph *g, const apus_tensor *y, const apus_tensor *dy, size_t n_y, const apus_tensor *wrt, size_t n_wrt,
                           apus_tensor *dwrt);

@@ -166,7 +166,7 @@ apus_status apus_objective_open(apus_objective *o, apus_model *m, const apus_los
 {
     memset(o, 0, sizeof *o);
     const apus_forward_options forward = {
-        .mode = APUS_FORWARD_PLAIN, .tuner = 1, .dropout = options->dropout && !(l->needs & APUS_LOSS_NO_DROPOUT)};
+        .mode = APUS_FORWARD_PLAIN, .tuner = 1, .dropout = options->dropout && !(l->needs & APUS_LOSS_NO_DROPOUT), .narrow = 1};
     o->graph = apus_model_graph(m, &forward);
     o->feeds = calloc(APUS_BATCH_FEEDS + APUS_MAX_TERMS, sizeof *o->feeds);
     if (o->graph == NULL || o->feeds == NULL)
@@ -379,7 +379,7 @@ apus_status apus_reference_plan(apus_reference *r, const int64_t capacity[APUS_N
 {
     if (r->model == NULL)
         return APUS_OK;
-    const apus_forward_options forward = {.mode = APUS_FORWARD_PLAIN, .tuner = r->adapter};
+    const apus_forward_options forward = {.mode = APUS_FORWARD_PLAIN, .tuner = r->adapter, .narrow = 1};
     apus_plan_free(r->plan);
     apus_graph_free(r->graph);
     free(r->rows);

@@ -25,11 +25,11 @@ static product linear_of(const apus_kernel_call *c, const float *bias, const flo
                      .m = apus_cpu_rows(&c->in[0]),
                      .n = n,
                      .k = k,
-                     .a = {c->in[0].data, k, 1, APUS_F32},
+                     .a = {c->in[0].data, k, 1, c->in[0].dtype},
                      .b = {w->data, k, 1, w->dtype},
-                     .y = (float *)c->out[0].data,
+                     .y = c->out[0].data,
                      .ld = n,
-                     .e = {bias, add, n}};
+                     .e = {bias, add, n, c->out[0].dtype == APUS_BF16}};
 }
 
 /* Products of the same left factor. */
@@ -107,7 +107,7 @@ static void linear_dx(const apus_kernel_call *c, const float *add)
                  .b = {w->data, k, 0, APUS_F32},
                  .y = dx,
                  .ld = k,
-                 .e = {NULL, add, k}};
+                 .e = {NULL, add, k, 0}};
     if (w->dtype == APUS_F32 || n == 0) {
         multiply(&p, threads_of(c), (char *)c->scratch);
         return;
@@ -154,10 +154,10 @@ static apus_status run_linear_dw(const apus_kernel_call *c, apus_error *err)
                        .n = k,
                        .k = m,
                        .a = {c->in[0].data, n, 0, APUS_F32},
-                       .b = {c->in[1].data, k, 0, APUS_F32},
+                       .b = {c->in[1].data, k, 0, c->in[1].dtype},
                        .y = dw,
                        .ld = k,
-                       .e = {NULL, c->accumulate & 1u ? dw : NULL, k}};
+                       .e = {NULL, c->accumulate & 1u ? dw : NULL, k, 0}};
     multiply(&p, threads_of(c), (char *)c->scratch);
     return APUS_OK;
 }

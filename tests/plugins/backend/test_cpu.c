@@ -4,6 +4,7 @@
  * neither range, row, batch, page, threads nor encoding.
  */
 #include "attention_bound.h"
+#include "attention_shapes.h"
 #include "bench.h"
 
 #include <apus/blocks.h>
@@ -509,38 +510,6 @@ static void test_rope(void **state)
 }
 
 /* ---------------------------------------------------------------- attention */
-
-typedef struct shape {
-    int heads, kv_heads, dim, window;
-    double softcap;
-    int n_segments;
-    int32_t segments[5][4];
-} shape;
-
-static const shape shapes[] = {
-    {2, 1, 8, 0, 0, 1, {{0, 1, -1, 0}}},
-    {4, 2, 16, 0, 0, 2, {{0, 5, -1, 0}, {5, 70, -1, 0}}},
-    {9, 3, 64, 0, 0, 1, {{0, 200, -1, 0}}},
-    {3, 3, 20, 0, 5.0, 3, {{0, 66, -1, 0}, {66, 30, 0, 0}, {96, 131, 0, 0}}},
-    {6, 2, 12, 10, 0, 4, {{0, 90, -1, 0}, {90, 64, 0, 0}, {154, 3, 1, 0}, {157, 100, -1, 0}}},
-    {40, 2, 24, 70, 3.0, 2, {{0, 150, -1, 0}, {150, 20, 0, 0}}},
-    {2, 2, 5, 1, 0, 2, {{3, 40, -1, 0}, {0, 3, -1, 0}}},
-    {2, 1, 80, 0, 0, 3, {{0, 64, -1, 0}, {64, 0, 0, 0}, {64, 65, 1, 0}}},
-};
-
-static int64_t tokens_of(const shape *s)
-{
-    int64_t n = 0;
-    for (int i = 0; i < s->n_segments; i++)
-        n += s->segments[i][1];
-    return n;
-}
-
-static call attention_call(const char *op, const shape *s, int64_t page)
-{
-    const double attrs[7] = {s->heads, s->kv_heads, s->dim, 1.0 / sqrt(s->dim), s->window, s->softcap, (double)page};
-    return call_of(op, attrs, page > 0 ? 7 : 6);
-}
 
 /* With products in bfloat16: within what its rounding of every factor comes to. g: the call of attention_grad. */
 static void compare_bounded(call *c, call *g, const shape *s, const double *out, const double *lse)
