@@ -32,7 +32,7 @@ typedef struct apus_backend_ops {
     apus_status (*finish)(void *backend, apus_error *err);
     /* What was chosen, for plan and lock: "cpu: 2 threads, avx2". owner: backend. */
     const char *(*describe)(void *backend);
-    /* What a training's forward pass keeps its results in, where the kernel that makes one can write it and all that read it can read it
+    /* What a training keeps results in, where the kernel that makes one can write it and all that read it can read it
      * (apus_kernel.narrow_in, narrow_out): APUS_BF16; else the real type. NULL: the real type. */
     apus_dtype (*kept)(void *backend);
 } apus_backend_ops;

@@ -80,7 +80,7 @@ size_t apus_graph_readers(const apus_graph *g, const char *weight, const apus_op
 void apus_graph_accumulate(apus_graph *g, apus_tensor variable, apus_tensor value);
 void apus_graph_assign(apus_graph *g, apus_tensor variable, apus_tensor value);
 
-/* Plans of this graph keep the forward pass's results in the device's narrower type, where its kernels take it. For a training, and for
+/* Plans of this graph keep results in the device's narrower type, where its kernels take it. For a training, and for
  * whatever its numbers are compared with: the decision depends on the kernels alone, never on whether there is a backward pass. */
 void apus_graph_narrow(apus_graph *g);
 

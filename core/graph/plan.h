@@ -3,7 +3,7 @@
  *
  *   collect    plan.c      what outputs and effects need, kernels chosen, decompositions, build order
  *   fuse       plan.c      pairs that one kernel computes
- *   narrow     narrow.c    results of the forward pass that are kept in fewer bits
+ *   narrow     narrow.c    results that are kept in fewer bits
  *   recompute  recompute.c forward nodes cloned into the backward pass
  *   effects    effects.c   accumulations and assignments become stores into variables' memory
  *   group      schedule.c  steps: a kernel, sibling calls of one, or runs of elementwise nodes worked tile by tile

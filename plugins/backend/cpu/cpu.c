@@ -296,7 +296,8 @@ static const apus_kernel kernels[] = {
      .then = "apus.add/1",
      .encodings = encodings,
      .scratch = scratch_linear_dx_add,
-     .run = run_linear_dx_add},
+     .run = run_linear_dx_add,
+     .narrow_in = 1},
 };
 
 static const apus_kernels_ops kernels_ops = {

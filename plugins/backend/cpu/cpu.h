@@ -44,10 +44,10 @@ typedef struct apus_cpu_kernel {
     X(silu, 1, 1)                                                                                                                                    \
     X(sign, 0, 0)                                                                                                                                    \
     X(gelu, 1, 1)                                                                                                                                    \
-    X(gelu_grad, 2, 0)                                                                                                                               \
-    X(silu_grad, 2, 0)                                                                                                                               \
+    X(gelu_grad, 2, 1)                                                                                                                               \
+    X(silu_grad, 2, 1)                                                                                                                               \
     X(swiglu, 3, 1)                                                                                                                                  \
-    X(swiglu_grad, 6, 0)                                                                                                                             \
+    X(swiglu_grad, 6, 3)                                                                                                                             \
     X(stop_gradient, 0, 0)                                                                                                                           \
     X(fill, 0, 0)
 #define APUS_CPU_OTHERS(X)                                                                                                                           \
@@ -60,8 +60,8 @@ typedef struct apus_cpu_kernel {
     X(scatter_add, NULL, APUS_KERNEL_ACCUMULATES, NULL, 0, 0)                                                                                        \
     X(columns, NULL, 0, NULL, 1, 1)                                                                                                                  \
     X(columns_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL, 0, 0)                                                                                       \
-    X(linear_dx, NULL, APUS_KERNEL_ACCUMULATES, encodings, 0, 0)                                                                                     \
-    X(linear_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL, 2, 0)                                                                                          \
+    X(linear_dx, NULL, APUS_KERNEL_ACCUMULATES, encodings, 1, 0)                                                                                     \
+    X(linear_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL, 3, 0)                                                                                          \
     X(embedding, NULL, 0, packed_too, 0, 0)                                                                                                          \
     X(embedding_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL, 0, 0)                                                                                       \
     X(rms_norm, NULL, 0, NULL, 0, 1)                                                                                                                 \

@@ -101,9 +101,13 @@ LANES_INLINE vf v_select(vi mask, vf a, vf b)
 /* Eight bfloat16. */
 LANES_INLINE vf v_halves(const void *p)
 {
+#if defined(__AVX2__)
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+#else
     vh x;
     memcpy(&x, p, sizeof x);
     return (vf)(__builtin_convertvector(x, vi) << 16);
+#endif
 }
 
 LANES_INLINE vf v_halves_part(const void *p, int64_t n)
@@ -126,8 +130,12 @@ LANES_INLINE vf v_round(vf x)
 /* x rounded, as bfloat16. */
 LANES_INLINE void v_put_halves(void *p, vf x)
 {
+#if defined(__AVX512BF16__)
+    _mm_storeu_si128((__m128i *)p, (__m128i)_mm256_cvtneps_pbh((__m256)x));
+#else
     const vh y = __builtin_convertvector(((vi)v_round(x) >> 16) & v_alli(0xffff), vh);
     memcpy(p, &y, sizeof y);
+#endif
 }
 
 LANES_INLINE void v_put_halves_part(void *p, vf x, int64_t n)

@@ -103,7 +103,7 @@ static void linear_dx(const apus_kernel_call *c, const float *add)
                  .m = m,
                  .n = k,
                  .k = n,
-                 .a = {c->in[0].data, n, 1, APUS_F32},
+                 .a = {c->in[0].data, n, 1, c->in[0].dtype},
                  .b = {w->data, k, 0, APUS_F32},
                  .y = dx,
                  .ld = k,
@@ -116,7 +116,7 @@ static void linear_dx(const apus_kernel_call *c, const float *add)
     for (int64_t j = 0; j < n; j += DX_PANEL) {
         p.k = apus_cpu_min(DX_PANEL, n - j);
         decode_rows(w, j, p.k, k, panel, threads_of(c));
-        p.a.p = (const float *)c->in[0].data + j;
+        p.a.p = element(c->in[0].data, c->in[0].dtype == APUS_BF16, j);
         p.b.p = panel;
         multiply(&p, threads_of(c), (char *)c->scratch + apus_cpu_lines((size_t)(DX_PANEL * k) * sizeof(float)));
         p.e.add = dx;
@@ -153,7 +153,7 @@ static apus_status run_linear_dw(const apus_kernel_call *c, apus_error *err)
                        .m = n,
                        .n = k,
                        .k = m,
-                       .a = {c->in[0].data, n, 0, APUS_F32},
+                       .a = {c->in[0].data, n, 0, c->in[0].dtype},
                        .b = {c->in[1].data, k, 0, c->in[1].dtype},
                        .y = dw,
                        .ld = k,

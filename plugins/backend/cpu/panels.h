@@ -248,16 +248,16 @@ LANES_INLINE vn across(kind t, vn first, vn second)
 
 #endif
 
-/* The unit of the first `left` columns of two rows, each as it lies in memory; second: NULL where there is none. */
-LANES_INLINE vn across_rows(kind t, int halves, const void *first, const void *second, int64_t left)
+/* The units of n columns of a row and of the next one, which lies `next` elements behind it; 0: there is none. */
+LANES_INLINE vn across_rows(kind t, int halves, const void *p, int64_t next, int64_t n)
 {
-    const vn a = n_take(halves, first, left), b = t == PAIRS && second != NULL ? n_take(halves, second, left) : n_all(0.0f);
+    const vn first = n_take(halves, p, n), second = t == PAIRS && next != 0 ? n_take(halves, element(p, halves, next), n) : n_all(0.0f);
 #if defined(__AVX512BF16__)
     if (t == PAIRS && halves) {
-        return (vn)_mm512_or_si512(_mm512_srli_epi32((__m512i)a, 16), (__m512i)b);
+        return (vn)_mm512_or_si512(_mm512_srli_epi32((__m512i)first, 16), (__m512i)second);
     }
 #endif
-    return across(t == ROUNDED && halves ? PLAIN : t, a, b);
+    return across(t == ROUNDED && halves ? PLAIN : t, first, second);
 }
 
 /* The step in which columns are packed: vectors, or panels that do not divide one. */
@@ -336,8 +336,8 @@ LANES_INLINE int64_t pack_lines(kind t, int halves, const void *p, int64_t ld, i
         for (int64_t c = 0; c < columns; c += WIDE) {
             const int64_t left = columns - c, at = u * per * ld + c;
             float *low = panels + (c / 8 * n + u) * 8;
-            const __m512 a = (__m512)across_rows(t, halves, element(p, halves, at), element(p, halves, at + ld), left);
-            const __m512 b = (__m512)across_rows(t, halves, element(p, halves, at + per * ld), element(p, halves, at + (per + 1) * ld), left);
+            const __m512 a = (__m512)across_rows(t, halves, element(p, halves, at), ld, left);
+            const __m512 b = (__m512)across_rows(t, halves, element(p, halves, at + per * ld), ld, left);
             _mm512_storeu_ps(low, _mm512_shuffle_f32x4(a, b, 0x44));
             if (left > 8) {
                 _mm512_storeu_ps(low + n * 8, _mm512_shuffle_f32x4(a, b, 0xee));
@@ -359,16 +359,14 @@ LANES_INLINE void pack_across(kind t, int halves, int64_t width, const void *p, 
     }
 #endif
     for (; u < n; u++) {
-        const int64_t first = (t == PAIRS ? 2 * u : u) * ld;
-        const int pair = t == PAIRS && 2 * u + 1 < k;
+        const void *row = element(p, halves, (t == PAIRS ? 2 * u : u) * ld);
+        const int64_t next = t == PAIRS && 2 * u + 1 < k ? ld : 0;
         int64_t c = 0;
         for (; step == WIDE && c + WIDE <= columns; c += WIDE) {
-            const void *second = pair ? element(p, halves, first + ld + c) : NULL;
-            put_unit(panels, width, INT64_MAX, n, u, c, across_rows(t, halves, element(p, halves, first + c), second, WIDE));
+            put_unit(panels, width, INT64_MAX, n, u, c, across_rows(t, halves, element(row, halves, c), next, WIDE));
         }
         for (; c < all; c += step) {
-            const void *second = pair ? element(p, halves, first + ld + c) : NULL;
-            put_unit(panels, width, columns, n, u, c, across_rows(t, halves, element(p, halves, first + c), second, apus_cpu_min(columns - c, step)));
+            put_unit(panels, width, columns, n, u, c, across_rows(t, halves, element(row, halves, c), next, apus_cpu_min(columns - c, step)));
         }
     }
 }

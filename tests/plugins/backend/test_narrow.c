@@ -99,6 +99,16 @@ static void test_linear(void **state)
     }
     for (int e = 0; e < 8 * 4 * 5; e++) {
         const int64_t m = ms[e % 8], n = ns[e / 8 % 4], k = ks[e / 32 % 5];
+        for (int fused = 0; fused < 2; fused++) {
+            call d = call_of("linear_dx", NULL, 0);
+            d.then = fused ? "add" : NULL;
+            input_real(&d, -1, 1, 2, (int64_t[]){m, n});
+            input_encoded(&d, e % 2 == 0 ? APUS_F32 : APUS_BF16, n, k);
+            if (fused)
+                input_real(&d, -1, 1, 2, (int64_t[]){m, k});
+            output(&d, 2, (int64_t[]){m, k});
+            same_narrow(&d);
+        }
         call c = call_of("linear_dw", NULL, 0);
         input_real(&c, -1, 1, 2, (int64_t[]){m, n});
         input_real(&c, -1, 1, 2, (int64_t[]){m, k});
