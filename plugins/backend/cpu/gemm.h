@@ -49,8 +49,7 @@ LANES_INLINE void tile_sums(kind t, int mr, int nr, const float *a, const float 
     }
 }
 
-/* rows and columns: how many of the tile's exist. e's pointers and y point at the tile's first element. */
-LANES_INLINE void tile_store(int mr, int nr, const vn *acc, void *y, int64_t ld, const epilogue *e, int64_t rows, int64_t columns)
+LANES_INLINE void tile_store_as(int halves, int mr, int nr, const vn *acc, void *y, int64_t ld, const epilogue *e, int64_t rows, int64_t columns)
 {
     for (int i = 0; i < mr; i++) {
         if (i >= rows) {
@@ -68,8 +67,18 @@ LANES_INLINE void tile_store(int mr, int nr, const vn *acc, void *y, int64_t ld,
             if (e->add != NULL) {
                 s += n_load_part(e->add + i * e->ld_add + c, left);
             }
-            n_give(e->halves, element_to(y, e->halves, i * ld + c), s, left);
+            n_give(halves, element_to(y, halves, i * ld + c), s, left);
         }
+    }
+}
+
+/* rows and columns: how many of the tile's exist. e's pointers and y point at the tile's first element. */
+LANES_INLINE void tile_store(int mr, int nr, const vn *acc, void *y, int64_t ld, const epilogue *e, int64_t rows, int64_t columns)
+{
+    if (e->halves) {
+        tile_store_as(1, mr, nr, acc, y, ld, e, rows, columns);
+    } else {
+        tile_store_as(0, mr, nr, acc, y, ld, e, rows, columns);
     }
 }
 
