@@ -93,7 +93,10 @@ static apus_status cpu_open(const apus_host *host, const apus_node *params, void
     const char *rounded = host->node->as_string(host->node->get(params, "activations"), NULL);
     cpu->integers = rounded != NULL && strcmp(rounded, "int8") == 0;
     (void)snprintf(cpu->description, sizeof cpu->description, "cpu: %d thread%s, %s%s%s", cpu->threads, cpu->threads == 1 ? "" : "s", isa->name,
-                   cpu->bfloat16 ? ", products in bfloat16" : "", cpu->integers ? ", with Q8_0 and Q4_0 weights in int8" : "");
+                   !cpu->bfloat16  ? ""
+                   : cpu->integers ? ", products in bfloat16"
+                                   : ", products and kept activations in bfloat16",
+                   cpu->integers ? ", with Q8_0 and Q4_0 weights in int8" : "");
     *backend = cpu;
     return APUS_OK;
 }

@@ -297,6 +297,10 @@ static void results_are_narrowed(void **state)
             const size_t clones = narrow_results(p, NULL, 1, &all);
             assert_true(recompute == APUS_RECOMPUTE_NONE || !narrow ? clones == 0 : clones > 0);
             arena[narrow] = apus_plan_costs(p).arena_bytes;
+            apus_node *told = apus_plan_describe(p);
+            assert_int_equal(apus_nodes()->as_int(apus_nodes()->get(told, "BF16"), 0), apus_plan_costs(p).narrow_bytes);
+            assert_int_equal(apus_plan_costs(p).narrow_bytes, narrow ? LAYERS * 600 * 2 * (4 * WIDE + WIDE / 2 + 3 * INNER) : 0);
+            apus_nodes()->release(told);
             apus_plan_free(p);
             decoder_free(&d);
             bed_end(&b);
