@@ -258,9 +258,10 @@ static size_t narrow_results(const apus_plan *p, const char *op, int backward, s
 static apus_plan *narrow_plan(bed *b, decoder *d, apus_device *device, int narrow, int recompute)
 {
     bed_begin(b, 5);
-    b->extents[0] = 600;
+    b->extents[0] = 12;
     b->extents[1] = 2;
     decoder_build(b, d, 1);
+    b->extents[0] = 600;
     if (narrow)
         apus_graph_narrow(b->g);
     return bed_plan(b, device, &d->loss, 1, recompute);
