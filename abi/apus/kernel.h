@@ -32,6 +32,9 @@ typedef struct apus_backend_ops {
     apus_status (*finish)(void *backend, apus_error *err);
     /* What was chosen, for plan and lock: "cpu: 2 threads, avx2". owner: backend. */
     const char *(*describe)(void *backend);
+    /* What a training keeps results in, where the kernel that makes one can write it and all that read it can read it
+     * (apus_kernel.narrow_in, narrow_out): APUS_BF16; else the real type. NULL: the real type. */
+    apus_dtype (*kept)(void *backend);
 } apus_backend_ops;
 
 /* One call of a kernel. FROZEN. */
@@ -79,6 +82,10 @@ typedef struct apus_kernel {
      * kernel for that type. to: 64-byte aligned, zeroed; NULL: only tells, weight->data may be NULL. NULL: there is no such order. [main];
      * threads inside are the backend's. */
     size_t (*pack)(void *backend, const apus_view *weight, apus_dtype *packed, void *to);
+    /* Bit k: input (output) k may also be of the type that the backend's `kept` gives, as its view says; written rounded to the nearest,
+     * ties to even. Each of them by itself: any mixture may come. An output only where rounding it does no harm: not what losses are
+     * computed with. Of a pair: its inputs and its result. */
+    uint32_t narrow_in, narrow_out;
 } apus_kernel;
 
 /* vtable of a component of kind "kernels". Later-loaded tables win where several claim the same. */

@@ -162,6 +162,11 @@ apus_plan_cost apus_plan_costs(const apus_plan *p)
     for (size_t i = 0; i < p->order.n; i++)
         for (uint32_t k = 0; k < p->nodes.at[p->order.at[i]].n_out; k++)
             points += p->tensors.at[p->nodes.at[p->order.at[i]].out[k]].block_point != 0;
+    for (size_t i = 0; i < p->tensors.n; i++) {
+        const apus_plan_tensor *t = &p->tensors.at[i];
+        if (t->node >= 0 && t->used && t->shape.dtype == p->device->kept && p->device->kept != p->device->real && !p->nodes.at[t->node].backward)
+            c.narrow_bytes += apus_plan_bytes(t);
+    }
     c.blocks = points > 0 ? points - 1 : 0;
     return c;
 }
@@ -213,6 +218,8 @@ apus_node *apus_plan_describe(const apus_plan *p)
     const apus_plan_cost cost = apus_plan_costs(p);
     (void)api->set(map, "device", api->make_string(apus_device_describe(p->device), (size_t)-1));
     (void)api->set(map, "arena", api->make_int((int64_t)cost.arena_bytes));
+    if (cost.narrow_bytes > 0)
+        (void)api->set(map, apus_dtype_name(p->device->kept), api->make_int((int64_t)cost.narrow_bytes));
     (void)api->set(map, "variables", api->make_int((int64_t)cost.variable_bytes));
     (void)api->set(map, "flops", api->make_float(cost.flops));
     (void)api->set(map, "nodes", api->make_int((int64_t)cost.nodes));

@@ -26,6 +26,11 @@ apus_status apus_device_wrap(const char *name, const apus_backend_ops *ops, cons
         apus_device_close(d);
         return apus_fail(err, APUS_E_INTERNAL, "backend %s: computes in neither F32 nor F64", name);
     }
+    d->kept = d->ops.kept != NULL ? d->ops.kept(d->backend) : d->real;
+    if (d->kept != APUS_BF16 && d->kept != d->real) {
+        apus_device_close(d);
+        return apus_fail(err, APUS_E_INTERNAL, "backend %s: keeps activations in neither BF16 nor its real type", name);
+    }
     *device = d;
     return APUS_OK;
 }

@@ -506,6 +506,11 @@ apus_status apus_graph_status(const apus_graph *g, apus_error *err)
     return g->status;
 }
 
+void apus_graph_narrow(apus_graph *g)
+{
+    g->narrow = 1;
+}
+
 size_t apus_graph_weight_count(const apus_graph *g)
 {
     return g->n_weights;

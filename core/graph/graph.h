@@ -80,6 +80,10 @@ size_t apus_graph_readers(const apus_graph *g, const char *weight, const apus_op
 void apus_graph_accumulate(apus_graph *g, apus_tensor variable, apus_tensor value);
 void apus_graph_assign(apus_graph *g, apus_tensor variable, apus_tensor value);
 
+/* Plans of this graph keep results in the device's narrower type, where its kernels take it. For a training, and for
+ * whatever its numbers are compared with: the decision depends on the kernels alone, never on whether there is a backward pass. */
+void apus_graph_narrow(apus_graph *g);
+
 /* d sum_i(y_i · dy_i) / d wrt_k -> dwrt_k (none where nothing depends on it). Shapes of dy as y. */
 void apus_graph_gradients(apus_graph *g, const apus_tensor *y, const apus_tensor *dy, size_t n_y, const apus_tensor *wrt, size_t n_wrt,
                           apus_tensor *dwrt);
@@ -128,10 +132,11 @@ typedef struct apus_plan_cost {
     double flops;          /* at capacity */
     double product_flops;  /* of products of matrices alone */
     size_t nodes;
-    int blocks; /* stretches between "block" points */
+    int blocks;            /* stretches between "block" points */
+    size_t narrow_bytes;   /* of results in the device's narrower type (apus_graph_narrow), at capacity; clones not counted */
 } apus_plan_cost;
 apus_plan_cost apus_plan_costs(const apus_plan *p);
-/* {ops: [{op, count, kernel, flops, seconds}], arena: …}: seconds as apus_plan_measure found them, else 0. owner: caller. */
+/* {ops: [{op, count, kernel, flops, seconds}], arena: …, BF16: bytes of activations in it}: seconds as apus_plan_measure found them, else 0. owner: caller. */
 apus_node *apus_plan_describe(const apus_plan *p);
 /* About how long a run with these extents and feeds takes: each kind of step (kernel and shapes) is run and timed some times, on
  * whatever numbers are there. What the plan writes (gradients, states) is spoilt: for plans that will not be run for their results. */

@@ -487,6 +487,8 @@ static apus_status make(apus_plan *p, apus_graph *g, const apus_tensor *outputs,
         st = apus_plan_flatten_effects(p, err);
     if (st == APUS_OK)
         st = fuse_pairs(p, err);
+    if (st == APUS_OK && g->narrow)
+        apus_plan_narrow(p);
     if (st == APUS_OK && recompute != APUS_RECOMPUTE_NONE)
         st = apus_plan_recompute(p, recompute, err);
     if (st == APUS_OK)

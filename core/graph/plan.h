@@ -3,6 +3,7 @@
  *
  *   collect    plan.c      what outputs and effects need, kernels chosen, decompositions, build order
  *   fuse       plan.c      pairs that one kernel computes
+ *   narrow     narrow.c    results that are kept in fewer bits
  *   recompute  recompute.c forward nodes cloned into the backward pass
  *   effects    effects.c   accumulations and assignments become stores into variables' memory
  *   group      schedule.c  steps: a kernel, sibling calls of one, or runs of elementwise nodes worked tile by tile
@@ -129,6 +130,7 @@ void apus_plan_prune(apus_plan *p);
 
 apus_status apus_plan_flatten_effects(apus_plan *p, apus_error *err);
 apus_status apus_plan_lower_effects(apus_plan *p, apus_error *err);
+void apus_plan_narrow(apus_plan *p);
 apus_status apus_plan_recompute(apus_plan *p, int mode, apus_error *err);
 apus_status apus_plan_group(apus_plan *p, apus_error *err);
 apus_status apus_plan_memory(apus_plan *p, apus_error *err);

@@ -284,8 +284,9 @@ static void set_tile(const tile_context *c, int64_t begin, int64_t n, char *slot
             } else if (apus_shape_single(&t->shape) && c->elements != 1) {
                 views->dims[0] = 1;
             } else if (views->data != NULL) {
-                views->data = (char *)views->data + (size_t)begin * real;
-                *move = (size_t)c->tile * real;
+                const size_t size = apus_dtype_size(t->shape.dtype);
+                views->data = (char *)views->data + (size_t)begin * size;
+                *move = (size_t)c->tile * size;
             }
         }
     }
@@ -397,23 +398,37 @@ static apus_status run_kernel(const apus_plan *p, const apus_plan_step *s, apus_
     return st == APUS_OK ? APUS_OK : named_failure(p->nodes.at[p->order.at[s->first]].op, st, &why, err);
 }
 
+/* Element i of reals, or of what stands for them. */
+static double real_at(apus_dtype type, const void *p, int64_t i)
+{
+    float x = 0.0f;
+    if (type == APUS_F64)
+        return ((const double *)p)[i];
+    if (type == APUS_F32)
+        return ((const float *)p)[i];
+    const uint32_t bits = (uint32_t)((const uint16_t *)p)[i] << 16;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 /* For debugging (APUS_CHECK_NUMBERS=1): the first op that gives a number that is not finite. */
 static apus_status check_step(apus_plan *p, const apus_plan_step *s, apus_error *err)
 {
-    const size_t real = apus_dtype_size(p->device->real);
     for (int32_t m = 0; m < s->count; m++) {
         const apus_plan_node *n = &p->nodes.at[p->order.at[s->first + m]];
         for (uint32_t k = 0; k < n->n_out; k++) {
             const apus_view *v = &p->views[n->out[k]];
-            const int64_t count = v->data != NULL && v->dtype == p->device->real && apus_plan_wants(&p->tensors.at[n->out[k]]) ? count_of(v) : 0;
+            const int is_real = v->dtype == p->device->real || v->dtype == p->device->kept;
+            const int64_t count = v->data != NULL && is_real && apus_plan_wants(&p->tensors.at[n->out[k]]) ? count_of(v) : 0;
+            const size_t size = apus_dtype_size(v->dtype);
             for (int64_t i = 0; i < count;) {
                 double buffer[512];
                 const int64_t c = count - i < 512 ? count - i : 512;
-                const apus_status st = apus_device_download(p->device, buffer, (const char *)v->data + (size_t)i * real, (size_t)c * real, err);
+                const apus_status st = apus_device_download(p->device, buffer, (const char *)v->data + (size_t)i * size, (size_t)c * size, err);
                 if (st != APUS_OK)
                     return st;
                 for (int64_t j = 0; j < c; j++, i++) {
-                    const double x = real == 8 ? buffer[j] : (double)((const float *)(const void *)buffer)[j];
+                    const double x = real_at(v->dtype, buffer, j);
                     if (!isfinite(x))
                         return apus_fail(err, APUS_E_NUMERIC, "%s: element %lld of output %u is %g", n->op->name, (long long)i, k, x);
                 }

@@ -405,7 +405,10 @@ apus_graph *apus_model_graph(apus_model *m, const apus_forward_options *options)
                                     .linear = hook_linear,
                                     .embedding = hook_embedding,
                                     .attention = options->mode == APUS_FORWARD_CACHED ? hook_attention : NULL};
-    return apus_graph_new(&hooks);
+    apus_graph *g = apus_graph_new(&hooks);
+    if (g != NULL && options->narrow)
+        apus_graph_narrow(g);
+    return g;
 }
 
 apus_status apus_model_forward(apus_model *m, apus_graph *g, apus_forward *f, apus_error *err)

@@ -69,6 +69,7 @@ typedef struct apus_forward_options {
     int mode;                /* PLAIN: attention by segments; CACHED: over the paged cache */
     int tuner;               /* 1: with the tuner's adapter; 0: without */
     int dropout;             /* 1: the tuner's dropout is on */
+    int narrow;              /* 1: apus_graph_narrow */
     int32_t page;            /* CACHED: positions per page */
     int64_t slots;           /* CACHED: rows of each layer's cache */
     int64_t table_columns;   /* CACHED: 4 + pages of a table row */

@@ -164,7 +164,7 @@ static const char *const scale_names[APUS_MAX_TERMS] = {"term_scale.0", "term_sc
 /* The graph from tokens to terms. */
 static apus_status build(apus_objective *o, apus_model *m, const apus_loss *l, int dropout, apus_error *err)
 {
-    const apus_forward_options forward = {.mode = APUS_FORWARD_PLAIN, .tuner = 1, .dropout = dropout && !(l->needs & APUS_LOSS_NO_DROPOUT)};
+    const apus_forward_options forward = {.mode = APUS_FORWARD_PLAIN, .tuner = 1, .dropout = dropout && !(l->needs & APUS_LOSS_NO_DROPOUT), .narrow = 1};
     apus_forward f;
     o->graph = apus_model_graph(m, &forward);
     if (o->graph == NULL)
@@ -352,7 +352,7 @@ static apus_status freeze(apus_reference *r, apus_model *policy, apus_error *err
 /* Log-probabilities of rows by the reference. NULL: an error. */
 static apus_graph *reference_graph(const apus_reference *r, apus_tensor *row_logps, apus_error *err)
 {
-    const apus_forward_options forward = {.mode = APUS_FORWARD_PLAIN, .tuner = r->adapter};
+    const apus_forward_options forward = {.mode = APUS_FORWARD_PLAIN, .tuner = r->adapter, .narrow = 1};
     apus_forward f;
     apus_graph *g = apus_model_graph(r->model, &forward);
     if (g == NULL)

@@ -23,8 +23,10 @@ typedef struct forward {
     const attention_keys *keys;
     const attention_block *blocks;
     int64_t n_blocks;
-    const float *q, *k, *v;
-    float *out, *lse; /* either may be NULL */
+    reals q, k, v;
+    void *out; /* NULL: not needed, as lse */
+    float *lse;
+    int out_halves;
 } forward;
 
 /* Softmax over some keys: per row the largest score (to base 2), the sum of numerators, and values weighted by them: o [padded
@@ -211,7 +213,7 @@ LANES_INLINE void softmax_few(kind t, const attention_spec *s, const attention_r
     }
     for (int64_t r = 0; r < rows->n && t != PLAIN; r++) {
         for (int64_t i = 0; i < ATT_KEYS; i += t == PAIRS ? 2 * WIDE : WIDE) {
-            n_store(z + r * ATT_KEYS + (t == PAIRS ? i / 2 : i), along(t, z + r * ATT_KEYS + i, ATT_KEYS - i));
+            n_store(z + r * ATT_KEYS + (t == PAIRS ? i / 2 : i), along(t, 0, z + r * ATT_KEYS + i, ATT_KEYS - i));
         }
     }
 }
@@ -223,11 +225,11 @@ typedef struct tile_keys {
 } tile_keys;
 
 /* Rows [first, first + n) of the next tile, where there are such. */
-LANES_INLINE void fetch_rows(const attention_spec *s, const float *from, const tile_keys *k, int64_t first, int64_t n)
+LANES_INLINE void fetch_rows(const attention_spec *s, reals from, const tile_keys *k, int64_t first, int64_t n)
 {
     for (int64_t i = first; i < first + n && i < k->next_n; i++) {
         for (int64_t d = 0; d < s->dim; d += 16) {
-            __builtin_prefetch(from + k->next[i] * s->narrow + d, 0, 2);
+            __builtin_prefetch(element(from.p, from.halves, k->next[i] * s->narrow + d), 0, 2);
         }
     }
 }
@@ -240,13 +242,18 @@ LANES_INLINE void few_tile(kind t, const forward *f, const attention_rows *rows,
     const kind summed = t == BFLOAT16 ? SUMMED : PLAIN;
     const int64_t dim = s->dim, wide = padded_dim(s), n = keys->n;
     const strided q = t == PLAIN ? (strided){m->q, wide, 1} : (strided){m->units, (units(t, dim) + WIDE - 1) / WIDE * WIDE, 1};
+    const reals all_k = reals_at(f->k, kv * dim), all_v = reals_at(f->v, kv * dim);
     float fade[FEW_ROWS + WIDE];
     for (int64_t i = 0, run; i < n; i += run) {
         int64_t ld;
         run = key_run(keys->at + i, n - i);
-        const float *k = key_factor(s, f->k + kv * dim, keys->at + i, run, m->k, &ld);
-        fetch_rows(s, f->k + kv * dim, keys, i, run);
-        pack_rows(t, ATT_KEYS, k, ld, run, (run + WIDE - 1) / WIDE * WIDE, dim, m->panel + i);
+        const reals k = key_factor(s, all_k, keys->at + i, run, m->k, &ld);
+        fetch_rows(s, all_k, keys, i, run);
+        if (k.halves) {
+            pack_rows(BFLOAT16, 1, ATT_KEYS, k.p, ld, run, (run + WIDE - 1) / WIDE * WIDE, dim, m->panel + i);
+        } else {
+            pack_rows(t, 0, ATT_KEYS, k.p, ld, run, (run + WIDE - 1) / WIDE * WIDE, dim, m->panel + i);
+        }
     }
     small_product(t, rows->n, (n + WIDE - 1) / WIDE, units(summed, dim), q, m->panel, ATT_KEYS, m->z, ATT_KEYS, 0);
     if (s->cap > 0.0f) {
@@ -257,8 +264,8 @@ LANES_INLINE void few_tile(kind t, const forward *f, const attention_rows *rows,
     for (int64_t i = 0, run; i < n; i += run) {
         int64_t ld;
         run = key_run(keys->at + i, n - i);
-        const float *v = key_factor(s, f->v + kv * dim, keys->at + i, run, m->v, &ld);
-        fetch_rows(s, f->v + kv * dim, keys, i, run);
+        const reals v = key_factor(s, all_v, keys->at + i, run, m->v, &ld);
+        fetch_rows(s, all_v, keys, i, run);
         const strided values = rows_across(t, v, ld, run, dim, dim % WIDE == 0, m->values);
         small_product(t, rows->n, wide / WIDE, units(summed, run), (strided){m->z + units(summed, i), ATT_KEYS, 1}, values.p, values.along, p.o, wide,
                       1);
@@ -273,12 +280,12 @@ LANES_INLINE void many_tile(kind t, const forward *f, const attention_rows *rows
     const attention_sight x = sight_of(s, rows, keys->tile, n);
     float fade[ATT_ROWS];
     int64_t ld;
-    const float *k = key_factor(s, f->k + kv * dim, keys->at, n, m->k, &ld);
+    const reals k = key_factor(s, reals_at(f->k, kv * dim), keys->at, n, m->k, &ld);
     seen_scores(t, &x, units(t == BFLOAT16 ? SUMMED : PLAIN, dim), rows_along(t, k, ld, n, dim, m->panel), m->units, m->z);
     if (s->cap > 0.0f) {
         cap_scores(m->z, n * ATT_ROWS, s->cap * LOG2_E);
     }
-    const float *v = key_factor(s, f->v + kv * dim, keys->at, n, m->v, &ld);
+    const reals v = key_factor(s, reals_at(f->v, kv * dim), keys->at, n, m->v, &ld);
     for (int64_t j = 0; j < rows->vectors; j++) {
         softmax_vector(t, s, &x, rows->position, keys->tile, j, m->z, p, fade);
     }
@@ -293,7 +300,7 @@ LANES_INLINE void put_queries(kind t, const forward *f, const attention_rows *ro
     const int64_t wide = padded_dim(s);
     gather_rows(s, rows, f->q, s->scale * LOG2_E, m->q);
     if (is_few(rows)) {
-        (void)rows_along(t, m->q, wide, rows->n, s->dim, m->units);
+        (void)rows_along(t, (reals){m->q, 0}, wide, rows->n, s->dim, m->units);
     } else {
         rows_transposed(t, m->q, wide, rows->n, s->dim, m->units);
     }
@@ -332,19 +339,20 @@ static void put_rows(const forward *f, const attention_block *b, const attention
 {
     const attention_spec *s = f->s;
     const int64_t wide = padded_dim(s);
-    float inverse[ATT_ROWS], *to[ATT_ROWS];
+    float inverse[ATT_ROWS];
+    void *to[ATT_ROWS];
     for (int64_t r = 0; r < rows->vectors * WIDE; r++) {
         inverse[r] = 1.0f / p.sum[r];
-        to[r] = f->out != NULL ? f->out + rows->at[r] : NULL;
+        to[r] = f->out != NULL ? element_to(f->out, f->out_halves, rows->at[r]) : NULL;
     }
     if (f->out != NULL && is_few(rows)) {
         for (int64_t r = 0; r < rows->n; r++) {
             for (int64_t d = 0; d < s->dim; d += WIDE) {
-                n_store_part(to[r] + d, n_load(p.o + r * wide + d) * n_all(inverse[r]), s->dim - d);
+                n_give(f->out_halves, element_to(to[r], f->out_halves, d), n_load(p.o + r * wide + d) * n_all(inverse[r]), s->dim - d);
             }
         }
     } else if (f->out != NULL) {
-        put_transposed(p.o, rows->n, s->dim, inverse, to);
+        put_transposed(p.o, rows->n, s->dim, inverse, f->out_halves, to);
     }
     for (int64_t r = 0; r < rows->n && f->lse != NULL; r += LANES) {
         const vf l = v_fma(v_load(p.most + r), v_all(LN_2), v_log(v_load(p.sum + r)));
@@ -384,10 +392,10 @@ static void item_span(const apus_kernel_call *c, const forward *f, const attenti
 }
 
 static forward forward_of(const apus_kernel_call *c, const attention_spec *s, const attention_keys *keys, const attention_block *blocks, int64_t n,
-                          float *out, float *lse)
+                          float *lse)
 {
-    const float *q = (const float *)c->in[0].data, *k = (const float *)c->in[1].data, *v = (const float *)c->in[2].data;
-    return (forward){s, keys, blocks, n, q, k, v, out, lse};
+    const apus_view *in = c->in, *out = c->out;
+    return (forward){s, keys, blocks, n, reals_of(&in[0]), reals_of(&in[1]), reals_of(&in[2]), out->data, lse, out->dtype == APUS_BF16};
 }
 
 /* Blocks are independent, so any thread may take any. */
@@ -432,15 +440,15 @@ static apus_status run_attention(const apus_kernel_call *c, apus_error *err)
     if (n < 0) {
         return APUS_E_INVALID;
     }
-    float *out = (float *)c->out[0].data, *lse = (float *)c->out[1].data;
-    if (covered < tokens && out != NULL) { /* tokens of no segment see nothing */
-        memset(out, 0, (size_t)(tokens * s.wide) * sizeof *out);
+    float *lse = (float *)c->out[1].data;
+    if (covered < tokens && c->out[0].data != NULL) { /* tokens of no segment see nothing */
+        memset(c->out[0].data, 0, apus_row_bytes(c->out[0].dtype, tokens * s.wide));
     }
     if (covered < tokens && lse != NULL) {
         memset(lse, 0, (size_t)(tokens * s.heads) * sizeof *lse);
     }
     const attention_keys keys = {(const int32_t *)c->in[3].data, before, segments, 4, 0};
-    const forward f = forward_of(c, &s, &keys, blocks, n, out, lse);
+    const forward f = forward_of(c, &s, &keys, blocks, n, lse);
     attention_forward(c, &f, memory);
     return APUS_OK;
 }
@@ -555,7 +563,7 @@ static apus_status run_attention_cached(const apus_kernel_call *c, apus_error *e
         memset(out, 0, (size_t)(tokens * s.wide) * sizeof *out);
     }
     const attention_keys keys = {table, NULL, rows, columns, page};
-    const forward f = forward_of(c, &s, &keys, blocks, n, out, NULL);
+    const forward f = forward_of(c, &s, &keys, blocks, n, NULL);
     if (few && spans > 1 && n * s.kv_heads * s.head_blocks <= shared_items(c)) {
         attention_shared(c, &f, spans, memory, partials);
     } else {

@@ -53,7 +53,8 @@ static size_t scratch_attention_grad(const apus_kernel_call *c)
 typedef struct backward {
     const attention_spec *s;
     const attention_keys *keys;
-    const float *dout, *q, *k, *v, *out, *lse;
+    reals dout, q, k, v, out;
+    const float *lse;
     float *dq;
 } backward;
 
@@ -186,7 +187,8 @@ LANES_INLINE void attention_block_backward(kind t, const backward *g, const atte
     }
     rows_transposed(t, q, wide, rows.n, dim, qt);
     rows_transposed(t, dout, wide, rows.n, dim, dout_t);
-    const strided q_rows = rows_across(t, q, wide, lanes, wide, 1, r[5]), dout_rows = rows_across(t, dout, wide, lanes, wide, 1, r[6]);
+    const strided q_rows = rows_across(t, (reals){q, 0}, wide, lanes, wide, 1, r[5]),
+                  dout_rows = rows_across(t, (reals){dout, 0}, wide, lanes, wide, 1, r[6]);
     memset(dq, 0, (size_t)(wide * ATT_ROWS) * sizeof *dq);
     const slopes f = t == PAIRS ? (slopes){z[2], z[3], z[4]} : (slopes){z[0], z[1], z[1]};
     for (int64_t tile = first_key(s, b->position) / ATT_KEYS * ATT_KEYS; tile < end; tile += ATT_KEYS) {
@@ -194,7 +196,7 @@ LANES_INLINE void attention_block_backward(kind t, const backward *g, const atte
         attention_sight x = sight_of(s, &rows, tile, n);
         int64_t at[ATT_KEYS], k_ld, v_ld;
         key_rows(g->keys, b->sequence, tile, n, at);
-        const float *k = key_factor(s, g->k + kv * dim, at, n, r[7], &k_ld), *v = key_factor(s, g->v + kv * dim, at, n, r[8], &v_ld);
+        const reals k = key_factor(s, reals_at(g->k, kv * dim), at, n, r[7], &k_ld), v = key_factor(s, reals_at(g->v, kv * dim), at, n, r[8], &v_ld);
         seen_scores(t, &x, units(summed, dim), rows_along(t, k, k_ld, n, dim, r[9]), qt, z[0]);
         seen_scores(t, &x, units(summed, dim), rows_along(t, v, v_ld, n, dim, r[10]), dout_t, z[1]);
         if (s->cap > 0.0f) {
@@ -211,12 +213,13 @@ LANES_INLINE void attention_block_backward(kind t, const backward *g, const atte
         seen_sums(t, &x, dim, rows_across(t, k, k_ld, n, dim, 1, r[11]), f.ds_keys, dq);
     }
     if (g->dq != NULL) {
-        float scale[ATT_ROWS], *to[ATT_ROWS];
+        float scale[ATT_ROWS];
+        void *to[ATT_ROWS];
         for (int64_t i = 0; i < rows.vectors * WIDE; i++) {
             scale[i] = s->scale;
             to[i] = g->dq + rows.at[i];
         }
-        put_transposed(dq, rows.n, dim, scale, to);
+        put_transposed(dq, rows.n, dim, scale, 0, to);
     }
 }
 
@@ -250,11 +253,11 @@ static apus_status run_attention_grad(const apus_kernel_call *c, apus_error *err
     const attention_keys keys = {(const int32_t *)c->in[6].data, before, segments, 4, 0};
     const backward g = {&s,
                         &keys,
-                        (const float *)c->in[0].data,
-                        (const float *)c->in[1].data,
-                        (const float *)c->in[2].data,
-                        (const float *)c->in[3].data,
-                        (const float *)c->in[4].data,
+                        reals_of(&c->in[0]),
+                        reals_of(&c->in[1]),
+                        reals_of(&c->in[2]),
+                        reals_of(&c->in[3]),
+                        reals_of(&c->in[4]),
                         (const float *)c->in[5].data,
                         (float *)c->out[0].data};
     if (covered < tokens && g.dq != NULL) {

@@ -192,7 +192,7 @@ LANES_INLINE ni sees(const attention_spec *s, const int32_t *position, int64_t k
 }
 
 /* Rows [n, dim] of keys at these places of `from`, ld apart: where they lie, if that is one after the other, or copied. */
-static const float *key_factor(const attention_spec *s, const float *from, const int64_t *at, int64_t n, float *copy, int64_t *ld)
+static reals key_factor(const attention_spec *s, reals from, const int64_t *at, int64_t n, float *copy, int64_t *ld)
 {
     int64_t apart = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -200,13 +200,14 @@ static const float *key_factor(const attention_spec *s, const float *from, const
     }
     if (apart == 0) {
         *ld = s->narrow;
-        return from + at[0] * s->narrow;
+        return reals_at(from, at[0] * s->narrow);
     }
     for (int64_t i = 0; i < n; i++) {
-        memcpy(copy + i * s->dim, from + at[i] * s->narrow, (size_t)s->dim * sizeof *copy);
+        memcpy(element_to(copy, from.halves, i * s->dim), element(from.p, from.halves, at[i] * s->narrow),
+               (size_t)s->dim * (from.halves ? sizeof(uint16_t) : sizeof(float)));
     }
     *ld = s->dim;
-    return copy;
+    return (reals){copy, from.halves};
 }
 
 /* How many of the n keys at these places to take together: those that lie one after the other, in whole vectors, or one vector. */
@@ -247,12 +248,12 @@ static int64_t padded_dim(const attention_spec *s)
 }
 
 /* Rows of queries (or gradients) times factor, side by side; [rows, padded dim], zeros behind each. */
-static void gather_rows(const attention_spec *s, const attention_rows *rows, const float *from, float factor, float *to)
+static void gather_rows(const attention_spec *s, const attention_rows *rows, reals from, float factor, float *to)
 {
     const int64_t wide = padded_dim(s);
     for (int64_t r = 0; r < rows->n; r++) {
         for (int64_t d = 0; d < wide; d += WIDE) {
-            n_store(to + r * wide + d, n_load_part(from + rows->at[r] + d, s->dim - d) * n_all(factor));
+            n_store(to + r * wide + d, n_take(from.halves, element(from.p, from.halves, rows->at[r] + d), s->dim - d) * n_all(factor));
         }
     }
 }

@@ -171,33 +171,61 @@ static void small_product(kind t, int64_t m, int64_t vectors, int64_t n, strided
 
 /* ---------------------------------------------------------------- rows of factors */
 
-/* Rows [n, dim] at p, ld apart, as units along them: p itself, or `copy`. */
-static strided rows_along(kind t, const float *p, int64_t ld, int64_t n, int64_t dim, float *copy)
+/* Numbers in memory: floats; or bfloat16, where products are of these. */
+typedef struct reals {
+    const void *p;
+    int halves;
+} reals;
+
+static reals reals_of(const apus_view *v)
 {
-    if (t == PLAIN) {
-        return (strided){p, ld, 1};
-    }
-    const int64_t wide = (units(t, dim) + WIDE - 1) / WIDE * WIDE, per = t == PAIRS ? 2 : 1;
+    return (reals){v->data, v->dtype == APUS_BF16};
+}
+
+static reals reals_at(reals x, int64_t i)
+{
+    return (reals){element(x.p, x.halves, i), x.halves};
+}
+
+LANES_INLINE void units_along(kind t, reals x, int64_t ld, int64_t n, int64_t dim, int64_t wide, float *copy)
+{
     for (int64_t i = 0; i < n; i++) {
         for (int64_t u = 0; u < wide; u += WIDE) {
-            n_store(copy + i * wide + u, along(t, p + i * ld + u * per, dim - u * per));
+            const int64_t e = t == PAIRS ? 2 * u : u;
+            n_store(copy + i * wide + u, along(t, x.halves, element(x.p, x.halves, i * ld + e), dim - e));
         }
+    }
+}
+
+/* Rows [n, dim] of x, ld apart, as units along them: x itself, or `copy`. */
+static strided rows_along(kind t, reals x, int64_t ld, int64_t n, int64_t dim, float *copy)
+{
+    const int64_t wide = (units(t, dim) + WIDE - 1) / WIDE * WIDE;
+    if (t == PLAIN) {
+        return (strided){(const float *)x.p, ld, 1};
+    }
+    if (x.halves) {
+        units_along(BFLOAT16, (reals){x.p, 1}, ld, n, dim, wide, copy);
+    } else {
+        units_along(BFLOAT16, (reals){x.p, 0}, ld, n, dim, wide, copy);
     }
     return (strided){copy, wide, 1};
 }
 
-/* The same as units along the columns, [units, padded dim]: of the factor, `along` is the width. direct: p itself will do where
+/* The same as units along the columns, [units, padded dim]: of the factor, `along` is the width. direct: x itself will do where
  * units are floats. */
-static strided rows_across(kind t, const float *p, int64_t ld, int64_t n, int64_t dim, int direct, float *copy)
+static strided rows_across(kind t, reals x, int64_t ld, int64_t n, int64_t dim, int direct, float *copy)
 {
     if (t == PLAIN && direct) {
-        return (strided){p, 1, ld};
+        return (strided){(const float *)x.p, 1, ld};
     }
     const int64_t wide = (dim + WIDE - 1) / WIDE * WIDE;
-    if (t == BFLOAT16) {
-        pack_across(BFLOAT16, wide, p, ld, dim, n, copy);
+    if (x.halves) {
+        pack_across(BFLOAT16, 1, wide, x.p, ld, dim, n, copy);
+    } else if (t == BFLOAT16) {
+        pack_across(BFLOAT16, 0, wide, x.p, ld, dim, n, copy);
     } else {
-        pack_across(PLAIN, wide, p, ld, dim, n, copy);
+        pack_across(PLAIN, 0, wide, x.p, ld, dim, n, copy);
     }
     return (strided){copy, 1, wide};
 }
@@ -207,14 +235,14 @@ static void rows_transposed(kind t, const float *p, int64_t ld, int64_t rows, in
 {
     const int64_t all = (rows + WIDE - 1) / WIDE * WIDE;
     if (t == BFLOAT16) {
-        pack_rows(BFLOAT16, ATT_ROWS, p, ld, rows, all, dim, panel);
+        pack_rows(BFLOAT16, 0, ATT_ROWS, p, ld, rows, all, dim, panel);
     } else {
-        pack_rows(PLAIN, ATT_ROWS, p, ld, rows, all, dim, panel);
+        pack_rows(PLAIN, 0, ATT_ROWS, p, ld, rows, all, dim, panel);
     }
 }
 
 /* Lane r of x [dim, ATT_ROWS], times factor[r], to to[r] [dim]. */
-LANES_INLINE void put_transposed(const float *x, int64_t rows, int64_t dim, const float *factor, float *const *to)
+LANES_INLINE void put_transposed(const float *x, int64_t rows, int64_t dim, const float *factor, int halves, void *const *to)
 {
     for (int64_t r = 0; r < rows; r += WIDE) {
         const vn f = n_load(factor + r);
@@ -225,7 +253,7 @@ LANES_INLINE void put_transposed(const float *x, int64_t rows, int64_t dim, cons
             }
             n_transpose(v);
             for (int64_t i = 0; i < WIDE && r + i < rows; i++) {
-                n_store_part(to[r + i] + d, v[i], dim - d);
+                n_give(halves, element_to(to[r + i], halves, d), v[i], dim - d);
             }
         }
     }

@@ -93,7 +93,10 @@ static apus_status cpu_open(const apus_host *host, const apus_node *params, void
     const char *rounded = host->node->as_string(host->node->get(params, "activations"), NULL);
     cpu->integers = rounded != NULL && strcmp(rounded, "int8") == 0;
     (void)snprintf(cpu->description, sizeof cpu->description, "cpu: %d thread%s, %s%s%s", cpu->threads, cpu->threads == 1 ? "" : "s", isa->name,
-                   cpu->bfloat16 ? ", products in bfloat16" : "", cpu->integers ? ", with Q8_0 and Q4_0 weights in int8" : "");
+                   !cpu->bfloat16  ? ""
+                   : cpu->integers ? ", products in bfloat16"
+                                   : ", products and kept activations in bfloat16",
+                   cpu->integers ? ", with Q8_0 and Q4_0 weights in int8" : "");
     *backend = cpu;
     return APUS_OK;
 }
@@ -187,6 +190,13 @@ static apus_status cpu_finish(void *backend, apus_error *err)
     return APUS_OK;
 }
 
+/* What meets weights in int8 is rounded to 8 bits from floats. */
+static apus_dtype cpu_kept(void *backend)
+{
+    const apus_cpu *cpu = (const apus_cpu *)backend;
+    return cpu->bfloat16 && !cpu->integers ? APUS_BF16 : APUS_F32;
+}
+
 static const char *cpu_describe(void *backend)
 {
     return ((const apus_cpu *)backend)->description;
@@ -205,6 +215,7 @@ static const apus_backend_ops backend_ops = {
     .parallel = cpu_parallel,
     .finish = cpu_finish,
     .describe = cpu_describe,
+    .kept = cpu_kept,
 };
 
 /* ---------------------------------------------------------------- the kernels: each goes through the instance's table */
@@ -226,10 +237,10 @@ static const apus_dtype encodings[] = {ENCODINGS, 0}, pairs_too[] = {ENCODINGS, 
     {                                                                                                                                                \
         return apus_cpu_of(capacity)->isa->kernels[APUS_CPU_##id].scratch(capacity);                                                                 \
     }
-#define X(id) RUN(id)
+#define X(id, in, out) RUN(id)
 APUS_CPU_ELEMENTWISE(X)
 #undef X
-#define X(id, then, flags, types) RUN(id) SCRATCH(id)
+#define X(id, then, flags, types, in, out) RUN(id) SCRATCH(id)
 APUS_CPU_OTHERS(X)
 #undef X
 RUN(linear)
@@ -250,11 +261,19 @@ static size_t pack_linear(void *backend, const apus_view *weight, apus_dtype *pa
 }
 
 static const apus_kernel kernels[] = {
-#define X(id) {.size = sizeof(apus_kernel), .op = "apus." #id "/1", .run = run_##id},
+#define X(id, in, out) {.size = sizeof(apus_kernel), .op = "apus." #id "/1", .run = run_##id, .narrow_in = (in), .narrow_out = (out)},
     APUS_CPU_ELEMENTWISE(X)
 #undef X
-#define X(id, after, bits, types)                                                                                                                    \
-    {.size = sizeof(apus_kernel), .op = "apus." #id "/1", .then = after, .flags = bits, .encodings = types, .scratch = scratch_##id, .run = run_##id},
+#define X(id, after, bits, types, in, out)                                                                                                           \
+    {.size = sizeof(apus_kernel),                                                                                                                    \
+     .op = "apus." #id "/1",                                                                                                                         \
+     .then = after,                                                                                                                                  \
+     .flags = bits,                                                                                                                                  \
+     .encodings = types,                                                                                                                             \
+     .scratch = scratch_##id,                                                                                                                        \
+     .run = run_##id,                                                                                                                                \
+     .narrow_in = (in),                                                                                                                              \
+     .narrow_out = (out)},
         APUS_CPU_OTHERS(X)
 #undef X
             {.size = sizeof(apus_kernel),
@@ -264,19 +283,24 @@ static const apus_kernel kernels[] = {
              .scratch = scratch_linear,
              .run = run_linear,
              .run_siblings = run_siblings_linear,
-             .pack = pack_linear},
+             .pack = pack_linear,
+             .narrow_in = 1,
+             .narrow_out = 1},
     {.size = sizeof(apus_kernel),
      .op = "apus.linear/1",
      .then = "apus.add/1",
      .encodings = packed_too,
      .scratch = scratch_linear_add,
-     .run = run_linear_add},
+     .run = run_linear_add,
+     .narrow_in = 1,
+     .narrow_out = 1},
     {.size = sizeof(apus_kernel),
      .op = "apus.linear_dx/1",
      .then = "apus.add/1",
      .encodings = pairs_too,
      .scratch = scratch_linear_dx_add,
-     .run = run_linear_dx_add},
+     .run = run_linear_dx_add,
+     .narrow_in = 1},
 };
 
 static const apus_kernels_ops kernels_ops = {
@@ -306,8 +330,8 @@ static const apus_param params[] = {
      .fallback = "float32",
      .choices = dtypes,
      .doc = "What products of matrices are computed in, those inside attention too. bfloat16: both operands are rounded to it, sums are float32; "
-            "weights, "
-            "optimizer state, norms, softmax and losses stay float32 either way.",
+            "in training, activations kept for the backward pass are bfloat16, but for the residual stream. Weights, optimizer state, norms, "
+            "softmax and losses stay float32 either way.",
      .aliases = "torch_dtype compute_dtype precision"},
     {.size = sizeof(apus_param),
      .name = "activations",

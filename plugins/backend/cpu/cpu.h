@@ -17,63 +17,85 @@ typedef struct apus_cpu_kernel {
     apus_status (*run_siblings)(const apus_kernel_call *calls, uint32_t n, apus_error *err);
 } apus_cpu_kernel;
 
-/* X(identifier, op, then, flags, encodings): every kernel of the plugin, in the order of ops.h. */
+/* Every kernel of the plugin, in the order of ops.h. X(identifier, then, flags, encodings, narrow inputs, narrow outputs), the first and the
+ * last two of elementwise ones. */
 #define APUS_CPU_ELEMENTWISE(X)                                                                                                                      \
-    X(add)                                                                                                                                           \
-    X(sub)                                                                                                                                           \
-    X(mul)                                                                                                                                           \
-    X(div)                                                                                                                                           \
-    X(maximum)                                                                                                                                       \
-    X(minimum)                                                                                                                                       \
-    X(greater)                                                                                                                                       \
-    X(where)                                                                                                                                         \
-    X(affine)                                                                                                                                        \
-    X(exp)                                                                                                                                           \
-    X(log)                                                                                                                                           \
-    X(log1p)                                                                                                                                         \
-    X(expm1)                                                                                                                                         \
-    X(sqrt)                                                                                                                                          \
-    X(abs) X(square) X(tanh) X(sigmoid) X(log_sigmoid) X(softplus) X(relu) X(silu) X(sign) X(gelu) X(gelu_grad) X(silu_grad) X(swiglu)               \
-        X(swiglu_grad) X(stop_gradient) X(fill)
+    X(add, 0, 0)                                                                                                                                     \
+    X(sub, 0, 0)                                                                                                                                     \
+    X(mul, 3, 0)                                                                                                                                     \
+    X(div, 0, 0)                                                                                                                                     \
+    X(maximum, 0, 0)                                                                                                                                 \
+    X(minimum, 0, 0)                                                                                                                                 \
+    X(greater, 0, 0)                                                                                                                                 \
+    X(where, 0, 0)                                                                                                                                   \
+    X(affine, 0, 0)                                                                                                                                  \
+    X(exp, 0, 0)                                                                                                                                     \
+    X(log, 0, 0)                                                                                                                                     \
+    X(log1p, 0, 0)                                                                                                                                   \
+    X(expm1, 0, 0)                                                                                                                                   \
+    X(sqrt, 0, 0)                                                                                                                                    \
+    X(abs, 0, 0)                                                                                                                                     \
+    X(square, 0, 0)                                                                                                                                  \
+    X(tanh, 0, 0)                                                                                                                                    \
+    X(sigmoid, 0, 0)                                                                                                                                 \
+    X(log_sigmoid, 0, 0)                                                                                                                             \
+    X(softplus, 0, 0)                                                                                                                                \
+    X(relu, 0, 0)                                                                                                                                    \
+    X(silu, 1, 1)                                                                                                                                    \
+    X(sign, 0, 0)                                                                                                                                    \
+    X(gelu, 1, 1)                                                                                                                                    \
+    X(gelu_grad, 2, 1)                                                                                                                               \
+    X(silu_grad, 2, 1)                                                                                                                               \
+    X(swiglu, 3, 1)                                                                                                                                  \
+    X(swiglu_grad, 6, 3)                                                                                                                             \
+    X(stop_gradient, 0, 0)                                                                                                                           \
+    X(fill, 0, 0)
 #define APUS_CPU_OTHERS(X)                                                                                                                           \
-    X(sum, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                      \
-    X(sum_squares, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                              \
-    X(sum_rows, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                 \
-    X(scale_rows, NULL, 0, NULL)                                                                                                                     \
-    X(add_row, NULL, 0, NULL)                                                                                                                        \
-    X(gather, NULL, 0, NULL)                                                                                                                         \
-    X(scatter_add, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                              \
-    X(columns, NULL, 0, NULL)                                                                                                                        \
-    X(columns_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                             \
-    X(linear_dx, NULL, APUS_KERNEL_ACCUMULATES, pairs_too)                                                                                           \
-    X(linear_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                                \
-    X(embedding, NULL, 0, packed_too)                                                                                                                \
-    X(embedding_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                             \
-    X(rms_norm, NULL, 0, NULL)                                                                                                                       \
-    X(rms_norm_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                            \
-    X(layer_norm, NULL, 0, NULL)                                                                                                                     \
-    X(layer_norm_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL)                                                                                          \
-    X(rope, NULL, 0, NULL)                                                                                                                           \
-    X(attention, NULL, 0, NULL)                                                                                                                      \
-    X(attention_grad, NULL, 0, NULL)                                                                                                                 \
-    X(kv_write, NULL, 0, NULL)                                                                                                                       \
-    X(attention_cached, NULL, 0, NULL)                                                                                                               \
-    X(token_logprob, NULL, 0, pairs_too)                                                                                                             \
-    X(token_logprob_dw, NULL, APUS_KERNEL_ACCUMULATES, encodings)                                                                                    \
-    X(dropout, NULL, 0, NULL)                                                                                                                        \
-    X(dropout_grad, NULL, 0, NULL)
+    X(sum, NULL, APUS_KERNEL_ACCUMULATES, NULL, 0, 0)                                                                                                \
+    X(sum_squares, NULL, APUS_KERNEL_ACCUMULATES, NULL, 0, 0)                                                                                        \
+    X(sum_rows, NULL, APUS_KERNEL_ACCUMULATES, NULL, 0, 0)                                                                                           \
+    X(scale_rows, NULL, 0, NULL, 0, 0)                                                                                                               \
+    X(add_row, NULL, 0, NULL, 0, 0)                                                                                                                  \
+    X(gather, NULL, 0, NULL, 0, 0)                                                                                                                   \
+    X(scatter_add, NULL, APUS_KERNEL_ACCUMULATES, NULL, 0, 0)                                                                                        \
+    X(columns, NULL, 0, NULL, 1, 1)                                                                                                                  \
+    X(columns_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL, 0, 0)                                                                                       \
+    X(linear_dx, NULL, APUS_KERNEL_ACCUMULATES, pairs_too, 1, 0)                                                                                     \
+    X(linear_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL, 3, 0)                                                                                          \
+    X(embedding, NULL, 0, packed_too, 0, 0)                                                                                                          \
+    X(embedding_dw, NULL, APUS_KERNEL_ACCUMULATES, NULL, 0, 0)                                                                                       \
+    X(rms_norm, NULL, 0, NULL, 0, 1)                                                                                                                 \
+    X(rms_norm_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL, 0, 0)                                                                                      \
+    X(layer_norm, NULL, 0, NULL, 0, 1)                                                                                                               \
+    X(layer_norm_grad, NULL, APUS_KERNEL_ACCUMULATES, NULL, 0, 0)                                                                                    \
+    X(rope, NULL, 0, NULL, 0, 1)                                                                                                                     \
+    X(attention, NULL, 0, NULL, 7, 1)                                                                                                                \
+    X(attention_grad, NULL, 0, NULL, 30, 0)                                                                                                          \
+    X(kv_write, NULL, 0, NULL, 0, 0)                                                                                                                 \
+    X(attention_cached, NULL, 0, NULL, 0, 0)                                                                                                         \
+    X(token_logprob, NULL, 0, pairs_too, 0, 0)                                                                                                       \
+    X(token_logprob_dw, NULL, APUS_KERNEL_ACCUMULATES, encodings, 0, 0)                                                                              \
+    X(dropout, NULL, 0, NULL, 0, 0)                                                                                                                  \
+    X(dropout_grad, NULL, 0, NULL, 0, 0)
 
 enum {
-#define X(id) APUS_CPU_##id,
+#define X(id, in, out) APUS_CPU_##id,
     APUS_CPU_ELEMENTWISE(X)
 #undef X
-#define X(id, then, flags, types) APUS_CPU_##id,
+#define X(id, then, flags, types, in, out) APUS_CPU_##id,
         APUS_CPU_OTHERS(X)
 #undef X
             APUS_CPU_linear,
     APUS_CPU_linear_add,
     APUS_CPU_linear_dx_add,
     APUS_CPU_N_KERNELS
+};
+
+/* apus_kernel.narrow_in and narrow_out of elementwise ones. */
+enum {
+#define X(id, in, out) APUS_CPU_IN_##id = (in), APUS_CPU_OUT_##id = (out),
+    APUS_CPU_ELEMENTWISE(X)
+#undef X
 };
 
 typedef struct apus_cpu_isa {

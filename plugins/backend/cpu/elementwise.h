@@ -9,76 +9,84 @@ typedef void elementwise(const vf *x, const float *a, vf *y);
 
 /* What one call works on: inputs of one element are spread over all. */
 typedef struct mapped {
-    const float *in[3];
-    float *out[2];
+    const void *in[3];
+    void *out[2];
     vf all[3];
     float a[2]; /* the first two attributes */
 } mapped;
 
+/* Which operands are what: bit k of each. */
+typedef struct operands {
+    unsigned spread, skip;   /* inputs of one element; outputs that are not needed */
+    unsigned halves, halved; /* inputs, outputs of bfloat16 */
+} operands;
+
 enum { UNROLL = 4 };
 
-/* Elements i … i + n * LANES, or `part` of one vector; spread: bit k, input k has one element; skip: bit k, output k is not needed. */
-LANES_INLINE void map_vectors(const mapped *m, int n_in, int n_out, unsigned spread, unsigned skip, elementwise *fn, int64_t i, int n, int64_t part)
+/* Elements i … i + n * LANES, or so many of one vector: part. */
+LANES_INLINE void map_vectors(const mapped *m, int n_in, int n_out, operands o, elementwise *fn, int64_t i, int n, int64_t part)
 {
     for (int u = 0; u < n; u++, i += LANES) {
         vf x[3], y[2];
         for (int k = 0; k < n_in; k++) {
-            x[k] = spread >> k & 1u ? m->all[k] : part > 0 ? v_load_part(m->in[k] + i, part) : v_load(m->in[k] + i);
+            x[k] = o.spread >> k & 1u ? m->all[k] : v_take(o.halves >> k & 1u, element(m->in[k], o.halves >> k & 1u, i), part);
         }
         fn(x, m->a, y);
         for (int k = 0; k < n_out; k++) {
-            if (skip >> k & 1u) {
-                continue;
-            }
-            if (part > 0) {
-                v_store_part(m->out[k] + i, y[k], part);
-            } else {
-                v_store(m->out[k] + i, y[k]);
+            if ((o.skip >> k & 1u) == 0) {
+                v_give(o.halved >> k & 1u, element_to(m->out[k], o.halved >> k & 1u, i), y[k], part);
             }
         }
     }
 }
 
-LANES_INLINE void map_range(const mapped *m, int n_in, int n_out, unsigned spread, unsigned skip, elementwise *fn, int64_t n)
+LANES_INLINE void map_range(const mapped *m, int n_in, int n_out, operands o, elementwise *fn, int64_t n)
 {
     int64_t i = 0;
     for (; i + UNROLL * LANES <= n; i += UNROLL * LANES) {
-        map_vectors(m, n_in, n_out, spread, skip, fn, i, UNROLL, 0);
+        map_vectors(m, n_in, n_out, o, fn, i, UNROLL, LANES);
     }
     for (; i + LANES <= n; i += LANES) {
-        map_vectors(m, n_in, n_out, spread, skip, fn, i, 1, 0);
+        map_vectors(m, n_in, n_out, o, fn, i, 1, LANES);
     }
     if (i < n) {
-        map_vectors(m, n_in, n_out, spread, skip, fn, i, 1, n - i);
+        map_vectors(m, n_in, n_out, o, fn, i, 1, n - i);
     }
 }
 
-/* fn over n_in inputs (those of one element are spread) and n_out outputs (NULL: not needed). The usual cases have loops of their
- * own: a choice for each vector would cost as much as the cheap ops. */
-LANES_INLINE apus_status map(const apus_kernel_call *call, int n_in, int n_out, int n_attrs, elementwise *fn)
+/* fn over n_in inputs (those of one element are spread) and n_out outputs (NULL: not needed); narrow: what may be bfloat16. The usual
+ * cases have loops of their own: a choice for each vector would cost as much as the cheap ops. */
+LANES_INLINE apus_status map(const apus_kernel_call *call, int n_in, int n_out, int n_attrs, operands narrow, elementwise *fn)
 {
     const int64_t n = call->out[0].dims[0]; /* views of these ops have one dimension */
-    unsigned spread = 0, skip = 0;
+    operands o = {0, 0, 0, 0};
     mapped m;
     for (int k = 0; k < n_in; k++) {
-        m.in[k] = (const float *)call->in[k].data;
+        m.in[k] = call->in[k].data;
         const int one = n != 1 && call->in[k].dims[0] == 1;
-        m.all[k] = v_all(one ? m.in[k][0] : 0.0f);
-        spread |= (unsigned)one << k;
+        m.all[k] = v_all(one ? *(const float *)m.in[k] : 0.0f);
+        o.spread |= (unsigned)one << k;
+        o.halves |= (unsigned)(call->in[k].dtype == APUS_BF16) << k;
     }
     for (int k = 0; k < n_out; k++) {
-        m.out[k] = (float *)call->out[k].data;
-        skip |= (unsigned)(m.out[k] == NULL) << k;
+        m.out[k] = call->out[k].data;
+        o.skip |= (unsigned)(m.out[k] == NULL) << k;
+        o.halved |= (unsigned)(call->out[k].dtype == APUS_BF16) << k;
     }
     for (int k = 0; k < n_attrs; k++) {
         m.a[k] = (float)call->attrs[k];
     }
-    if (spread == 0 && skip == 0) {
-        map_range(&m, n_in, n_out, 0, 0, fn, n);
-    } else if (n_in == 2 && n_out == 1 && spread == 2 && skip == 0) {
-        map_range(&m, n_in, n_out, 2, 0, fn, n);
+    const int narrowed = ((o.halves & narrow.halves) | (o.halved & narrow.halved)) != 0; /* 0 when compiled, of most */
+    if (o.spread == 0 && o.skip == 0 && narrowed && o.halves == narrow.halves && o.halved == narrow.halved) {
+        map_range(&m, n_in, n_out, (operands){0, 0, narrow.halves, narrow.halved}, fn, n);
+    } else if (narrowed) {
+        map_range(&m, n_in, n_out, o, fn, n);
+    } else if (o.spread == 0 && o.skip == 0) {
+        map_range(&m, n_in, n_out, (operands){0, 0, 0, 0}, fn, n);
+    } else if (n_in == 2 && n_out == 1 && o.spread == 2 && o.skip == 0) {
+        map_range(&m, n_in, n_out, (operands){2, 0, 0, 0}, fn, n);
     } else {
-        map_range(&m, n_in, n_out, spread, skip, fn, n);
+        map_range(&m, n_in, n_out, (operands){o.spread, o.skip, 0, 0}, fn, n);
     }
     return APUS_OK;
 }
@@ -92,7 +100,7 @@ LANES_INLINE apus_status map(const apus_kernel_call *call, int n_in, int n_out, 
     static apus_status run_##id(const apus_kernel_call *call, apus_error *err)                                                                       \
     {                                                                                                                                                \
         (void)err;                                                                                                                                   \
-        return map(call, n_in, n_out, n_attrs, each_##id);                                                                                           \
+        return map(call, n_in, n_out, n_attrs, (operands){0, 0, APUS_CPU_IN_##id, APUS_CPU_OUT_##id}, each_##id);                                    \
     }
 
 /* d/dx of x sigmoid(x). */
@@ -156,8 +164,9 @@ LANES_INLINE void each_gelu_tanh(const vf *x, const float *a, vf *y)
 
 static apus_status run_gelu(const apus_kernel_call *call, apus_error *err)
 {
+    const operands gelu_narrow = {0, 0, APUS_CPU_IN_gelu, APUS_CPU_OUT_gelu};
     (void)err;
-    return call->attrs[0] != 0.0 ? map(call, 1, 1, 0, each_gelu_tanh) : map(call, 1, 1, 0, each_gelu_erf);
+    return call->attrs[0] != 0.0 ? map(call, 1, 1, 0, gelu_narrow, each_gelu_tanh) : map(call, 1, 1, 0, gelu_narrow, each_gelu_erf);
 }
 
 LANES_INLINE void each_gelu_erf_grad(const vf *x, const float *a, vf *y)
@@ -178,8 +187,10 @@ LANES_INLINE void each_gelu_tanh_grad(const vf *x, const float *a, vf *y)
 
 static apus_status run_gelu_grad(const apus_kernel_call *call, apus_error *err)
 {
+    const operands gelu_grad_narrow = {0, 0, APUS_CPU_IN_gelu_grad, APUS_CPU_OUT_gelu_grad};
     (void)err;
-    return call->attrs[0] != 0.0 ? map(call, 2, 1, 0, each_gelu_tanh_grad) : map(call, 2, 1, 0, each_gelu_erf_grad);
+    return call->attrs[0] != 0.0 ? map(call, 2, 1, 0, gelu_grad_narrow, each_gelu_tanh_grad)
+                                 : map(call, 2, 1, 0, gelu_grad_narrow, each_gelu_erf_grad);
 }
 
 #undef ELEMENTWISE

@@ -50,7 +50,7 @@ LANES_INLINE void few_square(kind t, int m, int nr, int whole, const float *w, i
     const int64_t per = t == PAIRS ? 2 : 1;
     vn r[WIDE];
     for (int64_t i = 0; i < WIDE; i++) {
-        r[i] = along(t, w + i * ld, whole ? WIDE * per : left);
+        r[i] = along(t, 0, w + i * ld, whole ? WIDE * per : left);
     }
     n_transpose(r);
     for (int64_t x = 0; x < WIDE && (whole || x < units(t, left)); x++) {
@@ -214,7 +214,7 @@ LANES_INLINE void few_quads(kind t, int m, int nr, const uint8_t *w, size_t byte
 /* ---------------------------------------------------------------- strips, threads */
 
 /* y [rows, columns] of one strip: the last `columns` of it (all but in the last strip, which begins where the one before has been). */
-LANES_INLINE void few_store(int m, int nr, vn *acc, int64_t rows, int64_t columns, float *y, int64_t ld, const epilogue *e)
+LANES_INLINE void few_store(int m, int nr, vn *acc, int64_t rows, int64_t columns, void *y, int64_t ld, const epilogue *e)
 {
     for (int i = 0; i < m && columns < nr * WIDE; i++) {
         float all[2 * FEW_WIDEST] = {0};
@@ -286,11 +286,11 @@ LANES_INLINE void few_strip(kind t, int m, const product *p, const float *a, int
     const int nr = few_vectors(m);
     const int64_t width = nr * WIDE, columns = apus_cpu_min(width, p->n - j), steps = p->k / (2 * WIDE) + 1;
     strip s = {.a = a, .lda = lda, .next = few_ahead(p, j + width, width)};
-    const epilogue e = {p->e.bias != NULL ? p->e.bias + j : NULL, p->e.add != NULL ? p->e.add + j : NULL, p->e.ld_add};
+    const epilogue e = {p->e.bias != NULL ? p->e.bias + j : NULL, p->e.add != NULL ? p->e.add + j : NULL, p->e.ld_add, p->e.halves};
     vn acc[2 * FEW_MOST];
     s.lines = s.next.bytes / 64 / steps + 1;
     few_sums(t, m, nr, &p->b, j + columns - width, p->k, scales, &s, acc);
-    few_store(m, nr, acc, p->m, columns, p->y + j, p->ld, &e);
+    few_store(m, nr, acc, p->m, columns, element_to(p->y, p->e.halves, j), p->ld, &e);
 }
 
 /* Rows that the strips of m rows have: those that do not exist are zeros. */
@@ -366,6 +366,7 @@ static void few(const product *p, uint32_t n, int threads, char *scratch)
     const int64_t lda = units(p->t, p->k), per = p->t == PAIRS ? 2 : 1, height = few_height(p->m), width = few_width(p, (int)height);
     float *a = (float *)(void *)scratch;
     char *counters = scratch + apus_cpu_lines((size_t)(FEW_MOST * lda) * sizeof(float)), *scales = counters + (size_t)threads * COUNTER;
+    const int halves = p->a.dtype == APUS_BF16;
     int64_t strips = 0;
     memset(counters, 0, (size_t)threads * COUNTER);
     for (uint32_t i = 0; i < n; i++) {
@@ -377,10 +378,10 @@ static void few(const product *p, uint32_t n, int threads, char *scratch)
         memset(a + p->m * lda, 0, (size_t)((height - p->m) * lda) * sizeof *a);
     }
     for (int64_t i = 0; i < height && !in_integers(p->t); i++) {
-        const float *row = (const float *)p->a.p + i * p->a.ld;
         for (int64_t u = 0; u < lda; u += WIDE) {
             const int64_t left = i < p->m ? p->k - u * per : 0;
-            n_store_part(a + i * lda + u, p->t == BFLOAT16 ? along(BFLOAT16, row + u * per, left) : along(PLAIN, row + u * per, left), lda - u);
+            const void *row = element(p->a.p, halves, i * p->a.ld + u * per);
+            n_store_part(a + i * lda + u, p->t == BFLOAT16 ? along(BFLOAT16, halves, row, left) : along(PLAIN, halves, row, left), lda - u);
         }
     }
 #pragma omp parallel num_threads(threads) if (strips * width * p->k > 32768)

@@ -50,8 +50,7 @@ LANES_INLINE void tile_sums(kind t, int mr, int nr, const float *a, const float 
     }
 }
 
-/* rows and columns: how many of the tile's exist. e's pointers and y point at the tile's first element. */
-LANES_INLINE void tile_store(int mr, int nr, const vn *acc, float *y, int64_t ld, const epilogue *e, int64_t rows, int64_t columns)
+LANES_INLINE void tile_store_as(int halves, int mr, int nr, const vn *acc, void *y, int64_t ld, const epilogue *e, int64_t rows, int64_t columns)
 {
     for (int i = 0; i < mr; i++) {
         if (i >= rows) {
@@ -69,8 +68,18 @@ LANES_INLINE void tile_store(int mr, int nr, const vn *acc, float *y, int64_t ld
             if (e->add != NULL) {
                 s += n_load_part(e->add + i * e->ld_add + c, left);
             }
-            n_store_part(y + i * ld + c, s, left);
+            n_give(halves, element_to(y, halves, i * ld + c), s, left);
         }
+    }
+}
+
+/* rows and columns: how many of the tile's exist. e's pointers and y point at the tile's first element. */
+LANES_INLINE void tile_store(int mr, int nr, const vn *acc, void *y, int64_t ld, const epilogue *e, int64_t rows, int64_t columns)
+{
+    if (e->halves) {
+        tile_store_as(1, mr, nr, acc, y, ld, e, rows, columns);
+    } else {
+        tile_store_as(0, mr, nr, acc, y, ld, e, rows, columns);
     }
 }
 
@@ -97,7 +106,7 @@ LANES_INLINE void fetch(ahead *f, int64_t lines)
 /* A tile, and between its sums what memory will be needed for: a few lines at a time, or the panels' loads would wait behind them. y and
  * what is added are first touched when the tile is stored, and lie in no cache either. c: column of the panel from which on. lines: of
  * next, to be fetched with each SPELL. */
-LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, int64_t c, int64_t width, int64_t n, float *y, int64_t ld,
+LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, int64_t c, int64_t width, int64_t n, void *y, int64_t ld,
                        const epilogue *e, int64_t rows, int64_t columns, ahead *next, int64_t lines)
 {
     const int64_t spells = (n + SPELL - 1) / SPELL, each = (mr + spells) / (spells + 1);
@@ -115,7 +124,7 @@ LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, i
         fetch(next, lines);
         for (const int64_t end = apus_cpu_min(rows, i + each); i < end; i++) {
             for (int j = 0; j < nr; j++) {
-                __builtin_prefetch(y + i * ld + j * WIDE, 1);
+                __builtin_prefetch(element_to(y, e->halves, i * ld + j * WIDE), 1);
                 if (e->add != NULL) {
                     __builtin_prefetch(e->add + i * e->ld_add + j * WIDE);
                 }
@@ -127,15 +136,15 @@ LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, i
 }
 
 /* All rows of a (panels of height mr) by one group of b, nr vectors at a time. */
-LANES_INLINE void tiles_by(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
+LANES_INLINE void tiles_by(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, void *y, int64_t ld, const epilogue *e,
                            int64_t rows, int64_t columns, ahead *next)
 {
     const int64_t spells = (rows + mr - 1) / mr * (width / (nr * WIDE)) * ((n + SPELL - 1) / SPELL);
     const int64_t lines = (next->bytes + 63) / 64 * next->rows / (spells > 0 ? spells : 1) + 1;
     for (int64_t i = 0; i < rows; i += mr, a += mr * n) {
         for (int64_t j = 0; j < width; j += (int64_t)nr * WIDE) {
-            const epilogue here = {e->bias != NULL ? e->bias + j : NULL, e->add != NULL ? e->add + i * e->ld_add + j : NULL, e->ld_add};
-            tile(t, mr, nr, a, b, j, width, n, y + i * ld + j, ld, &here, rows - i, columns - j, next, lines);
+            const epilogue here = {e->bias != NULL ? e->bias + j : NULL, e->add != NULL ? e->add + i * e->ld_add + j : NULL, e->ld_add, e->halves};
+            tile(t, mr, nr, a, b, j, width, n, element_to(y, e->halves, i * ld + j), ld, &here, rows - i, columns - j, next, lines);
         }
     }
 }
@@ -146,7 +155,7 @@ LANES_INLINE int panel_height(int64_t rows)
     return rows == 1 ? 1 : rows == 2 ? 2 : rows <= 4 && HIGH > 4 ? 4 : HIGH;
 }
 
-LANES_INLINE void tiles_high(kind t, int mr, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
+LANES_INLINE void tiles_high(kind t, int mr, const float *a, const float *b, int64_t width, int64_t n, void *y, int64_t ld, const epilogue *e,
                              int64_t rows, int64_t columns, ahead *next)
 {
 #if defined(__AVX512BF16__)
@@ -166,7 +175,7 @@ LANES_INLINE void tiles_high(kind t, int mr, const float *a, const float *b, int
 #endif
 }
 
-LANES_INLINE void tiles_of(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
+LANES_INLINE void tiles_of(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, void *y, int64_t ld, const epilogue *e,
                            int64_t rows, int64_t columns, ahead *next)
 {
     switch (height) {
@@ -191,7 +200,7 @@ LANES_INLINE void tiles_of(kind t, int64_t height, const float *a, const float *
 }
 
 /* Panels higher than QUADS_HIGH are of that height. */
-LANES_INLINE void tiles_quads(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld,
+LANES_INLINE void tiles_quads(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, void *y, int64_t ld,
                               const epilogue *e, int64_t rows, int64_t columns, ahead *next)
 {
     if (height == 1) {
@@ -204,7 +213,7 @@ LANES_INLINE void tiles_quads(kind t, int64_t height, const float *a, const floa
 }
 
 /* rows of packed a, in panels of this height, by one group of packed b of n units: y and e's pointers at the first element. */
-static void tiles(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, float *y, int64_t ld, const epilogue *e,
+static void tiles(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, void *y, int64_t ld, const epilogue *e,
                   int64_t rows, int64_t columns, ahead *next)
 {
     if (t == QUADS) {
@@ -225,7 +234,7 @@ typedef struct factor {
     const void *p;
     int64_t ld; /* elements of a row */
     int along;
-    apus_dtype dtype; /* other than APUS_F32: only of the right factor, along; pairs across too */
+    apus_dtype dtype; /* other than APUS_F32 and APUS_BF16: only of the right factor, along; pairs across too */
 } factor;
 
 /* Of so many columns of b. */
@@ -319,13 +328,19 @@ LANES_INLINE void pack_turned(kind t, int64_t width, const factor *f, int64_t fi
     }
 }
 
+/* Of floats or bfloat16. */
 LANES_INLINE void pack(kind t, int64_t width, const factor *f, int64_t first, int64_t count, int64_t k, float *panels)
 {
-    const float *p = (const float *)f->p;
-    if (f->along) {
-        pack_along(t, width, p + first * f->ld, f->ld, count, k, panels);
+    const int halves = f->dtype == APUS_BF16;
+    const void *p = element(f->p, halves, f->along ? first * f->ld : first);
+    if (f->along && halves) {
+        pack_along(t, 1, width, p, f->ld, count, k, panels);
+    } else if (f->along) {
+        pack_along(t, 0, width, p, f->ld, count, k, panels);
+    } else if (halves) {
+        pack_across(t, 1, width, p, f->ld, count, k, panels);
     } else {
-        pack_across(t, width, p + first, f->ld, count, k, panels);
+        pack_across(t, 0, width, p, f->ld, count, k, panels);
     }
 }
 
@@ -342,7 +357,7 @@ LANES_INLINE void pack_encoded(kind t, int64_t width, const factor *f, int64_t f
             for (int64_t i = 0; i < n; i++) {
                 decode(f->dtype, (const uint8_t *)f->p + (size_t)(first + c + i) * bytes + apus_row_bytes(f->dtype, x), rows + i * PIECE, left);
             }
-            pack_rows(t, width, rows, PIECE, n, STRIP, left, panel + units(t, x) * width + c);
+            pack_rows(t, 0, width, rows, PIECE, n, STRIP, left, panel + units(t, x) * width + c);
         }
     }
 }
@@ -385,7 +400,7 @@ static void pack_right(kind t, const factor *f, int64_t first, int64_t count, in
         t == QUADS ? pack_quads_right(QUADS, width, w, bytes, count, k, panel) : pack_quads_right(NIBBLES, width, w, bytes, count, k, panel);
     } else if (is_packed(f)) {
         t == PAIRS ? pack_turned(PAIRS, width, f, first, k, panel) : pack_turned(PLAIN, width, f, first, k, panel);
-    } else if (f->dtype != APUS_F32) {
+    } else if (f->dtype != APUS_F32 && f->dtype != APUS_BF16) {
         t == BFLOAT16 ? pack_encoded(BFLOAT16, width, f, first, count, k, panel) : pack_encoded(PLAIN, width, f, first, count, k, panel);
     } else if (t == BFLOAT16) {
         pack(BFLOAT16, width, f, first, count, k, panel);
@@ -425,7 +440,7 @@ static ahead ahead_of(const factor *f, int64_t first, int64_t count, int64_t k)
     }
     const int64_t row = (int64_t)apus_row_bytes(f->dtype, f->ld);
     return f->along ? (ahead){(const char *)f->p + first * row, count, row, row, 0}
-                    : (ahead){(const char *)f->p + first * (int64_t)sizeof(float), k, count * (int64_t)sizeof(float), row, 0};
+                    : (ahead){(const char *)f->p + apus_row_bytes(f->dtype, first), k, (int64_t)apus_row_bytes(f->dtype, count), row, 0};
 }
 
 /* ---------------------------------------------------------------- products */
@@ -434,7 +449,7 @@ typedef struct product {
     kind t;
     int64_t m, n, k;
     factor a, b;
-    float *y;
+    void *y;
     int64_t ld;
     epilogue e;
 } product;
@@ -535,7 +550,8 @@ static void multiply_block(const product *p, int64_t first, int64_t rows, int64_
         const int64_t j = GROUP * (whole ? item : work.whole + (item - work.whole) / work.parts);
         const int64_t part = whole ? 0 : (item - work.whole) % work.parts, end = whole ? work.parts : part + 1, i = part * work.part_rows;
         const int64_t columns = apus_cpu_min(GROUP, p->n - j), y = first + i;
-        const epilogue e = {p->e.bias != NULL ? p->e.bias + j : NULL, p->e.add != NULL ? p->e.add + y * p->e.ld_add + j : NULL, p->e.ld_add};
+        const epilogue e = {p->e.bias != NULL ? p->e.bias + j : NULL, p->e.add != NULL ? p->e.add + y * p->e.ld_add + j : NULL, p->e.ld_add,
+                            p->e.halves};
         for (int64_t x = part; x < end; x++) {
             const int64_t at = x * work.part_rows;
             if ((have >> x & 1u) == 0) {
@@ -550,7 +566,7 @@ static void multiply_block(const product *p, int64_t first, int64_t rows, int64_
         /* The next group of this thread, where all are equally fast. */
         const int64_t after = whole ? j + threads * GROUP : p->n;
         ahead next = ahead_of(&p->b, after, apus_cpu_min(GROUP, p->n - after), p->k);
-        tiles(p->t, height, a + i * n, panel, panel_width(columns), n, p->y + y * p->ld + j, p->ld, &e,
+        tiles(p->t, height, a + i * n, panel, panel_width(columns), n, element_to(p->y, p->e.halves, y * p->ld + j), p->ld, &e,
               whole ? rows : apus_cpu_min(work.part_rows, rows - i), columns, &next);
     }
 }

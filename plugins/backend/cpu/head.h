@@ -79,7 +79,7 @@ static size_t chosen_bytes(const head *h)
 /* Logits of `rows` packed rows for n words of the vocabulary from v on, into z [rows, HEAD_TILE]. b: room for a panel. */
 static void head_logits(const head *h, const factor *w, int64_t v, int64_t n, const float *a, int64_t rows, float *b, float *z)
 {
-    const epilogue none = {NULL, NULL, 0};
+    const epilogue none = {NULL, NULL, 0, 0};
     for (int64_t j = 0; j < n; j += GROUP) {
         const int64_t columns = apus_cpu_min(GROUP, n - j), after = v + j + GROUP;
         ahead next = ahead_of(w, after, apus_cpu_min(GROUP, h->vocabulary - after), h->k);
@@ -276,7 +276,7 @@ static void head_product(const head *h, const float *packed, int64_t height, int
     const factor across = {f->p, f->ld, 0, f->dtype};
     for (int64_t j = 0; j < h->k; j += GROUP) {
         const int64_t columns = apus_cpu_min(GROUP, h->k - j);
-        const epilogue e = {NULL, add ? y + j : NULL, h->k};
+        const epilogue e = {NULL, add ? y + j : NULL, h->k, 0};
         ahead next = {.rows = 0};
         pack_right(h->t, &across, j, columns, n, b);
         tiles(h->t, height, packed, b, panel_width(columns), units(h->t, n), y + j, h->k, &e, rows, columns, &next);
@@ -455,7 +455,7 @@ static void dw_tile(const apus_kernel_call *c, const head *h, int64_t tile, cons
         const char *x = panels + left_bytes(h->logits, most, h->k);
         for (int64_t j = 0; j < h->k; j += GROUP, x += right) {
             const int64_t n = apus_cpu_min(GROUP, h->k - j);
-            const epilogue e = {NULL, first > 0 || (c->accumulate & 1u) != 0 ? dw + j : NULL, h->k};
+            const epilogue e = {NULL, first > 0 || (c->accumulate & 1u) != 0 ? dw + j : NULL, h->k, 0};
             ahead next = {.rows = 0};
             tiles(h->t, height, slopes, (const float *)(const void *)x, panel_width(n), units(h->t, rows), dw + j, h->k, &e, columns, n, &next);
         }

@@ -104,16 +104,12 @@ LANES_INLINE void add_double(double *sum, vf x, int64_t left)
 
 LANES_INLINE vf get(const float *p, int64_t left)
 {
-    return left >= LANES ? v_load(p) : v_load_part(p, left);
+    return v_take(0, p, left);
 }
 
 LANES_INLINE void put(float *p, vf x, int64_t left)
 {
-    if (left >= LANES) {
-        v_store(p, x);
-    } else {
-        v_store_part(p, x, left);
-    }
+    v_give(0, p, x, left);
 }
 
 static size_t scratch_sum_rows(const apus_kernel_call *c)
@@ -276,12 +272,14 @@ static apus_status run_embedding_dw(const apus_kernel_call *c, apus_error *err)
 static apus_status run_columns(const apus_kernel_call *c, apus_error *err)
 {
     (void)err;
-    const float *x = (const float *)c->in[0].data;
-    float *y = (float *)c->out[0].data;
+    const int from = c->in[0].dtype == APUS_BF16, to = c->out[0].dtype == APUS_BF16;
     const int64_t rows = apus_cpu_rows(&c->in[0]), n = apus_cpu_width(&c->in[0]), begin = (int64_t)c->attrs[0], k = apus_cpu_width(&c->out[0]);
 #pragma omp parallel for num_threads(threads_of(c)) schedule(static) if (rows * k > 65536)
     for (int64_t t = 0; t < rows; t++) {
-        memcpy(y + t * k, x + t * n + begin, (size_t)k * sizeof *y);
+        for (int64_t i = 0; i < k; i += LANES) {
+            const vf x = v_take(from, element(c->in[0].data, from, t * n + begin + i), k - i);
+            v_give(to, element_to(c->out[0].data, to, t * k + i), x, k - i);
+        }
     }
     return APUS_OK;
 }

@@ -15,10 +15,10 @@ const apus_cpu_isa APUS_CPU_TABLE = {
     .name = APUS_CPU_NAME,
     .kernels =
         {
-#define X(id) [APUS_CPU_##id] = {.run = run_##id},
+#define X(id, in, out) [APUS_CPU_##id] = {.run = run_##id},
             APUS_CPU_ELEMENTWISE(X)
 #undef X
-#define X(id, then, flags, types) [APUS_CPU_##id] = {.run = run_##id, .scratch = scratch_##id},
+#define X(id, then, flags, types, in, out) [APUS_CPU_##id] = {.run = run_##id, .scratch = scratch_##id},
                 APUS_CPU_OTHERS(X)
 #undef X
                     [APUS_CPU_linear] = {.run = run_linear, .scratch = scratch_linear, .run_siblings = run_siblings_linear},

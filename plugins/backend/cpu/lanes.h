@@ -20,11 +20,24 @@ typedef float vf __attribute__((vector_size(32)));
 typedef int32_t vi __attribute__((vector_size(32)));
 typedef float vf_at __attribute__((vector_size(32), aligned(2), may_alias));
 typedef int32_t vi_at __attribute__((vector_size(32), aligned(4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(16))); /* as many bfloat16 */
 typedef float v4 __attribute__((vector_size(16)));
 typedef double vd __attribute__((vector_size(32))); /* half of a vf's lanes: wider ones would live in memory */
 typedef double vd_at __attribute__((vector_size(32), aligned(8), may_alias));
 
+/* Throughout these files "halves" says that numbers in memory are bfloat16, not float. */
 #define LANES_INLINE static inline __attribute__((always_inline, unused))
+
+/* Element i of what lies at p. */
+LANES_INLINE const void *element(const void *p, int halves, int64_t i)
+{
+    return (const char *)p + i * (int64_t)(halves ? sizeof(uint16_t) : sizeof(float));
+}
+
+LANES_INLINE void *element_to(void *p, int halves, int64_t i)
+{
+    return (char *)p + i * (int64_t)(halves ? sizeof(uint16_t) : sizeof(float));
+}
 
 LANES_INLINE vf v_load(const float *p)
 {
@@ -83,6 +96,74 @@ LANES_INLINE vf v_select(vi mask, vf a, vf b)
 #else
     return (vf)((mask & (vi)a) | (~mask & (vi)b));
 #endif
+}
+
+/* Eight bfloat16. */
+LANES_INLINE vf v_halves(const void *p)
+{
+#if defined(__AVX2__)
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+#else
+    vh x;
+    memcpy(&x, p, sizeof x);
+    return (vf)(__builtin_convertvector(x, vi) << 16);
+#endif
+}
+
+LANES_INLINE vf v_halves_part(const void *p, int64_t n)
+{
+    uint16_t t[LANES] = {0};
+    for (int64_t i = 0; i < n && i < LANES; i++) {
+        t[i] = ((const uint16_t *)p)[i];
+    }
+    return v_halves(t);
+}
+
+/* The nearest bfloat16, ties to even; NaN stays NaN. */
+LANES_INLINE vf v_round(vf x)
+{
+    const vi bits = (vi)x, even = (bits >> 16) & v_alli(1);
+    const vf y = (vf)((bits + v_alli(0x7fff) + even) & v_alli((int32_t)0xffff0000u));
+    return v_select(x != x, (vf)(bits | v_alli(0x400000)), y);
+}
+
+/* x rounded, as bfloat16. */
+LANES_INLINE void v_put_halves(void *p, vf x)
+{
+#if defined(__AVX512BF16__)
+    _mm_storeu_si128((__m128i *)p, (__m128i)_mm256_cvtneps_pbh((__m256)x));
+#else
+    const vh y = __builtin_convertvector(((vi)v_round(x) >> 16) & v_alli(0xffff), vh);
+    memcpy(p, &y, sizeof y);
+#endif
+}
+
+LANES_INLINE void v_put_halves_part(void *p, vf x, int64_t n)
+{
+    uint16_t t[LANES];
+    v_put_halves(t, x);
+    for (int64_t i = 0; i < n && i < LANES; i++) {
+        ((uint16_t *)p)[i] = t[i];
+    }
+}
+
+/* The first n elements (all where n is LANES or more), zeros after them. */
+LANES_INLINE vf v_take(int halves, const void *p, int64_t n)
+{
+    if (halves) {
+        return n >= LANES ? v_halves(p) : v_halves_part(p, n);
+    }
+    return n >= LANES ? v_load((const float *)p) : v_load_part((const float *)p, n);
+}
+
+/* Writes as many. */
+LANES_INLINE void v_give(int halves, void *p, vf x, int64_t n)
+{
+    if (halves) {
+        n >= LANES ? v_put_halves(p, x) : v_put_halves_part(p, x, n);
+    } else {
+        n >= LANES ? v_store((float *)p, x) : v_store_part((float *)p, x, n);
+    }
 }
 
 /* NaN wins. */

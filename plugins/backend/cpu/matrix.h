@@ -25,11 +25,11 @@ static product linear_of(const apus_kernel_call *c, const float *bias, const flo
                      .m = apus_cpu_rows(&c->in[0]),
                      .n = n,
                      .k = k,
-                     .a = {c->in[0].data, k, 1, APUS_F32},
+                     .a = {c->in[0].data, k, 1, c->in[0].dtype},
                      .b = {w->data, k, 1, w->dtype},
-                     .y = (float *)c->out[0].data,
+                     .y = c->out[0].data,
                      .ld = n,
-                     .e = {bias, add, n}};
+                     .e = {bias, add, n, c->out[0].dtype == APUS_BF16}};
 }
 
 /* Products of the same left factor. */
@@ -87,7 +87,7 @@ static void decode_rows(const apus_view *w, int64_t first, int64_t n, int64_t k,
 /* Whether linear_dx decodes W a part at a time; of floats and of packed ones panels are made directly. */
 static int decoded_first(const apus_view *w)
 {
-    return w->dtype != APUS_F32 && (w->dtype & APUS_PACKED) == 0;
+    return w->dtype != APUS_F32 && w->dtype != APUS_BF16 && (w->dtype & APUS_PACKED) == 0;
 }
 
 static size_t scratch_linear_dx(const apus_kernel_call *c)
@@ -109,11 +109,11 @@ static void linear_dx(const apus_kernel_call *c, const float *add)
                  .m = m,
                  .n = k,
                  .k = n,
-                 .a = {c->in[0].data, n, 1, APUS_F32},
+                 .a = {c->in[0].data, n, 1, c->in[0].dtype},
                  .b = {w->data, k, 0, w->dtype},
                  .y = dx,
                  .ld = k,
-                 .e = {NULL, add, k}};
+                 .e = {NULL, add, k, 0}};
     if (!decoded_first(w) || n == 0) {
         multiply(&p, threads_of(c), (char *)c->scratch);
         return;
@@ -123,7 +123,7 @@ static void linear_dx(const apus_kernel_call *c, const float *add)
     for (int64_t j = 0; j < n; j += DX_PANEL) {
         p.k = apus_cpu_min(DX_PANEL, n - j);
         decode_rows(w, j, p.k, k, panel, threads_of(c));
-        p.a.p = (const float *)c->in[0].data + j;
+        p.a.p = element(c->in[0].data, c->in[0].dtype == APUS_BF16, j);
         p.b.p = panel;
         multiply(&p, threads_of(c), (char *)c->scratch + apus_cpu_lines((size_t)(DX_PANEL * k) * sizeof(float)));
         p.e.add = dx;
@@ -160,11 +160,11 @@ static apus_status run_linear_dw(const apus_kernel_call *c, apus_error *err)
                        .m = n,
                        .n = k,
                        .k = m,
-                       .a = {c->in[0].data, n, 0, APUS_F32},
-                       .b = {c->in[1].data, k, 0, APUS_F32},
+                       .a = {c->in[0].data, n, 0, c->in[0].dtype},
+                       .b = {c->in[1].data, k, 0, c->in[1].dtype},
                        .y = dw,
                        .ld = k,
-                       .e = {NULL, c->accumulate & 1u ? dw : NULL, k}};
+                       .e = {NULL, c->accumulate & 1u ? dw : NULL, k, 0}};
     multiply(&p, threads_of(c), (char *)c->scratch);
     return APUS_OK;
 }

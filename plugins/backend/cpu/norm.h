@@ -43,7 +43,7 @@ static apus_status run_rms_norm(const apus_kernel_call *c, apus_error *err)
 {
     (void)err;
     const float *x = (const float *)c->in[0].data, *w = (const float *)c->in[1].data;
-    float *y = (float *)c->out[0].data;
+    const int halves = c->out[0].dtype == APUS_BF16;
     const int64_t n = c->attrs[1] != 0.0 ? (int64_t)c->attrs[1] : apus_cpu_width(&c->in[0]), groups = apus_cpu_elements(&c->in[0]) / n;
     const vf offset = v_all((float)c->attrs[2]);
 #pragma omp parallel for num_threads(threads_of(c)) schedule(static) if (groups * n > 32768)
@@ -51,7 +51,7 @@ static apus_status run_rms_norm(const apus_kernel_call *c, apus_error *err)
         const float *a = x + g * n;
         const vf r = v_all((float)(1.0 / sqrt((double)dot_row(a, a, n) / (double)n + c->attrs[0])));
         for (int64_t i = 0; i < n; i += LANES) {
-            put(y + g * n + i, get(a + i, n - i) * r * (offset + get(w + i, n - i)), n - i);
+            v_give(halves, element_to(c->out[0].data, halves, g * n + i), get(a + i, n - i) * r * (offset + get(w + i, n - i)), n - i);
         }
     }
     return APUS_OK;
@@ -134,7 +134,7 @@ static apus_status run_layer_norm(const apus_kernel_call *c, apus_error *err)
     (void)err;
     const float *x = (const float *)c->in[0].data, *w = (const float *)c->in[1].data;
     const float *b = c->n_in > 2 ? (const float *)c->in[2].data : NULL;
-    float *y = (float *)c->out[0].data;
+    const int halves = c->out[0].dtype == APUS_BF16;
     const int64_t n = norm_width(c, 0), groups = apus_cpu_elements(&c->in[0]) / n;
 #pragma omp parallel for num_threads(threads_of(c)) schedule(static) if (groups * n > 32768)
     for (int64_t g = 0; g < groups; g++) {
@@ -142,7 +142,7 @@ static apus_status run_layer_norm(const apus_kernel_call *c, apus_error *err)
         moments(x + g * n, n, c->attrs[0], &mean, &r);
         for (int64_t i = 0; i < n; i += LANES) {
             const vf v = (get(x + g * n + i, n - i) - v_all(mean)) * v_all(r) * get(w + i, n - i);
-            put(y + g * n + i, b != NULL ? v + get(b + i, n - i) : v, n - i);
+            v_give(halves, element_to(c->out[0].data, halves, g * n + i), b != NULL ? v + get(b + i, n - i) : v, n - i);
         }
     }
     return APUS_OK;
@@ -233,7 +233,7 @@ static apus_status run_rope(const apus_kernel_call *c, apus_error *err)
 {
     const float *x = (const float *)c->in[0].data;
     const int32_t *positions = (const int32_t *)c->in[1].data, *lengths = (const int32_t *)c->in[2].data;
-    float *y = (float *)c->out[0].data;
+    const int halves = c->out[0].dtype == APUS_BF16;
     const int64_t head = (int64_t)c->attrs[0], rotary = (int64_t)c->attrs[1], half = rotary / 2;
     const int64_t rows = apus_cpu_rows(&c->in[0]), width = apus_cpu_width(&c->in[0]);
     const rope r = {.freqs = (const float *)c->in[3].data,
@@ -254,14 +254,16 @@ static apus_status run_rope(const apus_kernel_call *c, apus_error *err)
         rope_angles(&r, positions[t], lengths != NULL ? lengths[t] : 0, cosine, sine);
         for (int64_t h = 0; h < width; h += head) {
             const float *in = x + t * width + h;
-            float *out = y + t * width + h;
+            void *out = element_to(c->out[0].data, halves, t * width + h);
             for (int64_t i = 0; i < half; i += LANES) {
                 const int64_t left = half - i;
                 const vf a = get(in + i, left), b = get(in + half + i, left), co = v_load(cosine + i), si = v_load(sine + i);
-                put(out + i, a * co - b * si, left);
-                put(out + half + i, v_fma(b, co, a * si), left);
+                v_give(halves, element_to(out, halves, i), a * co - b * si, left);
+                v_give(halves, element_to(out, halves, half + i), v_fma(b, co, a * si), left);
             }
-            memcpy(out + rotary, in + rotary, (size_t)(head - rotary) * sizeof *out);
+            for (int64_t i = rotary; i < head; i += LANES) {
+                v_give(halves, element_to(out, halves, i), get(in + i, head - i), head - i);
+            }
         }
     }
     return APUS_OK;

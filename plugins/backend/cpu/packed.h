@@ -31,7 +31,7 @@ static void row_pairs(const apus_view *w, int64_t row, int64_t e, int64_t n, uin
     }
     const float *from = (const float *)w->data + row * k + e;
     for (int64_t i = 0; i < left; i += WIDE * (BFLOAT16 == PAIRS ? 2 : 1)) {
-        const vn rounded = along(BFLOAT16, from + i, left - i);
+        const vn rounded = along(BFLOAT16, 0, from + i, left - i);
 #if defined(__AVX512BF16__)
         n_store_part((float *)(void *)pairs + i / 2, rounded, n - i / 2);
 #else
@@ -188,7 +188,7 @@ LANES_INLINE void packed_group(kind t, int pairs, int m, const product *p, const
     const float *panel = packed_panel(&p->b, j, p->k);
     for (int64_t c = 0; c < columns;) {
         const int now = width - c >= nr * WIDE ? nr : 1;
-        const epilogue e = {p->e.bias != NULL ? p->e.bias + j + c : NULL, p->e.add != NULL ? p->e.add + j + c : NULL, p->e.ld_add};
+        const epilogue e = {p->e.bias != NULL ? p->e.bias + j + c : NULL, p->e.add != NULL ? p->e.add + j + c : NULL, p->e.ld_add, p->e.halves};
         vn acc[PACKED_ROWS * GROUP / WIDE];
         for (int i = 0; i < m * nr; i++) {
             acc[i] = n_all(0.0f);
@@ -202,7 +202,7 @@ LANES_INLINE void packed_group(kind t, int pairs, int m, const product *p, const
         } else {                                                                                                                                     \
             packed_sums(t == BFLOAT16 ? SUMMED : PLAIN, m, nr, a, lda, panel + c, width, p->k, acc);                                                 \
         }                                                                                                                                            \
-        tile_store(m, nr, acc, p->y + j + c, p->ld, &e, p->m, columns - c);                                                                          \
+        tile_store(m, nr, acc, element_to(p->y, p->e.halves, j + c), p->ld, &e, p->m, columns - c);                                                  \
         c += (nr)*WIDE;                                                                                                                              \
     } while (0)
         if (now == nr) {

@@ -100,12 +100,33 @@ LANES_INLINE void n_store_part(float *p, vn x, int64_t n)
 #endif
 }
 
-/* The nearest bfloat16, ties to even; NaN stays NaN. */
-LANES_INLINE vf v_round(vf x)
+/* The first n elements (all where n is WIDE or more), zeros after them, of floats or of bfloat16. */
+LANES_INLINE vn n_take(int halves, const void *p, int64_t n)
 {
-    const vi bits = (vi)x, even = (bits >> 16) & v_alli(1);
-    const vf y = (vf)((bits + v_alli(0x7fff) + even) & v_alli((int32_t)0xffff0000u));
-    return v_select(x != x, x, y);
+#if defined(__AVX512BF16__)
+    if (!halves) {
+        return n_load_part((const float *)p, n);
+    }
+    const __mmask16 some = n >= WIDE ? 0xffff : (__mmask16)((1u << (n > 0 ? n : 0)) - 1);
+    return (vn)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, p)), 16);
+#else
+    return v_take(halves, p, n);
+#endif
+}
+
+/* Writes as many, rounding where they are bfloat16. */
+LANES_INLINE void n_give(int halves, void *p, vn x, int64_t n)
+{
+#if defined(__AVX512BF16__)
+    if (!halves) {
+        n_store_part((float *)p, x, n);
+        return;
+    }
+    const __mmask16 some = n >= WIDE ? 0xffff : (__mmask16)((1u << (n > 0 ? n : 0)) - 1);
+    _mm256_mask_storeu_epi16(p, some, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+    v_give(halves, p, x, n);
+#endif
 }
 
 /* c + a b, or over pairs c + a0 b0 + a1 b1. */
@@ -188,10 +209,14 @@ LANES_INLINE void n_turn_pairs(vn r[8])
 }
 
 /* Sixteen units from left elements that lie one after the other along the sum. */
-LANES_INLINE vn along(kind t, const float *p, int64_t left)
+LANES_INLINE vn along(kind t, int halves, const void *from, int64_t left)
 {
+    const float *p = (const float *)from;
     if (t != PAIRS) {
-        return n_load_part(p, left);
+        return n_take(halves, p, left);
+    }
+    if (halves) {
+        return (vn)_mm512_maskz_loadu_epi16(left >= 32 ? 0xffffffff : (__mmask32)((1u << (left > 0 ? left : 0)) - 1), p);
     }
     if (left >= 32) {
         return (vn)_mm512_cvtne2ps_pbh((__m512)n_load(p + 16), (__m512)n_load(p));
@@ -231,10 +256,10 @@ LANES_INLINE void n_transpose(vn r[WIDE])
     }
 }
 
-LANES_INLINE vn along(kind t, const float *p, int64_t left)
+LANES_INLINE vn along(kind t, int halves, const void *p, int64_t left)
 {
-    const vf x = n_load_part(p, left);
-    return t == ROUNDED ? v_round(x) : x;
+    const vf x = n_take(halves, p, left);
+    return t == ROUNDED && !halves ? v_round(x) : x;
 }
 
 LANES_INLINE vn across(kind t, vn first, vn second)
@@ -244,6 +269,18 @@ LANES_INLINE vn across(kind t, vn first, vn second)
 }
 
 #endif
+
+/* The units of n columns of a row and of the next one, which lies `next` elements behind it; 0: there is none. */
+LANES_INLINE vn across_rows(kind t, int halves, const void *p, int64_t next, int64_t n)
+{
+    const vn first = n_take(halves, p, n), second = t == PAIRS && next != 0 ? n_take(halves, element(p, halves, next), n) : n_all(0.0f);
+#if defined(__AVX512BF16__)
+    if (t == PAIRS && halves) {
+        return (vn)_mm512_or_si512(_mm512_srli_epi32((__m512i)first, 16), (__m512i)second);
+    }
+#endif
+    return across(t == ROUNDED && halves ? PLAIN : t, first, second);
+}
 
 /* The step in which columns are packed: vectors, or panels that do not divide one. */
 LANES_INLINE int64_t pack_step(int64_t width)
@@ -275,13 +312,13 @@ LANES_INLINE void put_unit(float *panels, int64_t width, int64_t columns, int64_
 }
 
 /* Units u … u + WIDE of WIDE columns from c on. whole: all of them exist (known when compiled). */
-LANES_INLINE void pack_square(kind t, int whole, int64_t width, const float *p, int64_t ld, int64_t columns, int64_t k, int64_t n, int64_t c,
-                              int64_t u, float *panels)
+LANES_INLINE void pack_square(kind t, int halves, int whole, int64_t width, const void *p, int64_t ld, int64_t columns, int64_t k, int64_t n,
+                              int64_t c, int64_t u, float *panels)
 {
     const int64_t per = t == PAIRS ? 2 : 1, step = pack_step(width), left = whole ? WIDE * per : k - u * per;
     vn r[WIDE];
     for (int64_t i = 0; i < WIDE; i++) {
-        r[i] = whole || (c + i < columns && i < step) ? along(t, p + (c + i) * ld + u * per, left) : n_all(0.0f);
+        r[i] = whole || (c + i < columns && i < step) ? along(t, halves, element(p, halves, (c + i) * ld + u * per), left) : n_all(0.0f);
     }
     n_transpose(r);
     for (int64_t i = 0; i < WIDE && (whole || u + i < n); i++) {
@@ -291,39 +328,38 @@ LANES_INLINE void pack_square(kind t, int whole, int64_t width, const float *p, 
 
 /* Panels of a factor whose rows run along the sum: p has `columns` rows (columns of the panel) of k elements, ld apart.
  * all: columns to write, those that do not exist as zeros. */
-LANES_INLINE void pack_rows(kind t, int64_t width, const float *p, int64_t ld, int64_t columns, int64_t all, int64_t k, float *panels)
+LANES_INLINE void pack_rows(kind t, int halves, int64_t width, const void *p, int64_t ld, int64_t columns, int64_t all, int64_t k, float *panels)
 {
     const int64_t n = units(t, k), per = t == PAIRS ? 2 : 1, step = pack_step(width);
     for (int64_t c = 0; c < all; c += step) {
         int64_t u = 0;
         for (; step == WIDE && c + WIDE <= columns && (u + WIDE) * per <= k; u += WIDE) {
-            pack_square(t, 1, width, p, ld, columns, k, n, c, u, panels);
+            pack_square(t, halves, 1, width, p, ld, columns, k, n, c, u, panels);
         }
         for (; u < n; u += WIDE) {
-            pack_square(t, 0, width, p, ld, columns, k, n, c, u, panels);
+            pack_square(t, halves, 0, width, p, ld, columns, k, n, c, u, panels);
         }
     }
 }
 
-LANES_INLINE void pack_along(kind t, int64_t width, const float *p, int64_t ld, int64_t columns, int64_t k, float *panels)
+LANES_INLINE void pack_along(kind t, int halves, int64_t width, const void *p, int64_t ld, int64_t columns, int64_t k, float *panels)
 {
-    pack_rows(t, width, p, ld, columns, width % WIDE == 0 ? width : columns, k, panels);
+    pack_rows(t, halves, width, p, ld, columns, width % WIDE == 0 ? width : columns, k, panels);
 }
 
 #if defined(__AVX512BF16__)
 /* pack_across for panels of eight, two units at a time: what each panel gets is a cache line, and the panels are far apart. Gives the
  * units done. */
-LANES_INLINE int64_t pack_lines(kind t, const float *p, int64_t ld, int64_t columns, int64_t k, float *panels)
+LANES_INLINE int64_t pack_lines(kind t, int halves, const void *p, int64_t ld, int64_t columns, int64_t k, float *panels)
 {
     const int64_t n = units(t, k), per = t == PAIRS ? 2 : 1;
     int64_t u = 0;
     for (; (u + 2) * per <= k; u += 2) {
-        const float *first = p + u * per * ld, *second = first + per * ld;
         for (int64_t c = 0; c < columns; c += WIDE) {
-            const int64_t left = columns - c;
+            const int64_t left = columns - c, at = u * per * ld + c;
             float *low = panels + (c / 8 * n + u) * 8;
-            const __m512 a = (__m512)across(t, n_load_part(first + c, left), n_load_part(first + (per - 1) * ld + c, left));
-            const __m512 b = (__m512)across(t, n_load_part(second + c, left), n_load_part(second + (per - 1) * ld + c, left));
+            const __m512 a = (__m512)across_rows(t, halves, element(p, halves, at), ld, left);
+            const __m512 b = (__m512)across_rows(t, halves, element(p, halves, at + per * ld), ld, left);
             _mm512_storeu_ps(low, _mm512_shuffle_f32x4(a, b, 0x44));
             if (left > 8) {
                 _mm512_storeu_ps(low + n * 8, _mm512_shuffle_f32x4(a, b, 0xee));
@@ -335,27 +371,24 @@ LANES_INLINE int64_t pack_lines(kind t, const float *p, int64_t ld, int64_t colu
 #endif
 
 /* The same for one whose rows run along the columns: p has k rows of `columns` elements, ld apart. */
-LANES_INLINE void pack_across(kind t, int64_t width, const float *p, int64_t ld, int64_t columns, int64_t k, float *panels)
+LANES_INLINE void pack_across(kind t, int halves, int64_t width, const void *p, int64_t ld, int64_t columns, int64_t k, float *panels)
 {
     const int64_t n = units(t, k), step = pack_step(width), all = width % WIDE == 0 ? width : columns;
     int64_t u = 0;
 #if defined(__AVX512BF16__)
     if (width == 8) {
-        u = pack_lines(t, p, ld, columns, k, panels);
+        u = pack_lines(t, halves, p, ld, columns, k, panels);
     }
 #endif
     for (; u < n; u++) {
-        const float *first = p + (t == PAIRS ? 2 * u : u) * ld;
-        const int pair = t == PAIRS && 2 * u + 1 < k;
+        const void *row = element(p, halves, (t == PAIRS ? 2 * u : u) * ld);
+        const int64_t next = t == PAIRS && 2 * u + 1 < k ? ld : 0;
         int64_t c = 0;
         for (; step == WIDE && c + WIDE <= columns; c += WIDE) {
-            const vn second = pair ? n_load(first + ld + c) : n_all(0.0f);
-            put_unit(panels, width, INT64_MAX, n, u, c, across(t, n_load(first + c), second));
+            put_unit(panels, width, INT64_MAX, n, u, c, across_rows(t, halves, element(row, halves, c), next, WIDE));
         }
         for (; c < all; c += step) {
-            const int64_t left = apus_cpu_min(columns - c, step);
-            const vn second = pair ? n_load_part(first + ld + c, left) : n_all(0.0f);
-            put_unit(panels, width, columns, n, u, c, across(t, n_load_part(first + c, left), second));
+            put_unit(panels, width, columns, n, u, c, across_rows(t, halves, element(row, halves, c), next, apus_cpu_min(columns - c, step)));
         }
     }
 }

@@ -9,10 +9,11 @@
 
 #include <omp.h>
 
-/* Where a product puts a sum: y = sum + bias[j] + add[i * ld_add + j]; either may be NULL. add may be y's memory. */
+/* Where a product puts a sum: y = sum + bias[j] + add[i * ld_add + j]; either may be NULL. add may be y's memory. halves: y is bfloat16. */
 typedef struct epilogue {
     const float *bias, *add;
     int64_t ld_add;
+    int halves;
 } epilogue;
 
 static int threads_of(const apus_kernel_call *call)

@@ -239,6 +239,85 @@ static void memory_is_reused_safely(void **state)
     }
 }
 
+/* Which results of an op a plan of the decoder keeps in bfloat16: their number, and of all it has. */
+static size_t narrow_results(const apus_plan *p, const char *op, int backward, size_t *all)
+{
+    size_t n = 0;
+    *all = 0;
+    for (size_t i = 0; i < p->order.n; i++) {
+        const apus_plan_node *node = &p->nodes.at[p->order.at[i]];
+        if ((op != NULL && strcmp(node->op->name, op) != 0) || node->backward != backward)
+            continue;
+        for (uint32_t k = 0; k < node->n_out; k++, ++*all)
+            n += p->tensors.at[node->out[k]].shape.dtype == APUS_BF16;
+    }
+    return n;
+}
+
+/* narrow: whether the graph asks for it. owner: caller, with b and d. */
+static apus_plan *narrow_plan(bed *b, decoder *d, apus_device *device, int narrow, int recompute)
+{
+    bed_begin(b, 5);
+    b->extents[0] = 12;
+    b->extents[1] = 2;
+    decoder_build(b, d, 1);
+    b->extents[0] = 600;
+    if (narrow)
+        apus_graph_narrow(b->g);
+    return bed_plan(b, device, &d->loss, 1, recompute);
+}
+
+/* Kept in bfloat16 is what its kernel can write and all its readers can read so, in the forward pass of a training alone; and it does not
+ * depend on what is computed again. */
+static void results_are_narrowed(void **state)
+{
+    (void)state;
+    size_t all, arena[2];
+    for (int recompute = 0; recompute < 3; recompute++) {
+        for (int narrow = 0; narrow < 2; narrow++) {
+            static const struct {
+                const char *op;
+                size_t narrow, all;
+            } wants[] = {
+                {"apus.linear/1", 2 * LAYERS, 7 * LAYERS}, /* gate and up; rope takes no bfloat16, nor attention for v, nor the stream */
+                {"apus.rope/1", 2 * LAYERS, 2 * LAYERS},
+                {"apus.swiglu/1", LAYERS, LAYERS},
+                {"apus.rms_norm/1", 2 * LAYERS, 2 * LAYERS},
+                {"apus.attention/1", LAYERS, 2 * LAYERS}, /* lse stays */
+                {"apus.embedding/1", 0, 1},               /* a block point */
+                {"apus.add/1", 0, 2 * LAYERS},
+            };
+            bed b;
+            decoder d;
+            apus_plan *p = narrow_plan(&b, &d, brief, narrow, recompute);
+            for (size_t i = 0; i < sizeof wants / sizeof wants[0]; i++) {
+                assert_int_equal(narrow_results(p, wants[i].op, 0, &all), narrow ? wants[i].narrow : 0);
+                assert_int_equal(all, wants[i].all);
+            }
+            /* In the backward pass clones alone. */
+            const size_t clones = narrow_results(p, NULL, 1, &all);
+            assert_true(recompute == APUS_RECOMPUTE_NONE || !narrow ? clones == 0 : clones > 0);
+            arena[narrow] = apus_plan_costs(p).arena_bytes;
+            apus_node *told = apus_plan_describe(p);
+            assert_int_equal(apus_nodes()->as_int(apus_nodes()->get(told, "BF16"), 0), apus_plan_costs(p).narrow_bytes);
+            assert_int_equal(apus_plan_costs(p).narrow_bytes, narrow ? LAYERS * 600 * 2 * (4 * WIDE + WIDE / 2 + 3 * INNER) : 0);
+            apus_nodes()->release(told);
+            apus_plan_free(p);
+            decoder_free(&d);
+            bed_end(&b);
+        }
+        assert_true(recompute == APUS_RECOMPUTE_BLOCK || arena[1] < arena[0] * 7 / 10); /* of eight bytes two are left */
+        assert_true(arena[1] < arena[0]);
+    }
+    bed b;
+    decoder d;
+    apus_plan *p = narrow_plan(&b, &d, ref, 1, APUS_RECOMPUTE_CHEAP); /* a device that keeps its real type */
+    assert_int_equal(narrow_results(p, NULL, 0, &all), 0);
+    apus_plan_free(p);
+    decoder_free(&d);
+    bed_end(&b);
+}
+
 /* ---------------------------------------------------------------- effects */
 
 /* AdamW as an optimizer writes it: one pass over memory, and the numbers of the formula. */
@@ -614,12 +693,19 @@ static void a_tile_reads_what_it_writes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(recomputing_changes_no_bit),   cmocka_unit_test(extents_below_capacity),
-        cmocka_unit_test(memory_is_reused_safely),      cmocka_unit_test(adamw_is_one_pass),
-        cmocka_unit_test(reads_see_the_old_value),      cmocka_unit_test(tied_weights_accumulate_in_place),
-        cmocka_unit_test(a_tile_reads_what_it_writes),  cmocka_unit_test(pairs_are_fused),
-        cmocka_unit_test(siblings_do_not_share_memory), cmocka_unit_test(unused_parts_are_pruned),
-        cmocka_unit_test(plans_describe_themselves),    cmocka_unit_test(errors),
+        cmocka_unit_test(recomputing_changes_no_bit),
+        cmocka_unit_test(results_are_narrowed),
+        cmocka_unit_test(extents_below_capacity),
+        cmocka_unit_test(memory_is_reused_safely),
+        cmocka_unit_test(adamw_is_one_pass),
+        cmocka_unit_test(reads_see_the_old_value),
+        cmocka_unit_test(tied_weights_accumulate_in_place),
+        cmocka_unit_test(a_tile_reads_what_it_writes),
+        cmocka_unit_test(pairs_are_fused),
+        cmocka_unit_test(siblings_do_not_share_memory),
+        cmocka_unit_test(unused_parts_are_pruned),
+        cmocka_unit_test(plans_describe_themselves),
+        cmocka_unit_test(errors),
         cmocka_unit_test(numbers_are_checked),
     };
     return cmocka_run_group_tests(tests, toy_setup, toy_teardown);

@@ -1,6 +1,7 @@
 /*
  * Devices for the plan's tests, made of the reference kernels: "toy" has a kernel for linear followed by add, which takes siblings, and lacks a
- * few ops (they must be decomposed); "serial" has no threads, so elementwise nodes run one by one.
+ * few ops (they must be decomposed); "serial" has no threads, so elementwise nodes run one by one; "brief" keeps activations in bfloat16 and
+ * says so of some kernels: for plans that are looked at, not run.
  */
 #ifndef APUS_TEST_TOY_H
 #define APUS_TEST_TOY_H
@@ -38,7 +39,12 @@ static inline apus_status toy_pairs_at_once(const apus_kernel_call *calls, uint3
     return APUS_OK;
 }
 
-static inline void toy_register(const char *name, const char *const *without, int pair)
+typedef struct toy_mask {
+    const char *op;
+    uint32_t in, out;
+} toy_mask;
+
+static inline void toy_register(const char *name, const char *const *without, int pair, const toy_mask *narrow, size_t n_narrow)
 {
     apus_error err;
     apus_kernel *kernels = calloc(apus_kernel_count() + 1, sizeof *kernels); /* kept: registered kernels are never freed */
@@ -52,6 +58,11 @@ static inline void toy_register(const char *name, const char *const *without, in
         if (leave)
             continue;
         kernels[n] = e->kernel;
+        for (size_t k = 0; k < n_narrow; k++)
+            if (strcmp(e->kernel.op, narrow[k].op) == 0) {
+                kernels[n].narrow_in = narrow[k].in;
+                kernels[n].narrow_out = narrow[k].out;
+            }
         kernels[n++].size = sizeof *kernels;
     }
     if (pair)
@@ -63,7 +74,13 @@ static inline void toy_register(const char *name, const char *const *without, in
     free(kernels);
 }
 
-static inline apus_device *toy_device(const char *name, int parallel)
+static inline apus_dtype toy_kept(void *backend)
+{
+    (void)backend;
+    return APUS_BF16;
+}
+
+static inline apus_device *toy_device(const char *name, int parallel, int brief)
 {
     apus_error err;
     const apus_component *c = apus_component_find("backend", "ref", &err);
@@ -71,12 +88,14 @@ static inline apus_device *toy_device(const char *name, int parallel)
     apus_backend_ops ops = *(const apus_backend_ops *)c->ops;
     if (!parallel)
         ops.parallel = NULL;
+    if (brief)
+        ops.kept = toy_kept;
     apus_device *d = NULL;
     assert_int_equal(apus_device_wrap(name, &ops, NULL, &d, &err), APUS_OK);
     return d;
 }
 
-static apus_device *ref, *toy, *serial;
+static apus_device *ref, *toy, *serial, *brief;
 
 static inline int toy_setup(void **state)
 {
@@ -85,12 +104,17 @@ static inline int toy_setup(void **state)
         "apus.abs/1", "apus.square/1", "apus.silu_grad/1", "apus.sum_squares/1", "apus.sigmoid/1",     "apus.gelu/1",
         NULL};
     static const char *const none[] = {NULL};
+    static const toy_mask narrow[] = {{"apus.linear/1", 1, 1},      {"apus.linear_dw/1", 2, 0},       {"apus.swiglu/1", 3, 1},
+                                      {"apus.swiglu_grad/1", 6, 0}, {"apus.rms_norm/1", 0, 1},        {"apus.rope/1", 0, 1},
+                                      {"apus.attention/1", 3, 1},   {"apus.attention_grad/1", 30, 0}, {"apus.embedding/1", 0, 1}};
     (void)state;
     ref = bed_ref();
-    toy_register("toy", toy_lacks, 1);
-    toy_register("serial", none, 0);
-    toy = toy_device("toy", 1);
-    serial = toy_device("serial", 0);
+    toy_register("toy", toy_lacks, 1, NULL, 0);
+    toy_register("serial", none, 0, NULL, 0);
+    toy_register("brief", none, 0, narrow, sizeof narrow / sizeof narrow[0]);
+    toy = toy_device("toy", 1, 0);
+    serial = toy_device("serial", 0, 0);
+    brief = toy_device("brief", 1, 1);
     return 0;
 }
 
@@ -100,6 +124,7 @@ static inline int toy_teardown(void **state)
     apus_device_close(ref);
     apus_device_close(toy);
     apus_device_close(serial);
+    apus_device_close(brief);
     return 0;
 }
 

@@ -161,24 +161,37 @@ static void fine_tuning(void **state)
     NODE->release(golden);
 }
 
-/* The reference is the adapter as it was, not the base without it: the first loss is ln 2, the second is not. */
-static void preference(void **state)
+/* The reference is the adapter as it was, not the base without it: the first loss is ln 2, the second is not. In bfloat16 too: both keep
+ * activations alike. */
+static void preference_in(const char *dtype, const char *name)
 {
-    (void)state;
     if (missing(__func__, SMOLLM2) || missing(__func__, PAIRS))
         skip();
-    apus_node *events = train("dpo",
+    char spec[100];
+    apus_device *usual = device;
+    snprintf(spec, sizeof spec, "{\"type\": \"cpu\", \"threads\": 2, \"dtype\": \"%s\"}", dtype);
+    device = bench_device(spec);
+    apus_node *events = train(name,
                               "\"loss\": {\"type\": \"dpo\", \"beta\": 0.1, \"reference\": \"start\"}, \"dataset\": {\"type\": \"preference\","
                               " \"path\": \"" PAIRS "#1\", \"max_length\": 1024, \"shuffle\": false}, \"batch_size\": 1, \"max_steps\": 2",
                               2);
     const apus_node *first = NODE->at(events, 0), *second = NODE->at(events, 1);
-    print_message("loss %.9f, then %.6f\n", number(first, "loss"), number(second, "loss"));
+    apus_device_close(device);
+    device = usual;
+    print_message("%s: loss %.9f, then %.6f\n", dtype, number(first, "loss"), number(second, "loss"));
     assert_true(fabs(number(first, "loss") - 0.69314718055994531) < 1e-6);
     assert_true(number(first, "rewards/chosen") == 0.0 && number(first, "rewards/rejected") == 0.0);
     assert_true(number(first, "grad_norm") > 0.1);
     assert_true(number(second, "loss") < number(first, "loss")); /* the same pair again */
     assert_true(number(second, "rewards/margins") > 0.0);
     NODE->release(events);
+}
+
+static void preference(void **state)
+{
+    (void)state;
+    preference_in("float32", "dpo");
+    preference_in("bfloat16", "dpo-bfloat16");
 }
 
 int main(void)

@@ -21,7 +21,7 @@
 #include <cmocka.h>
 
 typedef struct operand {
-    apus_dtype dtype; /* APUS_REAL: values in `real`; else bytes in `raw`; APUS_U8: a shape without data */
+    apus_dtype dtype; /* APUS_REAL: values in `real`; else bytes in `raw`; APUS_U8: a shape without data. Of outputs REAL or BF16 */
     int32_t ndim;
     int64_t dims[APUS_MAX_DIMS];
     double *real; /* each a float's value */
@@ -269,6 +269,8 @@ static inline apus_status bench_run(const call *c, const char *backend, const ch
         memcpy(v->dims, o->dims, sizeof v->dims);
         if (o->dtype == APUS_U8)
             v->dtype = real == 4 ? APUS_F32 : APUS_F64;
+        if (k >= c->n_in && o->dtype == APUS_BF16)
+            v->data = outputs[k - c->n_in] = malloc((size_t)n * 2 + 1);
         if (o->dtype != APUS_REAL)
             continue;
         v->dtype = real == 4 ? APUS_F32 : APUS_F64;

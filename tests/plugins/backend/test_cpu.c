@@ -524,7 +524,7 @@ static void test_device(void **state)
     }
     assert_null(ops->alloc(bench_cpu[0], SIZE_MAX));
     assert_non_null(strstr(ops->describe(bench_cpu[0]), "cpu: 3 threads, portable"));
-    assert_non_null(strstr(ops->describe(brief_cpu[0]), "portable, products in bfloat16"));
+    assert_non_null(strstr(ops->describe(brief_cpu[0]), "portable, products and kept activations in bfloat16"));
     assert_int_equal(ops->real(bench_cpu[0]), APUS_F32);
     assert_int_equal(setenv("APUS_CPU_ISA", "sse9", 1), 0);
     void *none = NULL;
