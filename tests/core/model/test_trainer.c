@@ -142,15 +142,7 @@ static void synced_before_named(void **state)
 
 /* ---------------------------------------------------------------- what a step allocates */
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-
-#if !defined(SANITIZED)
+#if !defined(APUS_TEST_SANITIZED)
 static atomic_int counting, allocated;
 
 #define REAL(name, result, parameters)                                                                                                               \
@@ -195,7 +187,7 @@ void *calloc(size_t n, size_t size)
 static void steps_allocate_nothing(void **state)
 {
     (void)state;
-#if defined(SANITIZED)
+#if defined(APUS_TEST_SANITIZED)
     printf("skipped: model/trainer, allocations of a step: a sanitizer has the allocator\n");
 #else
     apus_error err = {0};
