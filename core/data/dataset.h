@@ -17,12 +17,12 @@ typedef struct apus_row_segment {
  * (answer 0), rejected (answer 1): the prompt stands once; or both sequences whole. trained[t]: t is a target, predicted from its predecessor: the
  * token before it in its segment, or the parent's last. A segment's first token without a parent is never trained. */
 typedef struct apus_row {
-    uint64_t source;                 /* index of the row in its dataset, as the reports name it */
+    uint64_t source; /* index of the row in its dataset, as the reports name it */
     uint32_t n_tokens, n_segments, n_answers, n_trained;
-    const int32_t *ids;              /* [n_tokens] */
-    const uint8_t *trained;          /* [n_tokens] */
+    const int32_t *ids;     /* [n_tokens] */
+    const uint8_t *trained; /* [n_tokens] */
     const apus_row_segment *segments;
-    const double *reference_logps;   /* [n_answers] when the file had them; NULL: none */
+    const double *reference_logps; /* [n_answers] when the file had them; NULL: none */
 } apus_row;
 
 typedef struct apus_dataset apus_dataset;
@@ -41,12 +41,12 @@ void apus_dataset_bounds_add(apus_dataset_bounds *b, const apus_row *r); /* all 
 const apus_param *apus_dataset_params(uint32_t *n);
 
 typedef struct apus_dataset_options {
-    const apus_text *text;           /* NULL: only rows of ready-made ids */
-    int pairs;                       /* 1: preference pairs wanted; 0: single sequences */
-    int apart;                       /* 1: a pair's prompt stands before each answer: nothing may be shared (length_dependent) */
-    const char *cache_dir;           /* NULL: no cache on disk */
+    const apus_text *text; /* NULL: only rows of ready-made ids */
+    int pairs;             /* 1: preference pairs wanted; 0: single sequences */
+    int apart;             /* 1: a pair's prompt stands before each answer: nothing may be shared (length_dependent) */
+    const char *cache_dir; /* NULL: no cache on disk */
     uint64_t seed;
-    int threads;                     /* that tokenise; 0: as many as the cores this process may use. They change nothing else */
+    int threads;                                  /* that tokenise; 0: as many as the cores this process may use. They change nothing else */
     void (*say)(void *context, const char *line); /* counted lines: recognised type, drops, cuts; may be NULL */
     void *context;
 } apus_dataset_options;
@@ -76,7 +76,7 @@ typedef struct apus_row_order {
     int shuffle;
 } apus_row_order;
 size_t apus_row_order_at(const apus_row_order *o, size_t i); /* i < n */
-int apus_dataset_shuffles(const apus_dataset *d);           /* the spec's `shuffle` */
+int apus_dataset_shuffles(const apus_dataset *d);            /* the spec's `shuffle` */
 
 /* The rows before tokenising, for generation, judging and preview: row i (after samples/columns/system) and its example. */
 typedef struct apus_examples apus_examples;

@@ -9,15 +9,15 @@
 #include "data/rows.h"
 
 typedef struct apus_data_part {
-    apus_node *params;              /* validated: ours and the type's */
+    apus_node *params; /* validated: ours and the type's */
     const apus_component *component;
     apus_dataset_ops ops;
     void *instance;
-    apus_rows *rows;                /* NULL for a generator */
-    apus_node *first;               /* read already, and not given yet */
-    int64_t given, most;            /* rows given so far, and at most */
+    apus_rows *rows;     /* NULL for a generator */
+    apus_node *first;    /* read already, and not given yet */
+    int64_t given, most; /* rows given so far, and at most */
     uint64_t seed;
-    char *path;                     /* without #N; NULL: a generator */
+    char *path; /* without #N; NULL: a generator */
 } apus_data_part;
 
 /* spec -> parts (one, or one for each item of a list). read: 0 only validates. owner: caller. */

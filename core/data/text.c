@@ -14,10 +14,10 @@
 
 struct apus_text {
     apus_tokenizer_ops ops;
-    void *tokenizer;               /* NULL: none */
-    apus_node *source;             /* tokenizer.json's node: the tokenizer reads it while open */
-    apus_node *config;             /* tokenizer_config */
-    apus_template *compiled;       /* NULL: none */
+    void *tokenizer;         /* NULL: none */
+    apus_node *source;       /* tokenizer.json's node: the tokenizer reads it while open */
+    apus_node *config;       /* tokenizer_config */
+    apus_template *compiled; /* NULL: none */
     char *template_text;
     int64_t now;
     int32_t bos, eos;
@@ -79,7 +79,8 @@ static void add_end_marker(apus_text *t)
     if (apus_text_render(t, messages, NULL, NULL, 0, &out, NULL) == APUS_OK) {
         const char *after = strstr(out.text, probe);
         apus_tokens ids = {0};
-        if (after != NULL && apus_text_encode(t, after + strlen(probe), strlen(after + strlen(probe)), APUS_ENCODE_SPECIAL_TEXT, &ids, NULL) == APUS_OK)
+        if (after != NULL &&
+            apus_text_encode(t, after + strlen(probe), strlen(after + strlen(probe)), APUS_ENCODE_SPECIAL_TEXT, &ids, NULL) == APUS_OK)
             for (size_t i = 0; i < ids.n; i++)
                 if (t->ops.is_special(t->tokenizer, ids.ids[i])) {
                     add_stop(t, ids.ids[i]);
@@ -376,8 +377,8 @@ static apus_node *first_messages(const apus_node *messages, size_t n)
 }
 
 /* Length of the rendering of the first n messages when it begins `whole`, else SIZE_MAX. *out keeps the rendering. */
-static size_t prefix_length(const apus_text *t, const apus_node *messages, const apus_node *tools, const apus_node *variables, size_t n,
-                            int prompt, const apus_template_output *whole, apus_template_output *out)
+static size_t prefix_length(const apus_text *t, const apus_node *messages, const apus_node *tools, const apus_node *variables, size_t n, int prompt,
+                            const apus_template_output *whole, apus_template_output *out)
 {
     apus_node *some = first_messages(messages, n);
     const apus_status st = apus_text_render(t, some, tools, variables, prompt, out, NULL);
@@ -429,8 +430,7 @@ static int is_trained_turn(const apus_node *message)
 }
 
 apus_status apus_text_conversation(const apus_text *t, const apus_node *messages, const apus_node *tools, const apus_node *variables,
-                                   int add_generation_prompt, int train_last, int parse_special, apus_tokens *out, uint8_t **trained,
-                                   apus_error *err)
+                                   int add_generation_prompt, int train_last, int parse_special, apus_tokens *out, uint8_t **trained, apus_error *err)
 {
     apus_template_output whole = {0};
     if (t->tokenizer == NULL)

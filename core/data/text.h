@@ -19,16 +19,16 @@ void apus_text_free(apus_text *t);
 
 int apus_text_has_tokenizer(const apus_text *t);
 int apus_text_has_template(const apus_text *t);
-const char *apus_text_template(const apus_text *t);               /* NULL: none */
-const apus_node *apus_text_tokenizer(const apus_text *t);         /* tokenizer.json's shape, for exports */
+const char *apus_text_template(const apus_text *t);       /* NULL: none */
+const apus_node *apus_text_tokenizer(const apus_text *t); /* tokenizer.json's shape, for exports */
 const apus_node *apus_text_tokenizer_config(const apus_text *t);
 int32_t apus_text_vocab(const apus_text *t);
-int32_t apus_text_bos(const apus_text *t);                        /* -1: none */
-int32_t apus_text_eos(const apus_text *t);                        /* -1: none: the end-of-text token */
+int32_t apus_text_bos(const apus_text *t); /* -1: none */
+int32_t apus_text_eos(const apus_text *t); /* -1: none: the end-of-text token */
 /* Stop ids: union of config's, generation config's and tokenizer_config's eos and the template's end marker (the first
  * special token the template writes after an assistant's content). */
 size_t apus_text_stops(const apus_text *t, const int32_t **ids);
-void apus_text_key(const apus_text *t, char hex[65]);             /* sha256 of tokenizer and template: part of cache keys */
+void apus_text_key(const apus_text *t, char hex[65]); /* sha256 of tokenizer and template: part of cache keys */
 
 /* flags: APUS_ENCODE_*. Appends. [any] */
 apus_status apus_text_encode(const apus_text *t, const char *text, size_t length, int flags, apus_tokens *out, apus_error *err);

@@ -102,7 +102,7 @@ struct apus_graph {
     int32_t *seen; /* hash table over nodes: equal nodes are built once; -1: empty */
     size_t cap_seen;
     int backward;
-    int narrow;    /* apus_graph_narrow */
+    int narrow;     /* apus_graph_narrow */
     char near[160]; /* the weight or point last named: where an error is */
     apus_status status;
     apus_error error;
@@ -123,7 +123,7 @@ struct apus_device {
     char name[64];
     apus_backend_ops ops;
     void *backend;
-    apus_dtype real, kept; /* kept: of a training's activations, where kernels take it */
+    apus_dtype real, kept;   /* kept: of a training's activations, where kernels take it */
     apus_device_slab *slabs; /* the newest first */
 };
 

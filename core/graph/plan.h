@@ -102,7 +102,7 @@ struct apus_plan {
 
     char *arena, *constant_memory;
     size_t arena_bytes, constant_bytes;
-    int shared; /* the arena is another plan's */
+    int shared;    /* the arena is another plan's */
     void *staging; /* for feeds of a device that is not in host memory */
     size_t staging_bytes;
     apus_view *views;      /* of tensors, at the current extents */

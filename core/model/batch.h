@@ -13,16 +13,16 @@
 typedef struct apus_batch {
     int64_t capacity[APUS_N_DIM_SYMBOLS];
     int64_t extents[APUS_N_DIM_SYMBOLS];
-    int32_t *tokens, *positions, *lengths; /* [T] */
-    int64_t *token_index;                  /* [T] in the global batch */
-    int32_t *segments;                     /* [S,4] */
-    int32_t *scored, *targets, *token_rows;/* [N] hidden row, target id, loss row */
-    double *ones;                          /* [N] */
-    double *row_tokens;                    /* [R] */
-    int32_t *chosen_rows, *rejected_rows;  /* [P] */
-    double *pair_ones;                     /* [P] */
+    int32_t *tokens, *positions, *lengths;         /* [T] */
+    int64_t *token_index;                          /* [T] in the global batch */
+    int32_t *segments;                             /* [S,4] */
+    int32_t *scored, *targets, *token_rows;        /* [N] hidden row, target id, loss row */
+    double *ones;                                  /* [N] */
+    double *row_tokens;                            /* [R] */
+    int32_t *chosen_rows, *rejected_rows;          /* [P] */
+    double *pair_ones;                             /* [P] */
     double *reference_chosen, *reference_rejected; /* [P] */
-    int64_t random[2];                     /* {seed, step} */
+    int64_t random[2];                             /* {seed, step} */
     apus_feed feeds[APUS_BATCH_FEEDS];
     size_t n_feeds;
 } apus_batch;

@@ -17,7 +17,7 @@
 #include "model/internal.h"
 #include "model/trainer.h"
 
-#define NODE apus_nodes()
+#define NODE  apus_nodes()
 #define CHUNK (4u << 20)
 
 /* ---------------------------------------------------------------- tensors */
@@ -25,7 +25,7 @@
 typedef struct tensor_stream {
     int fd;
     apus_sha256 *sha;
-    void *buffer;            /* CHUNK bytes */
+    void *buffer; /* CHUNK bytes */
     apus_device *device;
     const char *path;
 } tensor_stream;
@@ -72,8 +72,7 @@ static apus_status read_tensor(tensor_stream *s, void *device, size_t bytes, apu
 }
 
 /* Calls fn for each tensor of a checkpoint, in file order. */
-static apus_status each_tensor(apus_trainer *t, apus_status (*fn)(tensor_stream *, void *, size_t, apus_error *), tensor_stream *s,
-                               apus_error *err)
+static apus_status each_tensor(apus_trainer *t, apus_status (*fn)(tensor_stream *, void *, size_t, apus_error *), tensor_stream *s, apus_error *err)
 {
     const apus_updater *u = &t->updater;
     apus_status st = APUS_OK;
@@ -84,7 +83,6 @@ static apus_status each_tensor(apus_trainer *t, apus_status (*fn)(tensor_stream 
     }
     return st;
 }
-
 
 static apus_node *describe_tensors(const apus_trainer *t)
 {

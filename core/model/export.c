@@ -14,7 +14,7 @@
 
 typedef struct export_source {
     apus_model *model;
-    const size_t *index;   /* export weight -> model weight */
+    const size_t *index; /* export weight -> model weight */
     int merge;
 } export_source;
 
@@ -194,8 +194,8 @@ apus_status apus_export_stage(apus_stage_context *s, const apus_node *params, ap
     const apus_node *spec = NODE->get(params, "model"), *adapter = NODE->get(spec, "adapter");
     const int merge = NODE->as_bool(NODE->get(params, "merge"), 1);
     const int alone = !merge && NODE->kind(adapter) != APUS_NODE_NULL; /* the adapter as it is, over its base */
-    const apus_model_options options = {.device = s->device, .now = s->now, .seed = s->seed,
-                                        .template_file = NODE->as_string(NODE->get(params, "template"), NULL)};
+    const apus_model_options options = {
+        .device = s->device, .now = s->now, .seed = s->seed, .template_file = NODE->as_string(NODE->get(params, "template"), NULL)};
     apus_model *m = apus_model_open(alone ? NODE->get(spec, "base") : spec, &options, err);
     if (m == NULL)
         return APUS_E_INVALID;

@@ -8,11 +8,11 @@
 #include "run/stage.h"
 
 typedef struct apus_write_options {
-    const char *format;      /* component of kind "format" */
+    const char *format; /* component of kind "format" */
     const char *path;
-    int adapter;             /* 1: the tuner's parameters alone; 0: the whole model, merged */
-    apus_dtype dtype;        /* APUS_REAL: as the base was stored (float32 if it was quantised) */
-    int replace;             /* 1: what stands at path was written by us and may go */
+    int adapter;      /* 1: the tuner's parameters alone; 0: the whole model, merged */
+    apus_dtype dtype; /* APUS_REAL: as the base was stored (float32 if it was quantised) */
+    int replace;      /* 1: what stands at path was written by us and may go */
 } apus_write_options;
 
 /* Written beside and renamed. A non-empty path that we did not write is refused. [main] */

@@ -13,11 +13,11 @@
 
 /* One weight, or one parameter of a tuner. */
 typedef struct apus_weight {
-    apus_weight_spec spec;   /* strings: owner: the model */
-    apus_dtype dtype;        /* APUS_REAL or an encoding */
-    void *device;            /* device memory, or the mapped file where the backend computes in host memory */
-    size_t bytes;            /* of device memory */
-    int owned;               /* device memory is ours to free */
+    apus_weight_spec spec; /* strings: owner: the model */
+    apus_dtype dtype;      /* APUS_REAL or an encoding */
+    void *device;          /* device memory, or the mapped file where the backend computes in host memory */
+    size_t bytes;          /* of device memory */
+    int owned;             /* device memory is ours to free */
     int trained;
     int of_tuner;
 } apus_weight;
@@ -25,13 +25,13 @@ typedef struct apus_weight {
 typedef struct apus_model apus_model;
 
 typedef struct apus_model_options {
-    apus_device *device;     /* NULL: card and text only, no weights */
-    int keep_encoded;        /* 1: weights stay as stored where the device has kernels for it; 0: all become the real type */
-    int64_t now;             /* for the template */
+    apus_device *device; /* NULL: card and text only, no weights */
+    int keep_encoded;    /* 1: weights stay as stored where the device has kernels for it; 0: all become the real type */
+    int64_t now;         /* for the template */
     const char *template_file;
-    uint64_t seed;           /* weights from scratch */
+    uint64_t seed;              /* weights from scratch */
     const apus_node *tokenizer; /* tokenizer.json's shape for a model from scratch that has none; may be NULL */
-    int no_text;             /* do not open tokenizer and template */
+    int no_text;                /* do not open tokenizer and template */
 } apus_model_options;
 
 /* spec: a path (string); {path, template}; {base: spec, adapter: path, merge: bool}; {arch, config, tokenizer: path, or what
@@ -59,20 +59,20 @@ const apus_node *apus_model_tuner_config(const apus_model *m); /* adapter_config
 
 /* Build the forward pass into g (whose hooks come from apus_model_hooks). */
 typedef struct apus_forward {
-    apus_tensor hidden;      /* [T, hidden] */
-    apus_tensor head;        /* weight tensor [vocab, hidden] */
+    apus_tensor hidden; /* [T, hidden] */
+    apus_tensor head;   /* weight tensor [vocab, hidden] */
     apus_model_outputs outputs;
 } apus_forward;
 
 enum { APUS_FORWARD_PLAIN = 0, APUS_FORWARD_CACHED = 1 };
 typedef struct apus_forward_options {
-    int mode;                /* PLAIN: attention by segments; CACHED: over the paged cache */
-    int tuner;               /* 1: with the tuner's adapter; 0: without */
-    int dropout;             /* 1: the tuner's dropout is on */
-    int narrow;              /* 1: apus_graph_narrow */
-    int32_t page;            /* CACHED: positions per page */
-    int64_t slots;           /* CACHED: rows of each layer's cache */
-    int64_t table_columns;   /* CACHED: 4 + pages of a table row */
+    int mode;              /* PLAIN: attention by segments; CACHED: over the paged cache */
+    int tuner;             /* 1: with the tuner's adapter; 0: without */
+    int dropout;           /* 1: the tuner's dropout is on */
+    int narrow;            /* 1: apus_graph_narrow */
+    int32_t page;          /* CACHED: positions per page */
+    int64_t slots;         /* CACHED: rows of each layer's cache */
+    int64_t table_columns; /* CACHED: 4 + pages of a table row */
 } apus_forward_options;
 /* A graph that keeps `options` for the model's hooks. */
 apus_graph *apus_model_graph(apus_model *m, const apus_forward_options *options);

@@ -164,7 +164,8 @@ static const char *const scale_names[APUS_MAX_TERMS] = {"term_scale.0", "term_sc
 /* The graph from tokens to terms. */
 static apus_status build(apus_objective *o, apus_model *m, const apus_loss *l, int dropout, apus_error *err)
 {
-    const apus_forward_options forward = {.mode = APUS_FORWARD_PLAIN, .tuner = 1, .dropout = dropout && !(l->needs & APUS_LOSS_NO_DROPOUT), .narrow = 1};
+    const apus_forward_options forward = {
+        .mode = APUS_FORWARD_PLAIN, .tuner = 1, .dropout = dropout && !(l->needs & APUS_LOSS_NO_DROPOUT), .narrow = 1};
     apus_forward f;
     o->graph = apus_model_graph(m, &forward);
     if (o->graph == NULL)

@@ -8,7 +8,7 @@
 #include "model/batch.h"
 #include "model/model.h"
 
-#define APUS_MAX_TERMS 8
+#define APUS_MAX_TERMS   8
 #define APUS_MAX_METRICS 24
 
 /* A loss component, opened. */
@@ -39,14 +39,14 @@ typedef struct apus_objective_sums {
 typedef struct apus_objective {
     apus_loss_context context;
     apus_graph *graph;
-    apus_plan *plan;          /* forward, and backward when trained: sums, counts, gradients accumulated */
-    apus_plan *counts;        /* the terms' counts alone, from the data */
+    apus_plan *plan;              /* forward, and backward when trained: sums, counts, gradients accumulated */
+    apus_plan *counts;            /* the terms' counts alone, from the data */
     double scale[APUS_MAX_TERMS]; /* weight / global count: what each term's sum is multiplied by */
-    apus_feed *feeds;         /* the batch's, then the scales */
+    apus_feed *feeds;             /* the batch's, then the scales */
 } apus_objective;
 
 typedef struct apus_objective_options {
-    int train;                /* build gradients of all trained weights, accumulated into variables "grad.<name>" */
+    int train; /* build gradients of all trained weights, accumulated into variables "grad.<name>" */
     int dropout;
     int recompute;
 } apus_objective_options;
@@ -73,14 +73,14 @@ void apus_objective_report(const apus_objective *o, const apus_objective_sums *s
 
 /* The reference: log-probabilities of each row by another state of the model. */
 typedef struct apus_reference {
-    apus_model *model;        /* the policy itself, or another model */
+    apus_model *model; /* the policy itself, or another model */
     int owns_model;
-    int adapter;              /* the model's tuner is on */
+    int adapter; /* the model's tuner is on */
     apus_graph *graph;
-    apus_plan *plan;          /* NULL: no reference wanted, or precomputed */
-    void **frozen;            /* device copies bound instead of the policy's trained weights */
+    apus_plan *plan; /* NULL: no reference wanted, or precomputed */
+    void **frozen;   /* device copies bound instead of the policy's trained weights */
     size_t n_frozen;
-    double *rows;             /* [R] */
+    double *rows; /* [R] */
 } apus_reference;
 
 /* how: "start", "base", "precomputed" (strings) or a model spec (map or path). new_adapter: the policy's tuner starts at zero, so

@@ -5,8 +5,8 @@
 #include <apus/base.h>
 
 typedef struct apus_schedule {
-    int shape;              /* 0 constant, 1 linear, 2 cosine */
-    int64_t warmup_steps;   /* from 0 up to the peak, linearly */
+    int shape;            /* 0 constant, 1 linear, 2 cosine */
+    int64_t warmup_steps; /* from 0 up to the peak, linearly */
     int64_t total_steps;
 } apus_schedule;
 

@@ -15,16 +15,16 @@ typedef struct apus_updater {
     apus_optimizer_ops ops;
     void *optimizer;
     apus_model *model;
-    size_t n;                   /* trained weights */
-    apus_weight **weights;      /* [n] */
-    void **grads;               /* [n] device */
-    void **states;              /* [n * n_states] device, by weight then state */
-    char *file;                 /* mapped, holds the states; NULL: device memory does */
+    size_t n;              /* trained weights */
+    apus_weight **weights; /* [n] */
+    void **grads;          /* [n] device */
+    void **states;         /* [n * n_states] device, by weight then state */
+    char *file;            /* mapped, holds the states; NULL: device memory does */
     size_t file_bytes;
     uint32_t n_states;
     apus_graph *graph, *norm_graph;
     apus_plan *update, *norm;
-    double peak;                /* learning rate before the schedule */
+    double peak; /* learning rate before the schedule */
 } apus_updater;
 
 /* folder: a file in it holds the states, which the kernel may write out and read back; NULL: the device's memory. */
@@ -41,13 +41,13 @@ apus_status apus_updater_measure(apus_updater *u, double *seconds, apus_error *e
 
 /* How a step is cut and what its backward pass computes again. */
 typedef struct apus_layout {
-    int64_t tokens;             /* micro-batches are cut at about so many; one row may be longer */
-    int recompute;              /* as for apus_plan_new */
+    int64_t tokens; /* micro-batches are cut at about so many; one row may be longer */
+    int recompute;  /* as for apus_plan_new */
 } apus_layout;
 
 struct apus_trainer {
     apus_stage_context *stage;
-    const apus_node *params;    /* the stage's; live as long as the stage */
+    const apus_node *params; /* the stage's; live as long as the stage */
     apus_model *model;
     apus_loss loss;
     apus_objective train, eval;
@@ -57,17 +57,17 @@ struct apus_trainer {
     apus_schedule schedule;
     apus_dataset *data, *eval_data, *whole_data;
     apus_batch batch;
-    apus_row_order order;       /* of the current epoch */
-    int64_t step, max_steps;    /* optimizer steps done; to do */
-    int64_t epoch_steps;        /* steps of an epoch */
+    apus_row_order order;    /* of the current epoch */
+    int64_t step, max_steps; /* optimizer steps done; to do */
+    int64_t epoch_steps;     /* steps of an epoch */
     uint64_t num_tokens;
-    double seconds;             /* of training so far, checkpoints aside: for the report only */
-    double best_eval;           /* lowest eval_loss so far */
-    int64_t best_step;          /* -1: none */
+    double seconds;    /* of training so far, checkpoints aside: for the report only */
+    double best_eval;  /* lowest eval_loss so far */
+    int64_t best_step; /* -1: none */
     int has_eval, new_adapter;
-    int eval_due;               /* the evaluation of this step was stopped: it comes first when training goes on */
-    apus_profile *profile;      /* NULL: off */
-    apus_node *start_spec;      /* the model at step 0, for later stages' reference */
+    int eval_due;          /* the evaluation of this step was stopped: it comes first when training goes on */
+    apus_profile *profile; /* NULL: off */
+    apus_node *start_spec; /* the model at step 0, for later stages' reference */
 };
 
 apus_status apus_trainer_open(apus_stage_context *s, const apus_node *params, apus_trainer **trainer, apus_error *err);
@@ -83,11 +83,11 @@ apus_status apus_trainer_fit(apus_trainer *t, apus_error *err);
 
 /* Bytes of what a training computes with; not the program, its data's mapped pages, nor buffers of some kilobytes. */
 typedef struct apus_training_memory {
-    uint64_t weights;           /* of the model and its adapter */
+    uint64_t weights; /* of the model and its adapter */
     uint64_t gradients, states;
-    uint64_t offloaded;         /* states in a file: not in `total` */
-    uint64_t reference;         /* weights of the reference that are not the model's */
-    uint64_t activations;       /* all plans' arenas: activations, scratch, constants */
+    uint64_t offloaded;   /* states in a file: not in `total` */
+    uint64_t reference;   /* weights of the reference that are not the model's */
+    uint64_t activations; /* all plans' arenas: activations, scratch, constants */
     uint64_t total;
 } apus_training_memory;
 apus_training_memory apus_trainer_memory(const apus_trainer *t);

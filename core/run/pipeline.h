@@ -11,15 +11,15 @@
 #include "run/run.h"
 
 typedef struct apus_pipeline_stage {
-    char *name;                     /* "align"; default: the type, made unique */
+    char *name; /* "align"; default: the type, made unique */
     const apus_component *component;
-    apus_node *params;              /* validated; nested components complete; earlier stages as {stage: name} */
+    apus_node *params; /* validated; nested components complete; earlier stages as {stage: name} */
     uint64_t seed;
 } apus_pipeline_stage;
 
 typedef struct apus_pipeline {
-    apus_node *config;              /* the file, merged and interpolated */
-    apus_node *settings;            /* run, seed, backend, …: validated */
+    apus_node *config;   /* the file, merged and interpolated */
+    apus_node *settings; /* run, seed, backend, …: validated */
     char *run_dir;
     apus_pipeline_stage *stages;
     size_t n_stages;

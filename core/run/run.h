@@ -13,15 +13,15 @@ apus_status apus_start(const char *const *plugin_dirs, size_t n, apus_error *err
 typedef struct apus_run_options {
     const char *const *overrides; /* "key.path=value" */
     size_t n_overrides;
-    int force;                    /* redo stages even when their outputs are there */
+    int force; /* redo stages even when their outputs are there */
 } apus_run_options;
 
 /* Run (or resume, or reuse) the pipeline in `file`. [main] */
 apus_status apus_run_file(const char *file, const apus_run_options *options, apus_error *err);
 /* Validate everything that can be without running: keys, types, names, files, references between stages. */
 apus_status apus_check_file(const char *file, const apus_run_options *options, apus_error *err);
-/* What `run` would do: {stages: [{name, stage, key, done, waits_for, unknown: why it is not known yet, and what the stage's `plan` tells}], seconds: of the
- * stages that have an estimate, not_estimated: [names of the others that are to do]}. owner: caller. */
+/* What `run` would do: {stages: [{name, stage, key, done, waits_for, unknown: why it is not known yet, and what the stage's `plan` tells}], seconds:
+ * of the stages that have an estimate, not_estimated: [names of the others that are to do]}. owner: caller. */
 apus_status apus_plan_file(const char *file, const apus_run_options *options, apus_node **plan, apus_error *err);
 /* JSON Schema of pipeline files from all parameter tables. owner: caller. */
 apus_node *apus_pipeline_schema(apus_error *err);

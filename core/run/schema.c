@@ -104,7 +104,8 @@ static apus_node *dataset_schema(void)
 {
     uint32_t n;
     const apus_param *common = apus_dataset_params(&n);
-    apus_node *object = new_object("Rows of a file, or made by a type."), *path = NODE->make_map(), *list = NODE->make_map(), *any = NODE->make_list();
+    apus_node *object = new_object("Rows of a file, or made by a type."), *path = NODE->make_map(), *list = NODE->make_map(),
+              *any = NODE->make_list();
     add_properties(object, common, n, sizeof *common);
     for (size_t i = 0; i < apus_component_count("dataset"); i++)
         add_component(object, apus_component_at("dataset", i));

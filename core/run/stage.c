@@ -13,13 +13,13 @@
 #include "run/log.h"
 #include "value/node.h"
 
-#define NODE apus_nodes()
+#define NODE         apus_nodes()
 #define MAX_TRACKERS 8
 
 struct apus_stage_log {
     int fd;
     int64_t position;
-    int begun;             /* what an earlier attempt left was cut off, or kept by a resumed training */
+    int begun; /* what an earlier attempt left was cut off, or kept by a resumed training */
     struct {
         apus_tracker_ops ops;
         void *tracker;

@@ -12,15 +12,15 @@
 struct apus_stage_context {
     const char *run_dir, *stage_dir, *name;
     uint64_t seed;
-    int64_t now;                 /* start of the run, seconds since the epoch: what strftime_now formats */
+    int64_t now; /* start of the run, seconds since the epoch: what strftime_now formats */
     apus_device *device;
-    const char *cache_dir;       /* token caches; NULL: none */
-    int64_t memory_limit;        /* bytes; 0: none */
-    int profile;                 /* trainings: STAGE/trace.json */
-    double tokens_per_second;    /* planning: of an earlier run of the same training here; 0: not known */
-    const char *key;             /* hash of what makes this stage's output: checkpoints carry it */
-    struct apus_stage_log *log;  /* events.jsonl and the trackers */
-    apus_node *result;           /* set by the stage */
+    const char *cache_dir;                        /* token caches; NULL: none */
+    int64_t memory_limit;                         /* bytes; 0: none */
+    int profile;                                  /* trainings: STAGE/trace.json */
+    double tokens_per_second;                     /* planning: of an earlier run of the same training here; 0: not known */
+    const char *key;                              /* hash of what makes this stage's output: checkpoints carry it */
+    struct apus_stage_log *log;                   /* events.jsonl and the trackers */
+    apus_node *result;                            /* set by the stage */
     void (*say)(void *context, const char *line); /* a counted line for the report and the console */
     void *say_context;
 };

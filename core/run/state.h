@@ -9,10 +9,10 @@
 typedef struct apus_run_state {
     apus_pipeline pipeline;
     apus_device *device;
-    apus_node **results;      /* by stage; NULL: not done */
+    apus_node **results; /* by stage; NULL: not done */
     char (*keys)[65];
     char cache_dir[4200];
-    int64_t now;              /* when the run began, kept over restarts */
+    int64_t now; /* when the run began, kept over restarts */
     int lock_fd;
 } apus_run_state;
 

@@ -16,9 +16,9 @@
 
 typedef struct apus_verb {
     const char *name;
-    const char *line;                     /* for `apus --help` */
-    const char *help;                     /* for `apus NAME --help` */
-    int (*run)(int argc, char **argv);    /* argv[0] is the verb; returns the exit code */
+    const char *line;                  /* for `apus --help` */
+    const char *help;                  /* for `apus NAME --help` */
+    int (*run)(int argc, char **argv); /* argv[0] is the verb; returns the exit code */
 } apus_verb;
 
 extern const apus_verb apus_verb_run, apus_verb_check, apus_verb_plan, apus_verb_plugins, apus_verb_schema, apus_verb_preview, apus_verb_chat,
@@ -28,8 +28,8 @@ enum { APUS_EXIT_USAGE = 2 };
 
 /* One option of a verb: --name VALUE (or --name=VALUE), or a flag. */
 typedef struct apus_option {
-    const char *name;                     /* without the dashes */
-    const char **value;                   /* takes a value; NULL: a flag */
+    const char *name;   /* without the dashes */
+    const char **value; /* takes a value; NULL: a flag */
     int *flag;
 } apus_option;
 
@@ -37,7 +37,7 @@ typedef struct apus_option {
  * prints the verb's help and returns -2. */
 int apus_options(const apus_verb *verb, int argc, char **argv, const apus_option *options, size_t n, const char **rest);
 
-int apus_exit(apus_status st, const apus_error *err);  /* says the error with its hint; gives the exit code */
+int apus_exit(apus_status st, const apus_error *err); /* says the error with its hint; gives the exit code */
 int apus_usage(const apus_verb *verb, const char *message);
 /* Load the plugins; 0, or an exit code (said). */
 int apus_bring_up(void);
@@ -46,7 +46,7 @@ int apus_bring_up(void);
 void apus_print_json(apus_node *n, int indent);
 /* All of stdin or of a file; owner: caller (free). NULL: said. */
 char *apus_read_all(const char *path, size_t *length);
-apus_node *apus_read_json(const char *path);   /* NULL: said on stderr */
+apus_node *apus_read_json(const char *path); /* NULL: said on stderr */
 
 /* A model as the verbs take it: MODEL, --base, --adapter, --template, --backend, --threads, --dtype, --activations. */
 typedef struct apus_model_arguments {
@@ -56,7 +56,7 @@ typedef struct apus_model_arguments {
     "  MODEL              Hugging Face folder, GGUF file, a run's stage (runs/x:stage), or an adapter with --base\n"                                 \
     "  --adapter DIR      answer with this adapter on top     --base MODEL   MODEL is an adapter of this one\n"                                      \
     "  --backend NAME     cpu (default), ref, …               --threads N    default: all cores\n"                                                 \
-    "  --dtype T          float32 (default) or bfloat16: what products of matrices are computed in\n"                                              \
+    "  --dtype T          float32 (default) or bfloat16: what products of matrices are computed in\n"                                                \
     "  --activations A    float (default) or int8: what they are rounded to before they meet weights in Q8_0 or Q4_0: faster, less exact\n"
 /* device NULL: card and text only. 0, or an exit code (said). keep: weights stay encoded. */
 int apus_open_model(const apus_model_arguments *a, int keep, int with_weights, apus_device **device, apus_model **model);

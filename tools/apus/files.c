@@ -132,9 +132,11 @@ static int do_export(int argc, char **argv)
 }
 
 const apus_verb apus_verb_inspect = {"inspect", "tensors, shapes, types and metadata of a model file",
-                                     "inspect FILE [--json]\n\nOf safetensors, GGUF, a model or adapter folder, without loading the weights.\n", do_inspect};
+                                     "inspect FILE [--json]\n\nOf safetensors, GGUF, a model or adapter folder, without loading the weights.\n",
+                                     do_inspect};
 const apus_verb apus_verb_export = {"export", "merge and convert a model without YAML",
                                     "export MODEL [--adapter DIR] --format F --out PATH [--dtype T] [--template FILE]\n\n"
                                     "  --format   safetensors (a Hugging Face folder) or gguf (a file)\n"
                                     "  --dtype    float32, float16, bfloat16, q8_0, q4_0; default the base's (float32 if it was quantised)\n"
-                                    "An adapter is merged in float32. What stands at PATH and was not written by apus is never touched.\n", do_export};
+                                    "An adapter is merged in float32. What stands at PATH and was not written by apus is never touched.\n",
+                                    do_export};

@@ -110,8 +110,11 @@ static int do_schema(int argc, char **argv)
     return 0;
 }
 
-const apus_verb apus_verb_plugins = {"plugins", "what is there, and each parameter",
-                                     "plugins [NAME] [--json]\n\nLists every component, or those of a kind; NAME of a component: all its parameters.\n", do_plugins};
-const apus_verb apus_verb_schema = {"schema", "JSON Schema of pipelines, for editors",
-                                    "schema\n\nPrints the JSON Schema of pipeline files, made from the loaded plugins' parameter tables. In VS Code with the\n"
-                                    "YAML extension: `# yaml-language-server: $schema=apus.schema.json` as the file's first line.\n", do_schema};
+const apus_verb apus_verb_plugins = {
+    "plugins", "what is there, and each parameter",
+    "plugins [NAME] [--json]\n\nLists every component, or those of a kind; NAME of a component: all its parameters.\n", do_plugins};
+const apus_verb apus_verb_schema = {
+    "schema", "JSON Schema of pipelines, for editors",
+    "schema\n\nPrints the JSON Schema of pipeline files, made from the loaded plugins' parameter tables. In VS Code with the\n"
+    "YAML extension: `# yaml-language-server: $schema=apus.schema.json` as the file's first line.\n",
+    do_schema};

@@ -84,8 +84,8 @@ static int preview_stage(const apus_pipeline *p, const apus_pipeline_stage *s, i
     node->release(row);
     node->release(example);
     apus_examples_close(e);
-    const apus_dataset_options data = {.text = apus_model_text(m), .pairs = pairs, .apart = apus_model_get_facts(m)->length_dependent,
-                                       .seed = s->seed, .say = say};
+    const apus_dataset_options data = {
+        .text = apus_model_text(m), .pairs = pairs, .apart = apus_model_get_facts(m)->length_dependent, .seed = s->seed, .say = say};
     apus_dataset *d = st == APUS_OK ? apus_dataset_open(node->get(s->params, "dataset"), &data, &err) : NULL;
     if (d == NULL) {
         apus_model_close(m);
@@ -133,7 +133,10 @@ static int do_preview(int argc, char **argv)
     return code;
 }
 
-const apus_verb apus_verb_preview = {"preview", "what the model will see: rows, tokens, which are trained",
-                                     "preview FILE [key.path=value …] [--stage NAME] [--rows N] [--json]\n\nRows of the first stage with a dataset (or of --stage) as they will be trained on: rendered by the\n"
-                                     "template, cut into tokens, the trained ones in colour (or between \xE2\x9F\xA6 \xE2\x9F\xA7), with lengths, cuts and drops.\n"
-                                     "  --rows N   how many rows to show (default 3)\n  --json     the counts alone\n", do_preview};
+const apus_verb apus_verb_preview = {
+    "preview", "what the model will see: rows, tokens, which are trained",
+    "preview FILE [key.path=value …] [--stage NAME] [--rows N] [--json]\n\nRows of the first stage with a dataset (or of --stage) as they will be "
+    "trained on: rendered by the\n"
+    "template, cut into tokens, the trained ones in colour (or between \xE2\x9F\xA6 \xE2\x9F\xA7), with lengths, cuts and drops.\n"
+    "  --rows N   how many rows to show (default 3)\n  --json     the counts alone\n",
+    do_preview};

@@ -168,18 +168,21 @@ static int do_plan(int argc, char **argv)
     return code < 0 ? 0 : code;
 }
 
-#define OVERRIDES                                                                                                              \
-    "  key.path=value   overrides a key of the file; list items by index or name: stages.align.max_steps=2 (values are YAML)\n"
+#define OVERRIDES "  key.path=value   overrides a key of the file; list items by index or name: stages.align.max_steps=2 (values are YAML)\n"
 
-const apus_verb apus_verb_run = {"run", "run a pipeline; resumes or reuses what is done",
-                                 "run FILE [key.path=value …] [--force]\n\nRuns the stages of FILE into its run folder. Stopped or killed, the same "
-                                 "command goes on from the newest\ncheckpoint and ends with the same bytes. Stages whose inputs did not change are reused.\n\n" OVERRIDES
-                                 "  --force          do every stage anew\n",
-                                 do_run};
+const apus_verb apus_verb_run = {
+    "run", "run a pipeline; resumes or reuses what is done",
+    "run FILE [key.path=value …] [--force]\n\nRuns the stages of FILE into its run folder. Stopped or killed, the same "
+    "command goes on from the newest\ncheckpoint and ends with the same bytes. Stages whose inputs did not change are reused.\n\n" OVERRIDES
+    "  --force          do every stage anew\n",
+    do_run};
 const apus_verb apus_verb_check = {"check", "validate a pipeline without running it",
-                                   "check FILE [key.path=value …]\n\nValidates keys, types, names, files and the wiring of the stages.\n\n" OVERRIDES, do_check};
-const apus_verb apus_verb_plan = {"plan", "say what a run would do: stages, time, memory, operations",
-                                  "plan FILE [key.path=value …] [--force] [--json]\n\nOpens everything a run would and says what it costs, before anything runs. Times are estimates: each kind of\noperation of a step is timed on some rows, or an earlier run of the same stage here tells its speed.\n\n" OVERRIDES
-                                  "  --force          as if nothing had been done\n"
-                                  "  --json           the same as JSON, with the operations of each step\n",
-                                  do_plan};
+                                   "check FILE [key.path=value …]\n\nValidates keys, types, names, files and the wiring of the stages.\n\n" OVERRIDES,
+                                   do_check};
+const apus_verb apus_verb_plan = {
+    "plan", "say what a run would do: stages, time, memory, operations",
+    "plan FILE [key.path=value …] [--force] [--json]\n\nOpens everything a run would and says what it costs, before anything runs. Times are "
+    "estimates: each kind of\noperation of a step is timed on some rows, or an earlier run of the same stage here tells its speed.\n\n" OVERRIDES
+    "  --force          as if nothing had been done\n"
+    "  --json           the same as JSON, with the operations of each step\n",
+    do_plan};

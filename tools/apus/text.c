@@ -27,8 +27,8 @@ static int decode(const apus_model *m, const char *text, size_t length)
         ids[i] = (int32_t)node->as_int(node->at(list, i), -1);
     char *out = NULL;
     size_t n_out = 0;
-    const apus_status st = ids != NULL ? apus_text_decode(apus_model_text(m), ids, count, 0, &out, &n_out, &err)
-                                       : apus_fail(&err, APUS_E_MEMORY, "out of memory");
+    const apus_status st =
+        ids != NULL ? apus_text_decode(apus_model_text(m), ids, count, 0, &out, &n_out, &err) : apus_fail(&err, APUS_E_MEMORY, "out of memory");
     if (st == APUS_OK)
         fwrite(out, 1, n_out, stdout);
     apus_host_table()->free(out);
@@ -118,8 +118,11 @@ static int do_render(int argc, char **argv)
         else
             argv[kept++] = argv[i];
     }
-    const apus_option options[] = {{"messages", &messages_path, NULL}, {"tools", &tools_path, NULL}, {"template", &a.template_file, NULL},
-                                   {"no-generation-prompt", NULL, &bare}, {"var", &var, NULL}};
+    const apus_option options[] = {{"messages", &messages_path, NULL},
+                                   {"tools", &tools_path, NULL},
+                                   {"template", &a.template_file, NULL},
+                                   {"no-generation-prompt", NULL, &bare},
+                                   {"var", &var, NULL}};
     const int n = code == 0 ? apus_options(&apus_verb_render, kept, argv, options, 5, rest) : 0;
     if (code == 0) {
         code = needs_model(&apus_verb_render, n);
@@ -159,10 +162,13 @@ static int do_render(int argc, char **argv)
 }
 
 const apus_verb apus_verb_tokenize = {"tokenize", "the tokenizer alone: text to ids, and back",
-                                      "tokenize MODEL [--special] [--no-parse-special] [--decode] < TEXT\n\nAll of standard input, its final line break included -> {\"ids\": […]}, as transformers'\n"
+                                      "tokenize MODEL [--special] [--no-parse-special] [--decode] < TEXT\n\nAll of standard input, its final line "
+                                      "break included -> {\"ids\": […]}, as transformers'\n"
                                       "encode(add_special_tokens=False).\n\n"
                                       "  --special           add what the post-processor adds (BOS, …)\n"
                                       "  --no-parse-special  strings of special tokens are ordinary text\n"
-                                      "  --decode            the other way: a JSON list of ids (or {\"ids\": […]}) to text\n", do_tokenize};
+                                      "  --decode            the other way: a JSON list of ids (or {\"ids\": […]}) to text\n",
+                                      do_tokenize};
 const apus_verb apus_verb_render = {"render", "the chat template alone: messages to text",
-                                    "render MODEL --messages F.json [--tools F.json] [--template F] [--var name=JSON …] [--no-generation-prompt]\n", do_render};
+                                    "render MODEL --messages F.json [--tools F.json] [--template F] [--var name=JSON …] [--no-generation-prompt]\n",
+                                    do_render};

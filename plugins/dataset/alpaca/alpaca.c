@@ -60,11 +60,19 @@ static void close_dataset(void *dataset)
 
 static const apus_dataset_ops ops = {.size = sizeof ops, .claims = claims, .open = open_dataset, .close = close_dataset, .example = example};
 
-static const apus_component components[] = {
-    {.size = sizeof(apus_component), .kind = "dataset", .name = "alpaca", .doc = "Instruction, input, output rows (Stanford Alpaca, LLaMA-Factory).", .ops = &ops}};
+static const apus_component components[] = {{.size = sizeof(apus_component),
+                                             .kind = "dataset",
+                                             .name = "alpaca",
+                                             .doc = "Instruction, input, output rows (Stanford Alpaca, LLaMA-Factory).",
+                                             .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "alpaca", .version = "1.0.0", .license = "Apache-2.0",
-                                   .doc = "Instruction, input, output rows (Stanford Alpaca, LLaMA-Factory).", .components = components, .n_components = 1};
+static const apus_plugin plugin = {APUS_PLUGIN_HEAD,
+                                   .name = "alpaca",
+                                   .version = "1.0.0",
+                                   .license = "Apache-2.0",
+                                   .doc = "Instruction, input, output rows (Stanford Alpaca, LLaMA-Factory).",
+                                   .components = components,
+                                   .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *h)
 {

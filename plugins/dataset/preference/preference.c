@@ -233,10 +233,19 @@ static void close_dataset(void *dataset)
 static const apus_dataset_ops ops = {.size = sizeof ops, .claims = claims, .open = open_dataset, .close = close_dataset, .example = example};
 
 static const apus_component components[] = {
-    {.size = sizeof(apus_component), .kind = "dataset", .name = "preference", .doc = "Pairs of a chosen and a rejected answer, in the forms of TRL, LLaMA-Factory, ms-swift and HH-RLHF.", .ops = &ops}};
+    {.size = sizeof(apus_component),
+     .kind = "dataset",
+     .name = "preference",
+     .doc = "Pairs of a chosen and a rejected answer, in the forms of TRL, LLaMA-Factory, ms-swift and HH-RLHF.",
+     .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "preference", .version = "1.0.0", .license = "Apache-2.0",
-                                   .doc = "Pairs of a chosen and a rejected answer, in the forms of TRL, LLaMA-Factory, ms-swift and HH-RLHF.", .components = components, .n_components = 1};
+static const apus_plugin plugin = {APUS_PLUGIN_HEAD,
+                                   .name = "preference",
+                                   .version = "1.0.0",
+                                   .license = "Apache-2.0",
+                                   .doc = "Pairs of a chosen and a rejected answer, in the forms of TRL, LLaMA-Factory, ms-swift and HH-RLHF.",
+                                   .components = components,
+                                   .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *h)
 {

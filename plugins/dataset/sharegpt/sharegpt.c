@@ -16,9 +16,8 @@ static int claims(const apus_node *row)
 
 static const char *role_of(const char *from)
 {
-    static const char *const names[][2] = {{"human", "user"},         {"user", "user"},     {"gpt", "assistant"},
-                                           {"assistant", "assistant"}, {"system", "system"}, {"observation", "tool"},
-                                           {"tool", "tool"},           {"function_call", "assistant"}};
+    static const char *const names[][2] = {{"human", "user"},    {"user", "user"},        {"gpt", "assistant"}, {"assistant", "assistant"},
+                                           {"system", "system"}, {"observation", "tool"}, {"tool", "tool"},     {"function_call", "assistant"}};
     for (size_t i = 0; from != NULL && i < sizeof names / sizeof names[0]; i++)
         if (strcmp(from, names[i][0]) == 0)
             return names[i][1];
@@ -131,11 +130,19 @@ static void close_dataset(void *dataset)
 
 static const apus_dataset_ops ops = {.size = sizeof ops, .claims = claims, .open = open_dataset, .close = close_dataset, .example = example};
 
-static const apus_component components[] = {
-    {.size = sizeof(apus_component), .kind = "dataset", .name = "sharegpt", .doc = "ShareGPT conversations: from and value, with function calls.", .ops = &ops}};
+static const apus_component components[] = {{.size = sizeof(apus_component),
+                                             .kind = "dataset",
+                                             .name = "sharegpt",
+                                             .doc = "ShareGPT conversations: from and value, with function calls.",
+                                             .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "sharegpt", .version = "1.0.0", .license = "Apache-2.0",
-                                   .doc = "ShareGPT conversations: from and value, with function calls.", .components = components, .n_components = 1};
+static const apus_plugin plugin = {APUS_PLUGIN_HEAD,
+                                   .name = "sharegpt",
+                                   .version = "1.0.0",
+                                   .license = "Apache-2.0",
+                                   .doc = "ShareGPT conversations: from and value, with function calls.",
+                                   .components = components,
+                                   .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *h)
 {

@@ -37,8 +37,9 @@ static const apus_dataset_ops ops = {.size = sizeof ops, .claims = claims, .open
 static const apus_component components[] = {
     {.size = sizeof(apus_component), .kind = "dataset", .name = "text", .doc = "Plain text: documents, all of it trained.", .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "text", .version = "1.0.0", .license = "Apache-2.0",
-                                   .doc = "Plain text: documents, all of it trained.", .components = components, .n_components = 1};
+static const apus_plugin plugin = {
+    APUS_PLUGIN_HEAD,         .name = "text",   .version = "1.0.0", .license = "Apache-2.0", .doc = "Plain text: documents, all of it trained.",
+    .components = components, .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *h)
 {

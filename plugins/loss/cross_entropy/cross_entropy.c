@@ -32,12 +32,15 @@ static void build(void *loss, apus_graph *g, const apus_signals *s)
 
 static const apus_loss_ops ops = {.size = sizeof ops, .open = open_loss, .close = close_loss, .needs = needs, .build = build};
 
-static const apus_component components[] = {
-    {.size = sizeof(apus_component), .kind = "loss", .name = "cross_entropy",
-     .doc = "Mean negative log-likelihood of the trained tokens: pre-training and supervised fine-tuning.", .ops = &ops}};
+static const apus_component components[] = {{.size = sizeof(apus_component),
+                                             .kind = "loss",
+                                             .name = "cross_entropy",
+                                             .doc = "Mean negative log-likelihood of the trained tokens: pre-training and supervised fine-tuning.",
+                                             .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "cross_entropy", .version = "1.0.0", .license = "Apache-2.0",
-                                   .doc = "Next-token cross-entropy.", .components = components, .n_components = 1};
+static const apus_plugin plugin = {
+    APUS_PLUGIN_HEAD,         .name = "cross_entropy", .version = "1.0.0", .license = "Apache-2.0", .doc = "Next-token cross-entropy.",
+    .components = components, .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
 {

@@ -98,27 +98,61 @@ static void build(void *loss, apus_graph *g, const apus_signals *s)
 static const apus_loss_ops ops = {.size = sizeof ops, .open = open_loss, .close = close_loss, .needs = needs, .build = build};
 
 static const apus_param params[] = {
-    {.size = sizeof(apus_param), .name = "beta", .type = APUS_PARAM_FLOAT, .fallback = "0.1", .min = 1e-6, .max = 1e3,
-     .doc = "How strongly the policy is held to the reference.", .aliases = "pref_beta dpo_beta"},
-    {.size = sizeof(apus_param), .name = "loss_type", .type = APUS_PARAM_STRING, .fallback = "sigmoid", .choices = loss_types, .min = 1,
-     .max = 0, .doc = "Form of the loss over the reward margin.", .aliases = "pref_loss"},
-    {.size = sizeof(apus_param), .name = "label_smoothing", .type = APUS_PARAM_FLOAT, .fallback = "0.0", .min = 0.0, .max = 0.499,
+    {.size = sizeof(apus_param),
+     .name = "beta",
+     .type = APUS_PARAM_FLOAT,
+     .fallback = "0.1",
+     .min = 1e-6,
+     .max = 1e3,
+     .doc = "How strongly the policy is held to the reference.",
+     .aliases = "pref_beta dpo_beta"},
+    {.size = sizeof(apus_param),
+     .name = "loss_type",
+     .type = APUS_PARAM_STRING,
+     .fallback = "sigmoid",
+     .choices = loss_types,
+     .min = 1,
+     .max = 0,
+     .doc = "Form of the loss over the reward margin.",
+     .aliases = "pref_loss"},
+    {.size = sizeof(apus_param),
+     .name = "label_smoothing",
+     .type = APUS_PARAM_FLOAT,
+     .fallback = "0.0",
+     .min = 0.0,
+     .max = 0.499,
      .doc = "Assumed share of pairs whose label is wrong."},
-    {.size = sizeof(apus_param), .name = "rpo_alpha", .type = APUS_PARAM_FLOAT, .fallback = "0.0", .min = 0.0, .max = 1e3,
-     .doc = "Weight of the chosen answers' mean negative log-likelihood.", .aliases = "pref_ftx"},
-    {.size = sizeof(apus_param), .name = "reference", .type = APUS_PARAM_MODEL, .flags = APUS_PARAM_NULLABLE, .fallback = "start", .min = 1,
+    {.size = sizeof(apus_param),
+     .name = "rpo_alpha",
+     .type = APUS_PARAM_FLOAT,
+     .fallback = "0.0",
+     .min = 0.0,
+     .max = 1e3,
+     .doc = "Weight of the chosen answers' mean negative log-likelihood.",
+     .aliases = "pref_ftx"},
+    {.size = sizeof(apus_param),
+     .name = "reference",
+     .type = APUS_PARAM_MODEL,
+     .flags = APUS_PARAM_NULLABLE,
+     .fallback = "start",
+     .min = 1,
      .max = 0,
      .doc = "start: the policy as it was at step 0 (adapter off if it is new, else a frozen copy); base: the adapter off; "
             "precomputed: chosen_logps and rejected_logps of the rows; or a model.",
      .aliases = "ref_model"},
 };
 
-static const apus_component components[] = {
-    {.size = sizeof(apus_component), .kind = "loss", .name = "dpo", .doc = "Direct Preference Optimization: pairs of a chosen and a rejected answer.",
-     .params = params, .n_params = sizeof params / sizeof params[0], .ops = &ops}};
+static const apus_component components[] = {{.size = sizeof(apus_component),
+                                             .kind = "loss",
+                                             .name = "dpo",
+                                             .doc = "Direct Preference Optimization: pairs of a chosen and a rejected answer.",
+                                             .params = params,
+                                             .n_params = sizeof params / sizeof params[0],
+                                             .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "dpo", .version = "1.0.0", .license = "Apache-2.0",
-                                   .doc = "Direct Preference Optimization.", .components = components, .n_components = 1};
+static const apus_plugin plugin = {
+    APUS_PLUGIN_HEAD,         .name = "dpo",    .version = "1.0.0", .license = "Apache-2.0", .doc = "Direct Preference Optimization.",
+    .components = components, .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
 {

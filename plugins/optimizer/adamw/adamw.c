@@ -79,33 +79,69 @@ static void build(void *optimizer, apus_graph *g, apus_optimizer_step *s)
     const apus_tensor v = apus_add(g, apus_scale(g, s->state[1], a->beta2), apus_scale(g, apus_square(g, s->grad), 1.0 - a->beta2));
     const apus_tensor root = apus_sqrt(g, bias_correction(g, s->step, a->beta2));                                     /* [1] */
     const apus_tensor rate = apus_mul(g, apus_div(g, s->learning_rate, bias_correction(g, s->step, a->beta1)), root); /* [1] */
-    const apus_tensor keep = apus_affine(g, apus_mul(g, s->learning_rate, s->decay), -a->weight_decay, 1.0);           /* [1] */
+    const apus_tensor keep = apus_affine(g, apus_mul(g, s->learning_rate, s->decay), -a->weight_decay, 1.0);          /* [1] */
     const apus_tensor denominator = apus_add(g, apus_sqrt(g, v), apus_scale(g, root, a->eps));
     s->new_param = apus_sub(g, apus_mul(g, s->param, keep), apus_mul(g, apus_div(g, m, denominator), rate));
     s->new_state[0] = m;
     s->new_state[1] = v;
 }
 
-static const apus_optimizer_ops ops = {.size = sizeof ops, .open = open_optimizer, .close = close_optimizer, .flags = flags, .states = states,
-                                       .state_name = state_name, .learning_rate = learning_rate, .build = build};
+static const apus_optimizer_ops ops = {.size = sizeof ops,
+                                       .open = open_optimizer,
+                                       .close = close_optimizer,
+                                       .flags = flags,
+                                       .states = states,
+                                       .state_name = state_name,
+                                       .learning_rate = learning_rate,
+                                       .build = build};
 
 static const apus_param params[] = {
-    {.size = sizeof(apus_param), .name = "learning_rate", .type = APUS_PARAM_FLOAT, .flags = APUS_PARAM_NULLABLE, .min = 0.0, .max = 10.0,
-     .doc = "Peak rate. Left out: 1e-4 for an adapter, 1e-5 for a whole model.", .aliases = "lr"},
-    {.size = sizeof(apus_param), .name = "betas", .type = APUS_PARAM_LIST, .item = APUS_PARAM_FLOAT, .fallback = "[0.9, 0.95]", .min = 1,
-     .max = 0, .doc = "Decay of the running means of the gradient and of its square.", .aliases = "adam_beta1 adam_beta2 adam_betas"},
-    {.size = sizeof(apus_param), .name = "eps", .type = APUS_PARAM_FLOAT, .fallback = "1e-8", .min = 0.0, .max = 1.0,
-     .doc = "Added to the root of the second moment.", .aliases = "adam_epsilon adam_eps epsilon"},
-    {.size = sizeof(apus_param), .name = "weight_decay", .type = APUS_PARAM_FLOAT, .fallback = "0.1", .min = 0.0, .max = 10.0,
-     .doc = "Decoupled decay; norms and biases get none.", .aliases = "wd"},
+    {.size = sizeof(apus_param),
+     .name = "learning_rate",
+     .type = APUS_PARAM_FLOAT,
+     .flags = APUS_PARAM_NULLABLE,
+     .min = 0.0,
+     .max = 10.0,
+     .doc = "Peak rate. Left out: 1e-4 for an adapter, 1e-5 for a whole model.",
+     .aliases = "lr"},
+    {.size = sizeof(apus_param),
+     .name = "betas",
+     .type = APUS_PARAM_LIST,
+     .item = APUS_PARAM_FLOAT,
+     .fallback = "[0.9, 0.95]",
+     .min = 1,
+     .max = 0,
+     .doc = "Decay of the running means of the gradient and of its square.",
+     .aliases = "adam_beta1 adam_beta2 adam_betas"},
+    {.size = sizeof(apus_param),
+     .name = "eps",
+     .type = APUS_PARAM_FLOAT,
+     .fallback = "1e-8",
+     .min = 0.0,
+     .max = 1.0,
+     .doc = "Added to the root of the second moment.",
+     .aliases = "adam_epsilon adam_eps epsilon"},
+    {.size = sizeof(apus_param),
+     .name = "weight_decay",
+     .type = APUS_PARAM_FLOAT,
+     .fallback = "0.1",
+     .min = 0.0,
+     .max = 10.0,
+     .doc = "Decoupled decay; norms and biases get none.",
+     .aliases = "wd"},
 };
 
-static const apus_component components[] = {
-    {.size = sizeof(apus_component), .kind = "optimizer", .name = "adamw", .doc = "Adam with decoupled weight decay.", .params = params,
-     .n_params = sizeof params / sizeof params[0], .ops = &ops}};
+static const apus_component components[] = {{.size = sizeof(apus_component),
+                                             .kind = "optimizer",
+                                             .name = "adamw",
+                                             .doc = "Adam with decoupled weight decay.",
+                                             .params = params,
+                                             .n_params = sizeof params / sizeof params[0],
+                                             .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "adamw", .version = "1.0.0", .license = "Apache-2.0",
-                                   .doc = "Adam with decoupled weight decay.", .components = components, .n_components = 1};
+static const apus_plugin plugin = {
+    APUS_PLUGIN_HEAD,         .name = "adamw",  .version = "1.0.0", .license = "Apache-2.0", .doc = "Adam with decoupled weight decay.",
+    .components = components, .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
 {

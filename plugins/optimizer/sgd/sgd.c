@@ -76,26 +76,59 @@ static void build(void *optimizer, apus_graph *g, apus_optimizer_step *s)
     s->new_param = apus_sub(g, s->param, apus_mul(g, direction, s->learning_rate));
 }
 
-static const apus_optimizer_ops ops = {.size = sizeof ops, .open = open_optimizer, .close = close_optimizer, .flags = flags, .states = states,
-                                       .state_name = state_name, .learning_rate = learning_rate, .build = build};
+static const apus_optimizer_ops ops = {.size = sizeof ops,
+                                       .open = open_optimizer,
+                                       .close = close_optimizer,
+                                       .flags = flags,
+                                       .states = states,
+                                       .state_name = state_name,
+                                       .learning_rate = learning_rate,
+                                       .build = build};
 
 static const apus_param params[] = {
-    {.size = sizeof(apus_param), .name = "learning_rate", .type = APUS_PARAM_FLOAT, .flags = APUS_PARAM_NULLABLE, .min = 0.0, .max = 1e3,
-     .doc = "Peak rate. Left out: 1e-4 for an adapter, 1e-5 for a whole model.", .aliases = "lr"},
-    {.size = sizeof(apus_param), .name = "momentum", .type = APUS_PARAM_FLOAT, .fallback = "0.0", .min = 0.0, .max = 0.9999,
+    {.size = sizeof(apus_param),
+     .name = "learning_rate",
+     .type = APUS_PARAM_FLOAT,
+     .flags = APUS_PARAM_NULLABLE,
+     .min = 0.0,
+     .max = 1e3,
+     .doc = "Peak rate. Left out: 1e-4 for an adapter, 1e-5 for a whole model.",
+     .aliases = "lr"},
+    {.size = sizeof(apus_param),
+     .name = "momentum",
+     .type = APUS_PARAM_FLOAT,
+     .fallback = "0.0",
+     .min = 0.0,
+     .max = 0.9999,
      .doc = "Share of the running direction that is kept."},
-    {.size = sizeof(apus_param), .name = "weight_decay", .type = APUS_PARAM_FLOAT, .fallback = "0.0", .min = 0.0, .max = 10.0,
-     .doc = "L2 penalty added to the gradient; norms and biases get none.", .aliases = "wd"},
-    {.size = sizeof(apus_param), .name = "nesterov", .type = APUS_PARAM_BOOL, .fallback = "false", .min = 1, .max = 0,
+    {.size = sizeof(apus_param),
+     .name = "weight_decay",
+     .type = APUS_PARAM_FLOAT,
+     .fallback = "0.0",
+     .min = 0.0,
+     .max = 10.0,
+     .doc = "L2 penalty added to the gradient; norms and biases get none.",
+     .aliases = "wd"},
+    {.size = sizeof(apus_param),
+     .name = "nesterov",
+     .type = APUS_PARAM_BOOL,
+     .fallback = "false",
+     .min = 1,
+     .max = 0,
      .doc = "Nesterov's form of momentum."},
 };
 
-static const apus_component components[] = {
-    {.size = sizeof(apus_component), .kind = "optimizer", .name = "sgd", .doc = "Stochastic gradient descent, with momentum.", .params = params,
-     .n_params = sizeof params / sizeof params[0], .ops = &ops}};
+static const apus_component components[] = {{.size = sizeof(apus_component),
+                                             .kind = "optimizer",
+                                             .name = "sgd",
+                                             .doc = "Stochastic gradient descent, with momentum.",
+                                             .params = params,
+                                             .n_params = sizeof params / sizeof params[0],
+                                             .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "sgd", .version = "1.0.0", .license = "Apache-2.0",
-                                   .doc = "Stochastic gradient descent.", .components = components, .n_components = 1};
+static const apus_plugin plugin = {
+    APUS_PLUGIN_HEAD,         .name = "sgd",    .version = "1.0.0", .license = "Apache-2.0", .doc = "Stochastic gradient descent.",
+    .components = components, .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
 {

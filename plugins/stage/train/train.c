@@ -60,10 +60,11 @@ static const apus_stage_ops ops = {.size = sizeof ops, .run = run, .plan = plan}
 static const char *const recompute_choices[] = {"none", "cheap", "block", NULL};
 
 #define PARAM .size = sizeof(apus_param)
-#define ANY .min = 1, .max = 0
+#define ANY   .min = 1, .max = 0
 static const apus_param params[] = {
     {PARAM, .name = "model", .type = APUS_PARAM_MODEL, .flags = APUS_PARAM_REQUIRED, ANY,
-     .doc = "What is trained: a Hugging Face folder, a GGUF file, an earlier stage (its whole model, adapter merged), or {arch: decoder, config: {…}} from scratch.",
+     .doc = "What is trained: a Hugging Face folder, a GGUF file, an earlier stage (its whole model, adapter merged), or {arch: decoder, config: "
+            "{…}} from scratch.",
      .aliases = "base_model model_name_or_path model_id_or_path"},
     {PARAM, .name = "dataset", .type = APUS_PARAM_DATASET, .flags = APUS_PARAM_REQUIRED, ANY, .doc = "Rows to train on: one dataset or a list.",
      .aliases = "datasets train_dataset"},
@@ -81,8 +82,10 @@ static const apus_param params[] = {
     {PARAM, .name = "optimizer", .type = APUS_PARAM_COMPONENT, .of_kind = "optimizer", .fallback = "adamw", ANY, .doc = "How the weights move.",
      .aliases = "optim learning_rate lr"},
     {PARAM, .name = "offload_optimizer", .type = APUS_PARAM_BOOL, .fallback = "false", ANY,
-     .doc = "Keep the optimizer's states in a file in the stage's folder, mapped, not in memory: the same numbers, and backend.memory does not count them. "
-            "Written out and read back as memory gets short; AdamW's take 8 bytes of disk for each trained weight. The file is gone with the process.",
+     .doc =
+         "Keep the optimizer's states in a file in the stage's folder, mapped, not in memory: the same numbers, and backend.memory does not count "
+         "them. "
+         "Written out and read back as memory gets short; AdamW's take 8 bytes of disk for each trained weight. The file is gone with the process.",
      .aliases = "optimizer_offload offload_optimizer_device cpu_offload"},
     {PARAM, .name = "schedule", .type = APUS_PARAM_NODE, .fallback = "cosine", ANY,
      .doc = "Learning rate by step: constant, linear or cosine, or {type, warmup_steps, warmup_ratio}.",
@@ -101,18 +104,24 @@ static const apus_param params[] = {
     {PARAM, .name = "save_total_limit", .type = APUS_PARAM_INT, .fallback = "2", .min = 0, .max = 1e6,
      .doc = "Newest checkpoints to keep (and the best); 0: all."},
     {PARAM, .name = "recompute", .type = APUS_PARAM_STRING, .fallback = "cheap", .choices = recompute_choices, ANY,
-     .doc = "What the backward pass computes again instead of keeping: none; cheap operations; whole blocks (least memory). With backend.memory, the least: more where that is needed to fit.",
+     .doc = "What the backward pass computes again instead of keeping: none; cheap operations; whole blocks (least memory). With backend.memory, the "
+            "least: more where that is needed to fit.",
      .aliases = "gradient_checkpointing"},
     {PARAM, .name = "format", .type = APUS_PARAM_STRING, .fallback = "safetensors", ANY, .doc = "Format of STAGE/model for a whole model."},
     {PARAM, .name = "adapter_format", .type = APUS_PARAM_STRING, .fallback = "peft", ANY, .doc = "Format of STAGE/model for an adapter."},
 };
 
-static const apus_component components[] = {{.size = sizeof(apus_component), .kind = "stage", .name = "train",
-                                             .doc = "Trains a model: pre-training, fine-tuning, preference optimisation.", .params = params,
-                                             .n_params = sizeof params / sizeof params[0], .ops = &ops}};
+static const apus_component components[] = {{.size = sizeof(apus_component),
+                                             .kind = "stage",
+                                             .name = "train",
+                                             .doc = "Trains a model: pre-training, fine-tuning, preference optimisation.",
+                                             .params = params,
+                                             .n_params = sizeof params / sizeof params[0],
+                                             .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "train", .version = "1.0.0", .license = "Apache-2.0", .doc = "The training stage.",
-                                   .components = components, .n_components = 1};
+static const apus_plugin plugin = {
+    APUS_PLUGIN_HEAD,         .name = "train",  .version = "1.0.0", .license = "Apache-2.0", .doc = "The training stage.",
+    .components = components, .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
 {

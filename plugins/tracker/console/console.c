@@ -178,11 +178,12 @@ static void close_tracker(void *tracker, apus_status status)
 
 static const apus_tracker_ops ops = {.size = sizeof ops, .open = open_tracker, .event = event, .close = close_tracker};
 
-static const apus_component components[] = {{.size = sizeof(apus_component), .kind = "tracker", .name = "console",
-                                             .doc = "Progress on standard error.", .ops = &ops}};
+static const apus_component components[] = {
+    {.size = sizeof(apus_component), .kind = "tracker", .name = "console", .doc = "Progress on standard error.", .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "console", .version = "1.0.0", .license = "Apache-2.0", .doc = "Progress for people.",
-                                   .components = components, .n_components = 1};
+static const apus_plugin plugin = {
+    APUS_PLUGIN_HEAD,         .name = "console", .version = "1.0.0", .license = "Apache-2.0", .doc = "Progress for people.",
+    .components = components, .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
 {

@@ -167,8 +167,7 @@ static void write_profile(const html *h, FILE *f)
         fputs("<tr><td>", f);
         write_escaped(f, node->as_string(node->get(op, "op"), NULL));
         fprintf(f, "<td class=\"n\">%.1f %%<td><i style=\"width:%.0fpx\"></i><td class=\"n\">%.3f<td class=\"n\">%.4g<td class=\"n\">", share * 100.0,
-                share * 300.0, node->as_float(node->get(op, "seconds_per_step"), 0.0) * 1e3,
-                node->as_float(node->get(op, "calls"), 0.0) / steps);
+                share * 300.0, node->as_float(node->get(op, "seconds_per_step"), 0.0) * 1e3, node->as_float(node->get(op, "calls"), 0.0) / steps);
         if (gflops != NULL)
             fprintf(f, "%.1f", node->as_float(gflops, 0.0));
         fputc('\n', f);
@@ -189,7 +188,8 @@ static void write_report(const html *h, apus_status status)
           "main{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:1em}figure{margin:0}figcaption{margin-bottom:.3em}"
           "svg{width:100%;background:#fafafa;border:1px solid #ddd}line{stroke:#e4e4e4}text{font-size:11px;fill:#666}.y{text-anchor:end}"
           "polyline{fill:none;stroke:#2563a8;stroke-width:1.5}pre{background:#fafafa;border:1px solid #ddd;padding:1em;overflow:auto}"
-          "td,th{padding:.1em .6em;text-align:left}.n{text-align:right}i{display:block;height:.8em;background:#2563a8}</style><h1>", f);
+          "td,th{padding:.1em .6em;text-align:left}.n{text-align:right}i{display:block;height:.8em;background:#2563a8}</style><h1>",
+          f);
     write_escaped(f, h->title);
     fprintf(f, "</h1><p>%s</p>", status == APUS_OK ? "Done." : status == APUS_E_STOPPED ? "Stopped; can be resumed." : "Ended with an error.");
     if (h->step_seconds > 0.0)
@@ -238,11 +238,14 @@ static void close_tracker(void *tracker, apus_status status)
 
 static const apus_tracker_ops ops = {.size = sizeof ops, .open = open_tracker, .event = event, .close = close_tracker};
 
-static const apus_component components[] = {{.size = sizeof(apus_component), .kind = "tracker", .name = "html",
-                                             .doc = "A report with curves, one self-contained file a stage.", .ops = &ops}};
+static const apus_component components[] = {{.size = sizeof(apus_component),
+                                             .kind = "tracker",
+                                             .name = "html",
+                                             .doc = "A report with curves, one self-contained file a stage.",
+                                             .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "html", .version = "1.0.0", .license = "Apache-2.0", .doc = "HTML report.",
-                                   .components = components, .n_components = 1};
+static const apus_plugin plugin = {APUS_PLUGIN_HEAD,      .name = "html",           .version = "1.0.0", .license = "Apache-2.0",
+                                   .doc = "HTML report.", .components = components, .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
 {

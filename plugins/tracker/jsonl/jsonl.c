@@ -60,14 +60,24 @@ static void close_tracker(void *tracker, apus_status status)
 
 static const apus_tracker_ops ops = {.size = sizeof ops, .open = open_tracker, .event = event, .close = close_tracker};
 
-static const apus_param params[] = {{.size = sizeof(apus_param), .name = "path", .type = APUS_PARAM_PATH, .flags = APUS_PARAM_NULLABLE | APUS_PARAM_WRITTEN, .min = 1,
-                                     .max = 0, .doc = "File; default RUN/logging.jsonl."}};
+static const apus_param params[] = {{.size = sizeof(apus_param),
+                                     .name = "path",
+                                     .type = APUS_PARAM_PATH,
+                                     .flags = APUS_PARAM_NULLABLE | APUS_PARAM_WRITTEN,
+                                     .min = 1,
+                                     .max = 0,
+                                     .doc = "File; default RUN/logging.jsonl."}};
 
-static const apus_component components[] = {{.size = sizeof(apus_component), .kind = "tracker", .name = "jsonl",
-                                             .doc = "All events of the run in one file.", .params = params, .n_params = 1, .ops = &ops}};
+static const apus_component components[] = {{.size = sizeof(apus_component),
+                                             .kind = "tracker",
+                                             .name = "jsonl",
+                                             .doc = "All events of the run in one file.",
+                                             .params = params,
+                                             .n_params = 1,
+                                             .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "jsonl", .version = "1.0.0", .license = "Apache-2.0", .doc = "JSON Lines log.",
-                                   .components = components, .n_components = 1};
+static const apus_plugin plugin = {APUS_PLUGIN_HEAD,         .name = "jsonl",          .version = "1.0.0", .license = "Apache-2.0",
+                                   .doc = "JSON Lines log.", .components = components, .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
 {

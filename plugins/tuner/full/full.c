@@ -45,14 +45,20 @@ static apus_status parameter(void *tuner, size_t i, apus_weight_spec *spec)
     return APUS_E_NOT_FOUND;
 }
 
-static const apus_tuner_ops ops = {.size = sizeof ops, .open = open_tuner, .close = close_tuner, .bind = bind_weights, .trains = trains,
-                                   .parameters = parameters, .parameter = parameter};
+static const apus_tuner_ops ops = {.size = sizeof ops,
+                                   .open = open_tuner,
+                                   .close = close_tuner,
+                                   .bind = bind_weights,
+                                   .trains = trains,
+                                   .parameters = parameters,
+                                   .parameter = parameter};
 
-static const apus_component components[] = {{.size = sizeof(apus_component), .kind = "tuner", .name = "full",
-                                             .doc = "Trains every weight of the model.", .ops = &ops}};
+static const apus_component components[] = {
+    {.size = sizeof(apus_component), .kind = "tuner", .name = "full", .doc = "Trains every weight of the model.", .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "full", .version = "1.0.0", .license = "Apache-2.0",
-                                   .doc = "Full-parameter training.", .components = components, .n_components = 1};
+static const apus_plugin plugin = {
+    APUS_PLUGIN_HEAD,         .name = "full",   .version = "1.0.0", .license = "Apache-2.0", .doc = "Full-parameter training.",
+    .components = components, .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
 {

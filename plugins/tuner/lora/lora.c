@@ -10,10 +10,10 @@
 #include <apus/train.h>
 
 typedef struct target {
-    char module[256];      /* "model.layers.0.self_attn.q_proj" */
-    char a[288], b[288];   /* parameters' names */
+    char module[256];    /* "model.layers.0.self_attn.q_proj" */
+    char a[288], b[288]; /* parameters' names */
     int64_t in, out;
-    uint32_t purpose;      /* of its dropout */
+    uint32_t purpose; /* of its dropout */
 } target;
 
 typedef struct lora {
@@ -21,7 +21,7 @@ typedef struct lora {
     int64_t r;
     double alpha, dropout;
     int rslora, all_linear, conv1d;
-    apus_node *modules;    /* wanted: list of names */
+    apus_node *modules; /* wanted: list of names */
     target *targets;
     size_t n_targets;
 } lora;
@@ -104,8 +104,7 @@ static apus_status no_match(const lora *l, const char *wanted, const apus_weight
         if (used + strlen(leaf) + 3 < sizeof seen)
             used += (size_t)snprintf(seen + used, sizeof seen - used, "%s%s", used ? ", " : "", leaf);
     }
-    apus_fail(err, APUS_E_INVALID, "%s%stuner lora: target module '%s' matches no linear layer of the model", where, where[0] ? ": " : "",
-              wanted);
+    apus_fail(err, APUS_E_INVALID, "%s%stuner lora: target module '%s' matches no linear layer of the model", where, where[0] ? ": " : "", wanted);
     return apus_hint(err, APUS_E_INVALID, "this model has: %s", seen);
 }
 
@@ -214,8 +213,8 @@ static apus_tensor linear(void *tuner, apus_graph *g, apus_tensor x, const apus_
     spec_of(l, t, 1, &b);
     if (dropout && l->dropout > 0.0) {
         const int64_t tokens = APUS_DIM_TOKENS, two = 2;
-        x = apus_dropout(g, x, APUS_G->input(g, "token_index", APUS_I64, 1, &tokens), APUS_G->input(g, "random", APUS_I64, 1, &two),
-                         l->dropout, (int64_t)t->purpose);
+        x = apus_dropout(g, x, APUS_G->input(g, "token_index", APUS_I64, 1, &tokens), APUS_G->input(g, "random", APUS_I64, 1, &two), l->dropout,
+                         (int64_t)t->purpose);
     }
     /* The scale goes on the thin side: [T, r] instead of [T, out]. */
     const apus_tensor low = apus_scale(g, apus_matmul(g, x, APUS_G->weight(g, &a)), scaling(l));
@@ -280,8 +279,8 @@ static int set_and_not_empty(const apus_node_api *node, const apus_node *n)
 static apus_node *from_config(const apus_host *host, const apus_node *c, apus_error *err)
 {
     static const char *const copied[] = {"r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"};
-    static const char *const refused[] = {"use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices",
-                                          "target_parameters", "lora_bias", "layers_to_transform"};
+    static const char *const refused[] = {"use_dora",          "modules_to_save", "rank_pattern",       "alpha_pattern", "trainable_token_indices",
+                                          "target_parameters", "lora_bias",       "layers_to_transform"};
     const apus_node_api *node = host->node;
     const char *type = node->as_string(node->get(c, "peft_type"), NULL), *bias = node->as_string(node->get(c, "bias"), NULL);
     if (type == NULL || strcmp(type, "LORA") != 0) {
@@ -306,33 +305,80 @@ static apus_node *from_config(const apus_host *host, const apus_node *c, apus_er
     return p;
 }
 
-static const apus_tuner_ops ops = {.size = sizeof ops, .open = open_tuner, .close = close_tuner, .bind = bind_weights, .trains = trains,
-                                   .parameters = parameters, .parameter = parameter, .linear = linear, .merge = merge, .config = config,
+static const apus_tuner_ops ops = {.size = sizeof ops,
+                                   .open = open_tuner,
+                                   .close = close_tuner,
+                                   .bind = bind_weights,
+                                   .trains = trains,
+                                   .parameters = parameters,
+                                   .parameter = parameter,
+                                   .linear = linear,
+                                   .merge = merge,
+                                   .config = config,
                                    .from_config = from_config};
 
 static const apus_param params[] = {
-    {.size = sizeof(apus_param), .name = "r", .type = APUS_PARAM_INT, .fallback = "8", .min = 1, .max = 65536, .doc = "Rank.",
+    {.size = sizeof(apus_param),
+     .name = "r",
+     .type = APUS_PARAM_INT,
+     .fallback = "8",
+     .min = 1,
+     .max = 65536,
+     .doc = "Rank.",
      .aliases = "lora_rank lora_r rank"},
-    {.size = sizeof(apus_param), .name = "lora_alpha", .type = APUS_PARAM_FLOAT, .fallback = "32", .min = 0.0, .max = 1e6,
-     .doc = "The update is scaled by lora_alpha / r.", .aliases = "alpha"},
-    {.size = sizeof(apus_param), .name = "lora_dropout", .type = APUS_PARAM_FLOAT, .fallback = "0.05", .min = 0.0, .max = 0.99,
-     .doc = "Dropout on the adapter's input (off in preference losses, as in TRL).", .aliases = "dropout"},
-    {.size = sizeof(apus_param), .name = "target_modules", .type = APUS_PARAM_LIST, .item = APUS_PARAM_STRING, .fallback = "[all-linear]",
-     .min = 1, .max = 0,
+    {.size = sizeof(apus_param),
+     .name = "lora_alpha",
+     .type = APUS_PARAM_FLOAT,
+     .fallback = "32",
+     .min = 0.0,
+     .max = 1e6,
+     .doc = "The update is scaled by lora_alpha / r.",
+     .aliases = "alpha"},
+    {.size = sizeof(apus_param),
+     .name = "lora_dropout",
+     .type = APUS_PARAM_FLOAT,
+     .fallback = "0.05",
+     .min = 0.0,
+     .max = 0.99,
+     .doc = "Dropout on the adapter's input (off in preference losses, as in TRL).",
+     .aliases = "dropout"},
+    {.size = sizeof(apus_param),
+     .name = "target_modules",
+     .type = APUS_PARAM_LIST,
+     .item = APUS_PARAM_STRING,
+     .fallback = "[all-linear]",
+     .min = 1,
+     .max = 0,
      .doc = "Linear layers to adapt, by name or suffix as in PEFT; all-linear: every one but the vocabulary head.",
      .aliases = "lora_target lora_target_modules"},
-    {.size = sizeof(apus_param), .name = "use_rslora", .type = APUS_PARAM_BOOL, .fallback = "false", .min = 1, .max = 0,
-     .doc = "Scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023).", .aliases = "use_rs_lora"},
-    {.size = sizeof(apus_param), .name = "adapter", .type = APUS_PARAM_MODEL, .flags = APUS_PARAM_NULLABLE, .min = 1, .max = 0,
+    {.size = sizeof(apus_param),
+     .name = "use_rslora",
+     .type = APUS_PARAM_BOOL,
+     .fallback = "false",
+     .min = 1,
+     .max = 0,
+     .doc = "Scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023).",
+     .aliases = "use_rs_lora"},
+    {.size = sizeof(apus_param),
+     .name = "adapter",
+     .type = APUS_PARAM_MODEL,
+     .flags = APUS_PARAM_NULLABLE,
+     .min = 1,
+     .max = 0,
      .doc = "Adapter to go on from: a PEFT folder or an earlier stage. Left out: a new one that starts at zero."},
 };
 
-static const apus_component components[] = {
-    {.size = sizeof(apus_component), .kind = "tuner", .name = "lora", .doc = "Low-rank adaptation: trains two thin matrices beside each chosen layer.",
-     .params = params, .n_params = sizeof params / sizeof params[0], .ops = &ops}};
+static const apus_component components[] = {{.size = sizeof(apus_component),
+                                             .kind = "tuner",
+                                             .name = "lora",
+                                             .doc = "Low-rank adaptation: trains two thin matrices beside each chosen layer.",
+                                             .params = params,
+                                             .n_params = sizeof params / sizeof params[0],
+                                             .ops = &ops}};
 
-static const apus_plugin plugin = {APUS_PLUGIN_HEAD, .name = "lora", .version = "1.0.0", .license = "Apache-2.0",
-                                   .doc = "Low-rank adaptation.", .components = components, .n_components = 1};
+static const apus_plugin plugin = {
+    APUS_PLUGIN_HEAD,         .name = "lora",   .version = "1.0.0", .license = "Apache-2.0", .doc = "Low-rank adaptation.",
+    .components = components, .n_components = 1};
 
 APUS_EXPORT const apus_plugin *apus_plugin_v1(const apus_host *host)
 {

@@ -730,9 +730,9 @@ static void cuts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(optimizers),  cmocka_unit_test(no_decay), cmocka_unit_test(schedules),
-        cmocka_unit_test(preferences), cmocka_unit_test(models),   cmocka_unit_test(packed_models), cmocka_unit_test(brief_models),
-        cmocka_unit_test(lora),        cmocka_unit_test(frozen),   cmocka_unit_test(cuts),
+        cmocka_unit_test(optimizers), cmocka_unit_test(no_decay),      cmocka_unit_test(schedules),    cmocka_unit_test(preferences),
+        cmocka_unit_test(models),     cmocka_unit_test(packed_models), cmocka_unit_test(brief_models), cmocka_unit_test(lora),
+        cmocka_unit_test(frozen),     cmocka_unit_test(cuts),
     };
     return cmocka_run_group_tests_name("model/training", tests, setup, teardown);
 }

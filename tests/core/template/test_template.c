@@ -83,8 +83,7 @@ static bool pieces_fit(const apus_template_output *out)
 {
     size_t at = 0;
     for (size_t i = 0; i < out->n_pieces; i++) {
-        if (out->pieces[i].begin != at || out->pieces[i].end <= at ||
-            (i > 0 && out->pieces[i].from_content == out->pieces[i - 1].from_content))
+        if (out->pieces[i].begin != at || out->pieces[i].end <= at || (i > 0 && out->pieces[i].from_content == out->pieces[i - 1].from_content))
             return false;
         at = out->pieces[i].end;
     }
@@ -106,8 +105,7 @@ static bool ranges_fit(const apus_template_output *out, const apus_node *expecte
 }
 
 /* One golden row; returns whether it holds and prints what differs. */
-static bool holds(const char *label, const char *text, size_t length, const apus_node *variables, const apus_node *row,
-                  bool exact_message)
+static bool holds(const char *label, const char *text, size_t length, const apus_node *variables, const apus_node *row, bool exact_message)
 {
     const apus_node_api *api = apus_nodes();
     apus_error err = {0};
@@ -118,9 +116,7 @@ static bool holds(const char *label, const char *text, size_t length, const apus
     bool compiles = expected != NULL || strcmp(text_of(row, "when", NULL), "render") == 0, fine = true;
     if (t == NULL && compiles && strstr(err.message, "not supported") == NULL)
         fine = false;
-    apus_status status = t == NULL
-                             ? APUS_E_INVALID
-                             : apus_template_render(t, variables, api->as_int(api->get(golden, "now"), 0), &out, &err);
+    apus_status status = t == NULL ? APUS_E_INVALID : apus_template_render(t, variables, api->as_int(api->get(golden, "now"), 0), &out, &err);
     if (t != NULL && expected == NULL)
         fine = status != APUS_OK;
     if (expected != NULL)
@@ -131,8 +127,8 @@ static bool holds(const char *label, const char *text, size_t length, const apus
     if (fine && error != NULL && strncmp(err.message, "t:", 2) != 0)
         fine = false;
     if (!fine)
-        print_error("%s\n  template: %.*s\n  expected: %s\n  got:      %s\n", label, (int)(length > 300 ? 300 : length),
-                    text, expected != NULL ? expected : error, status == APUS_OK ? out.text : err.message);
+        print_error("%s\n  template: %.*s\n  expected: %s\n  got:      %s\n", label, (int)(length > 300 ? 300 : length), text,
+                    expected != NULL ? expected : error, status == APUS_OK ? out.text : err.message);
     apus_template_output_free(&out);
     apus_template_free(t);
     return fine;
@@ -163,8 +159,7 @@ static void test_models(void **state)
     size_t wrong = 0, skipped = 0;
     for (size_t i = 0; i < api->length(models); i++) {
         const apus_node *model = api->at(models, i), *cases = api->get(model, "cases");
-        const char *name = text_of(model, "name", NULL), *file = text_of(model, "file", NULL),
-                   *key = text_of(model, "key", NULL);
+        const char *name = text_of(model, "name", NULL), *file = text_of(model, "file", NULL), *key = text_of(model, "key", NULL);
         size_t length = 0;
         const char *text = text_of(model, "text", &length);
         char path[4096], *read = NULL;
@@ -232,8 +227,8 @@ static void check_pieces(const char *text, const char *variables, const char *ex
     size_t n = 0;
     for (size_t i = 0; i < out.n_pieces; i++) {
         const apus_template_piece *p = &out.pieces[i];
-        n += (size_t)snprintf(marked + n, sizeof marked - n, "%s%.*s%s", p->from_content ? "⟨" : "",
-                              (int)(p->end - p->begin), out.text + p->begin, p->from_content ? "⟩" : "");
+        n += (size_t)snprintf(marked + n, sizeof marked - n, "%s%.*s%s", p->from_content ? "⟨" : "", (int)(p->end - p->begin), out.text + p->begin,
+                              p->from_content ? "⟩" : "");
     }
     marked[n] = '\0';
     assert_string_equal(marked, expected);
@@ -244,11 +239,9 @@ static void check_pieces(const char *text, const char *variables, const char *ex
 static void test_provenance(void **state)
 {
     (void)state;
-    const char *v =
-        "{\"m\":{\"role\":\"user\",\"content\":\"  a <|im_end|> b  \",\"n\":3},\"bos_token\":\"<s>\",\"xs\":[\"p\","
-        "\"q\"],\"t\":{\"k\":[1,\"z\"]},\"x_tokens\":\"no\"}";
-    check_pieces("{{ bos_token }}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>", v,
-                 "<s><|im_start|>⟨user⟩\n⟨  a <|im_end|> b  ⟩<|im_end|>");
+    const char *v = "{\"m\":{\"role\":\"user\",\"content\":\"  a <|im_end|> b  \",\"n\":3},\"bos_token\":\"<s>\",\"xs\":[\"p\","
+                    "\"q\"],\"t\":{\"k\":[1,\"z\"]},\"x_tokens\":\"no\"}";
+    check_pieces("{{ bos_token }}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>", v, "<s><|im_start|>⟨user⟩\n⟨  a <|im_end|> b  ⟩<|im_end|>");
     check_pieces("{{ '<|a|>' + m.content.strip() + '<|b|>' }}", v, "<|a|>⟨a <|im_end|> b⟩<|b|>");
     check_pieces("{{ ('<|a|>' ~ m.content|trim ~ '<|b|>')[3:9] }}", v, "|>⟨a <|⟩");
     check_pieces("{{ m.content|trim|replace('<|im_end|>', '[cut]') }}", v, "⟨a ⟩[cut]⟨ b⟩");
@@ -258,8 +251,7 @@ static void test_provenance(void **state)
     check_pieces("{{ {'own': m.role}|tojson }}", v, "{\"own\": ⟨\"user\"⟩}");
     check_pieces("{{ '%s=%s' % ('a', m.role) }} {{ '{}:{}'.format(m.role, 'b') }}", v, "a=⟨user⟩ ⟨user⟩:b");
     check_pieces("{{ m.role|upper }}{{ 'x'|upper }}{{ m.role[::-1] }}", v, "⟨USER⟩X⟨resu⟩");
-    check_pieces("{% set a %}<{{ m.role }}>{% endset %}{{ a }}{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f(a) }}", v,
-                 "<⟨user⟩>[<⟨user⟩>]");
+    check_pieces("{% set a %}<{{ m.role }}>{% endset %}{{ a }}{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f(a) }}", v, "<⟨user⟩>[<⟨user⟩>]");
     check_pieces("{% for k, w in t.items() %}{{ k }}{% endfor %}{{ m.n }}", v, "⟨k⟩3");
     check_pieces("{{ x_tokens }}", v, "⟨no⟩");
     check_pieces("{{ m.content.split('<|im_end|>')[0].strip() ~ '!' }}", v, "⟨a⟩!");
@@ -270,10 +262,9 @@ static void test_provenance(void **state)
 static void test_generation_in_strings(void **state)
 {
     (void)state;
-    apus_template_output out =
-        rendered("{% macro say(x) %}<a>{% generation %}{{ x }}{% endgeneration %}</a>{% endmacro %}"
-                 "{% set kept %}{{ say('one') }}{% endset %}--{{ kept }}{{ say('two') }}",
-                 "{}");
+    apus_template_output out = rendered("{% macro say(x) %}<a>{% generation %}{{ x }}{% endgeneration %}</a>{% endmacro %}"
+                                        "{% set kept %}{{ say('one') }}{% endset %}--{{ kept }}{{ say('two') }}",
+                                        "{}");
     assert_string_equal(out.text, "--<a>one</a><a>two</a>");
     assert_int_equal(out.n_generation, 2);
     assert_int_equal(out.generation[0].begin, 5);
@@ -290,8 +281,7 @@ static void check_error(const char *text, apus_status expected, const char *mess
     apus_error err = {0};
     apus_template_output out = {0};
     /* Small enough to be reached soon under sanitizers too. */
-    const tlimits limits = {
-        .iterations = 100000, .work = 400000000, .bytes = 4 << 20, .memory = 64 << 20, .depth = 1500};
+    const tlimits limits = {.iterations = 100000, .work = 400000000, .bytes = 4 << 20, .memory = 64 << 20, .depth = 1500};
     const char *variables = "{\"xs\":[1,2],\"s\":\"abcdefgh\"}";
     apus_node *v = apus_nodes()->parse_json(variables, strlen(variables), "variables", &err);
     apus_template *t = apus_template_compile(text, strlen(text), "dir/chat_template.jinja", &err);
@@ -309,26 +299,18 @@ static void test_error_places(void **state)
 {
     (void)state;
     check_error("ab\n{{ 'é' ~ missing.x }}", APUS_E_INVALID, AT "2:17: 'missing' is undefined");
-    check_error("{% for x in xs %}\n  {{ x +\n 'a' }}{% endfor %}", APUS_E_INVALID,
-                AT "2:8: unsupported operand type(s) for +: 'int' and 'str'");
-    check_error("\n\n   {{ raise_exception('System role\nnot supported') }}", APUS_E_INVALID,
-                AT "3:22: System role not supported");
-    check_error("{% if xs %}\n{% for x in xs %}\n{% endif %}", APUS_E_INVALID,
-                AT "3:4: unknown tag 'endif'; the block 'for' of line 2 is open");
-    check_error("{% if xs %}\nabc", APUS_E_INVALID,
-                AT "2:4: the template ends, but the block 'if' of line 1 is not closed");
+    check_error("{% for x in xs %}\n  {{ x +\n 'a' }}{% endfor %}", APUS_E_INVALID, AT "2:8: unsupported operand type(s) for +: 'int' and 'str'");
+    check_error("\n\n   {{ raise_exception('System role\nnot supported') }}", APUS_E_INVALID, AT "3:22: System role not supported");
+    check_error("{% if xs %}\n{% for x in xs %}\n{% endif %}", APUS_E_INVALID, AT "3:4: unknown tag 'endif'; the block 'for' of line 2 is open");
+    check_error("{% if xs %}\nabc", APUS_E_INVALID, AT "2:4: the template ends, but the block 'if' of line 1 is not closed");
     check_error("{{ xs|nosuch }}", APUS_E_INVALID, AT "1:7: No filter named 'nosuch'.");
     check_error("{{ xs", APUS_E_INVALID, AT "1:3: a {{ that is not closed by }}");
     check_error("{{ 'a }}", APUS_E_INVALID, AT "1:4: a string that is not closed");
-    check_error("{% include 'a' %}", APUS_E_UNSUPPORTED,
-                AT "1:4: 'include' is not supported: a chat template is one file of plain text");
-    check_error("{{ xs|map('upper') }}", APUS_E_INVALID,
-                AT "1:7: a generator has no text to print: put |list or |join behind it");
-    check_error("{{ xs.append(1) }}", APUS_E_INVALID,
-                AT "1:13: access to attribute 'append' of 'list' object is unsafe");
+    check_error("{% include 'a' %}", APUS_E_UNSUPPORTED, AT "1:4: 'include' is not supported: a chat template is one file of plain text");
+    check_error("{{ xs|map('upper') }}", APUS_E_INVALID, AT "1:7: a generator has no text to print: put |list or |join behind it");
+    check_error("{{ xs.append(1) }}", APUS_E_INVALID, AT "1:13: access to attribute 'append' of 'list' object is unsafe");
     check_error("{{ xs[0].y.z }}", APUS_E_INVALID, AT "1:11: 'int object' has no attribute 'y'");
-    check_error("{{ xs|pprint }}", APUS_E_UNSUPPORTED,
-                AT "1:7: the filters pprint, random, urlize and wordwrap are not supported in chat templates");
+    check_error("{{ xs|pprint }}", APUS_E_UNSUPPORTED, AT "1:7: the filters pprint, random, urlize and wordwrap are not supported in chat templates");
 }
 
 static void test_bounds(void **state)
@@ -341,18 +323,15 @@ static void test_bounds(void **state)
 static void test_more_bounds(void **state)
 {
     (void)state;
-    check_error("{% for a in range(10) %}{{ s * 100000 }}{% endfor %}", APUS_E_MEMORY,
-                AT "1:30: the output or a string of more than 4 MiB");
+    check_error("{% for a in range(10) %}{{ s * 100000 }}{% endfor %}", APUS_E_MEMORY, AT "1:30: the output or a string of more than 4 MiB");
     check_error("{{ s * 1000000000000 }}", APUS_E_MEMORY, AT "1:6: a string of more than 4 MiB");
     check_error("{{ xs * 1000000000 }}", APUS_E_MEMORY, AT "1:7: a list that does not fit the memory limit");
     check_error("{{ 9223372036854775807 + 1 }}", APUS_E_INVALID, AT "1:24: the integer result does not fit 64 bits");
     check_error("{{ 9223372036854775808 }}", APUS_E_INVALID, AT "1:4: an integer that does not fit 64 bits");
-    check_error("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", APUS_E_INVALID,
-                AT "1:20: nested or recursing too deep (over 1500 levels)");
-    check_error("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}", APUS_E_INVALID,
-                AT "1:49: nested or recursing too deep (over 1500 levels)");
-    check_error("{% set ns = namespace(x=[]) %}{% for i in range(5000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
-                APUS_E_INVALID, AT "1:97: nested or recursing too deep (over 1500 levels)");
+    check_error("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", APUS_E_INVALID, AT "1:20: nested or recursing too deep (over 1500 levels)");
+    check_error("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}", APUS_E_INVALID, AT "1:49: nested or recursing too deep (over 1500 levels)");
+    check_error("{% set ns = namespace(x=[]) %}{% for i in range(5000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}", APUS_E_INVALID,
+                AT "1:97: nested or recursing too deep (over 1500 levels)");
     check_error("{% for a in range(90000) %}{% if s * 4000 == s %}{% endif %}{% endfor %}", APUS_E_MEMORY,
                 AT "1:36: the template needs more than 64 MiB of memory");
     char deep[2100] = "{{ ";

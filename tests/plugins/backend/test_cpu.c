@@ -539,8 +539,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_elementwise), cmocka_unit_test(test_ranges), cmocka_unit_test(test_accuracy), cmocka_unit_test(test_index),
         cmocka_unit_test(test_bad_index),   cmocka_unit_test(test_linear), cmocka_unit_test(test_encoded),  cmocka_unit_test(test_linear_rows),
-        cmocka_unit_test(test_norms),       cmocka_unit_test(test_rope),   cmocka_unit_test(test_scratch),
-        cmocka_unit_test(test_device),
+        cmocka_unit_test(test_norms),       cmocka_unit_test(test_rope),   cmocka_unit_test(test_scratch),  cmocka_unit_test(test_device),
     };
     return cmocka_run_group_tests(tests, setup, bench_close);
 }
