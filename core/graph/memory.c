@@ -1,6 +1,6 @@
 /*
  * core/graph/memory: who needs memory when, and where: tile slots for what a step keeps to itself, reuse of an operand's
- * memory where that is safe, one arena with offsets by best fit over lifetimes, all at capacity.
+ * memory where that is safe, one arena with offsets by best fit over lifetimes at capacity, from which those of a run follow.
  */
 #include "graph/plan.h"
 
@@ -86,12 +86,17 @@ static apus_status assign_slots(apus_plan *p, int32_t step, apus_error *err)
 
 /* ---------------------------------------------------------------- places */
 
-static int32_t add_place(apus_plan *p, size_t bytes, int32_t first, int32_t last)
+static size_t aligned(size_t bytes)
+{
+    return (bytes + ALIGN - 1) / ALIGN * ALIGN + (bytes == 0 ? ALIGN : 0);
+}
+
+static int32_t add_place(apus_plan *p, size_t bytes, int32_t tensor, int32_t first, int32_t last)
 {
     apus_plan_place *place = APUS_LIST_ADD(p->places);
     if (place == NULL)
         return -1;
-    *place = (apus_plan_place){.bytes = (bytes + ALIGN - 1) / ALIGN * ALIGN + (bytes == 0 ? ALIGN : 0), .first = first, .last = last};
+    *place = (apus_plan_place){.bytes = aligned(bytes), .tensor = tensor, .first = first, .last = last};
     return (int32_t)p->places.n - 1;
 }
 
@@ -146,7 +151,7 @@ static apus_status assign_places(apus_plan *p, apus_error *err)
         if (t->elements >= (int64_t)1 << 48)
             return apus_fail(err, APUS_E_MEMORY, "plan: a tensor of more than 2^48 elements");
         if (t->leaf == APUS_NODE_INPUT && t->used) {
-            t->place = add_place(p, apus_plan_bytes(t), 0, t->last);
+            t->place = add_place(p, apus_plan_bytes(t), (int32_t)i, 0, t->last);
             if (t->place < 0)
                 return out_of_memory(err);
         }
@@ -163,14 +168,14 @@ static apus_status assign_places(apus_plan *p, apus_error *err)
                 if (t->place >= 0)
                     p->places.at[t->place].last = t->last;
                 else
-                    t->place = add_place(p, apus_plan_bytes(t), (int32_t)s, t->last);
+                    t->place = add_place(p, apus_plan_bytes(t), n->out[k], (int32_t)s, t->last);
                 if (t->place < 0)
                     return out_of_memory(err);
             }
             const size_t its = p->steps.at[s].elementwise ? 0 : scratch_bytes(p, n);
             scratch = its > scratch ? its : scratch;
         }
-        if (scratch > 0 && (p->steps.at[s].scratch = add_place(p, scratch, (int32_t)s, (int32_t)s)) < 0)
+        if (scratch > 0 && (p->steps.at[s].scratch = add_place(p, scratch, -1, (int32_t)s, (int32_t)s)) < 0)
             return out_of_memory(err);
     }
     return APUS_OK;
@@ -220,9 +225,39 @@ static apus_status assign_offsets(apus_plan *p, apus_error *err)
         }
         placed[at] = x;
     }
+    p->stacked = malloc((n + 1) * sizeof *p->stacked);
+    p->tops = malloc((p->steps.n + 1) * sizeof *p->tops);
+    for (size_t i = 0; i < n && p->stacked != NULL; i++)
+        p->stacked[i] = (int32_t)(placed[i] - p->places.at);
     free(queue);
     free(placed);
-    return APUS_OK;
+    return p->stacked != NULL && p->tops != NULL ? APUS_OK : out_of_memory(err);
+}
+
+static size_t bytes_at(const apus_plan *p, const apus_plan_place *x, const int64_t *extents)
+{
+    const apus_shape *s = x->tensor >= 0 ? &p->tensors.at[x->tensor].shape : NULL;
+    size_t bytes = s != NULL ? apus_dtype_size(s->dtype) : 0;
+    if (bytes == 0)
+        return x->bytes;
+    for (int32_t d = 0; d < s->ndim; d++)
+        bytes *= (size_t)(s->dims[d] >= 0 ? s->dims[d] : extents[-1 - s->dims[d]]);
+    return aligned(bytes);
+}
+
+/* Each falls, in the order of the offsets at capacity, onto what lies below it while it lives: never higher than there. */
+void apus_plan_settle_places(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS])
+{
+    memset(p->tops, 0, (p->steps.n + 1) * sizeof *p->tops);
+    for (size_t i = 0; i < p->places.n; i++) {
+        apus_plan_place *x = &p->places.at[p->stacked[i]];
+        x->at = 0;
+        for (int32_t s = x->first; s <= x->last; s++)
+            x->at = p->tops[s] > x->at ? p->tops[s] : x->at;
+        const size_t top = x->at + bytes_at(p, x, extents);
+        for (int32_t s = x->first; s <= x->last; s++)
+            p->tops[s] = top;
+    }
 }
 
 apus_status apus_plan_memory(apus_plan *p, apus_error *err)

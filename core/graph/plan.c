@@ -565,6 +565,8 @@ void apus_plan_free(apus_plan *p)
     free(p->order.at);
     free(p->steps.at);
     free(p->places.at);
+    free(p->stacked);
+    free(p->tops);
     free(p->effects.at);
     free(p->outputs);
     free(p->staging);

@@ -69,8 +69,10 @@ typedef struct apus_plan_leaf {
 } apus_plan_leaf;
 
 typedef struct apus_plan_place {
-    size_t bytes, offset;
-    int32_t first, last; /* steps in which it is taken */
+    size_t bytes, offset; /* at capacity */
+    size_t at;            /* its offset at the current extents, at most `offset` */
+    int32_t tensor;       /* one that lives in it, all are of one shape; -1: scratch */
+    int32_t first, last;  /* steps in which it is taken */
 } apus_plan_place;
 
 typedef struct apus_plan_effect {
@@ -96,6 +98,8 @@ struct apus_plan {
     APUS_LIST(apus_plan_leaf) variables;
     APUS_LIST(apus_plan_leaf) constants;
     APUS_LIST(apus_plan_place) places;
+    int32_t *stacked; /* places by offset */
+    size_t *tops;     /* by step: where the free part of the arena begins, while places are set */
     APUS_LIST(apus_plan_effect) effects;
     int32_t *outputs;
     size_t n_outputs;
@@ -134,6 +138,8 @@ void apus_plan_narrow(apus_plan *p);
 apus_status apus_plan_recompute(apus_plan *p, int mode, apus_error *err);
 apus_status apus_plan_group(apus_plan *p, apus_error *err);
 apus_status apus_plan_memory(apus_plan *p, apus_error *err);
+/* Sets every place's `at` for these extents, so that a short run touches the beginning of the arena only. */
+void apus_plan_settle_places(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS]);
 apus_status apus_plan_prepare(apus_plan *p, apus_error *err);
 void apus_plan_count_flops(apus_plan *p); /* of each step, at the extents of the views */
 

@@ -88,7 +88,7 @@ static void set_views(apus_plan *p, const int64_t *extents, int with_memory)
         else if (t->variable >= 0)
             v->data = p->variables.at[t->variable].memory;
         else if (t->place >= 0)
-            v->data = p->arena + p->places.at[t->place].offset;
+            v->data = p->arena + p->places.at[t->place].at;
     }
     for (size_t i = 0; i < p->order.n; i++) {
         const apus_plan_node *n = &p->nodes.at[p->order.at[i]];
@@ -378,7 +378,7 @@ static apus_status run_elementwise(const apus_plan *p, const apus_plan_step *s, 
 static apus_status run_kernel(const apus_plan *p, const apus_plan_step *s, apus_error *err)
 {
     const apus_kernel *kernel = &p->nodes.at[p->order.at[s->first]].kernel->kernel;
-    void *scratch = s->scratch >= 0 ? p->arena + p->places.at[s->scratch].offset : NULL;
+    void *scratch = s->scratch >= 0 ? p->arena + p->places.at[s->scratch].at : NULL;
     apus_kernel_call calls[APUS_SIBLINGS_MAX];
     uint32_t n_calls = 0;
     for (int32_t i = 0; i < s->count; i++) {
@@ -457,6 +457,7 @@ apus_status apus_plan_begin(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBO
             if (p->variables.at[i].used && p->variables.at[i].memory == NULL)
                 return apus_fail(err, APUS_E_INTERNAL, "plan: variable '%s' has no memory", p->variables.at[i].name);
         memcpy(p->extents, extents, sizeof p->extents);
+        apus_plan_settle_places(p, extents);
         set_views(p, extents, 1);
         p->ready = 1;
     }

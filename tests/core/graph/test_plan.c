@@ -197,6 +197,32 @@ static void extents_below_capacity(void **state)
     }
 }
 
+/* A short run stays in the beginning of a long plan's arena. */
+static void short_runs_touch_little(void **state)
+{
+    (void)state;
+    bed b;
+    decoder d;
+    size_t bytes;
+    bed_begin(&b, 5);
+    b.extents[0] = 12;
+    b.extents[1] = 2;
+    decoder_build(&b, &d, 0);
+    b.extents[0] = 600;
+    apus_plan *p = bed_plan(&b, ref, &d.loss, 1, APUS_RECOMPUTE_CHEAP);
+    decoder_bind(&d, p, 0);
+    b.extents[0] = 12;
+    bed_run(&b, p);
+    const unsigned char *arena = apus_plan_arena(p, &bytes);
+    size_t touched = bytes;
+    while (touched > 0 && arena[touched - 1] == 0xff)
+        touched--;
+    assert_true(touched < bytes / 8); /* scratch is of capacity */
+    apus_plan_free(p);
+    decoder_free(&d);
+    bed_end(&b);
+}
+
 /* A plan that keeps every tensor reuses nothing: what it gives is what every other plan must give. */
 static void memory_is_reused_safely(void **state)
 {
@@ -693,19 +719,13 @@ static void a_tile_reads_what_it_writes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(recomputing_changes_no_bit),
-        cmocka_unit_test(results_are_narrowed),
-        cmocka_unit_test(extents_below_capacity),
-        cmocka_unit_test(memory_is_reused_safely),
-        cmocka_unit_test(adamw_is_one_pass),
-        cmocka_unit_test(reads_see_the_old_value),
-        cmocka_unit_test(tied_weights_accumulate_in_place),
-        cmocka_unit_test(a_tile_reads_what_it_writes),
-        cmocka_unit_test(pairs_are_fused),
-        cmocka_unit_test(siblings_do_not_share_memory),
-        cmocka_unit_test(unused_parts_are_pruned),
-        cmocka_unit_test(plans_describe_themselves),
-        cmocka_unit_test(errors),
+        cmocka_unit_test(recomputing_changes_no_bit),   cmocka_unit_test(results_are_narrowed),
+        cmocka_unit_test(extents_below_capacity),       cmocka_unit_test(short_runs_touch_little),
+        cmocka_unit_test(memory_is_reused_safely),      cmocka_unit_test(adamw_is_one_pass),
+        cmocka_unit_test(reads_see_the_old_value),      cmocka_unit_test(tied_weights_accumulate_in_place),
+        cmocka_unit_test(a_tile_reads_what_it_writes),  cmocka_unit_test(pairs_are_fused),
+        cmocka_unit_test(siblings_do_not_share_memory), cmocka_unit_test(unused_parts_are_pruned),
+        cmocka_unit_test(plans_describe_themselves),    cmocka_unit_test(errors),
         cmocka_unit_test(numbers_are_checked),
     };
     return cmocka_run_group_tests(tests, toy_setup, toy_teardown);
