@@ -34,10 +34,11 @@ void apus_batch_capacity(const apus_dataset *const *datasets, size_t n_datasets,
         capacity[P] = tokens;
 }
 
-apus_status apus_batch_init(apus_batch *b, const int64_t capacity[APUS_N_DIM_SYMBOLS], apus_error *err)
+apus_status apus_batch_init(apus_batch *b, const int64_t capacity[APUS_N_DIM_SYMBOLS], int64_t target, apus_error *err)
 {
     memset(b, 0, sizeof *b);
     memcpy(b->capacity, capacity, sizeof b->capacity);
+    b->target = target;
     const size_t t = (size_t)capacity[T] + 1, s = (size_t)capacity[S] + 1, n = (size_t)capacity[N] + 1, r = (size_t)capacity[R] + 1,
                  p = (size_t)capacity[P] + 1;
     b->tokens = malloc(t * sizeof *b->tokens);
@@ -93,9 +94,9 @@ void apus_batch_free(apus_batch *b)
 
 static int fits(const apus_batch *b, const apus_row *r)
 {
-    return b->extents[T] + r->n_tokens <= b->capacity[T] && b->extents[S] + r->n_segments <= b->capacity[S] &&
-           b->extents[N] + r->n_trained <= b->capacity[N] && b->extents[R] + r->n_answers <= b->capacity[R] &&
-           (r->n_answers < 2 || b->extents[P] + 1 <= b->capacity[P]);
+    const int64_t most = b->extents[T] == 0 || b->target > b->capacity[T] ? b->capacity[T] : b->target;
+    return b->extents[T] + r->n_tokens <= most && b->extents[S] + r->n_segments <= b->capacity[S] && b->extents[N] + r->n_trained <= b->capacity[N] &&
+           b->extents[R] + r->n_answers <= b->capacity[R] && (r->n_answers < 2 || b->extents[P] + 1 <= b->capacity[P]);
 }
 
 static void add_row(apus_batch *b, const apus_row *r, int64_t index_base)

@@ -1,6 +1,6 @@
 /*
  * core/model/batch: rows of a global batch -> the arrays a plan is fed with, micro-batch by micro-batch. The cut is by tokens and
- * whole rows; it depends on the rows and the capacity alone.
+ * whole rows; it depends on the rows, the target and the capacity alone.
  */
 #ifndef APUS_CORE_BATCH_H
 #define APUS_CORE_BATCH_H
@@ -12,6 +12,7 @@
 
 typedef struct apus_batch {
     int64_t capacity[APUS_N_DIM_SYMBOLS];
+    int64_t target; /* tokens; only a row that is longer by itself goes beyond */
     int64_t extents[APUS_N_DIM_SYMBOLS];
     int32_t *tokens, *positions, *lengths;         /* [T] */
     int64_t *token_index;                          /* [T] in the global batch */
@@ -30,7 +31,8 @@ typedef struct apus_batch {
 /* Capacities that hold `batch_size` rows of any of the datasets (NULL allowed), cut at about `target` tokens. */
 void apus_batch_capacity(const apus_dataset *const *datasets, size_t n_datasets, size_t batch_size, int64_t target,
                          int64_t capacity[APUS_N_DIM_SYMBOLS]);
-apus_status apus_batch_init(apus_batch *b, const int64_t capacity[APUS_N_DIM_SYMBOLS], apus_error *err);
+/* target: as many tokens as are filled in, unless one row alone has more. */
+apus_status apus_batch_init(apus_batch *b, const int64_t capacity[APUS_N_DIM_SYMBOLS], int64_t target, apus_error *err);
 void apus_batch_free(apus_batch *b);
 
 /* Fill with rows order[begin …) as long as they fit; returns how many were taken (at least 1). index_base: token index of the

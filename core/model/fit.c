@@ -77,7 +77,7 @@ static apus_status open_passes(apus_trainer *t, apus_layout layout, apus_error *
     apus_batch_free(&t->batch);
     t->layout = layout;
     set_capacity(t, layout.tokens, capacity);
-    apus_status st = apus_batch_init(&t->batch, capacity, err);
+    apus_status st = apus_batch_init(&t->batch, capacity, layout.tokens, err);
     if (st == APUS_OK)
         st = apus_objective_open(&t->train, t->model, &t->loss, &options, capacity, err);
     if (st == APUS_OK && t->has_eval)
@@ -111,7 +111,10 @@ static int recompute_mode(const char *name)
 const char *apus_trainer_layout(const apus_trainer *t, char text[160])
 {
     const int blocks = apus_plan_costs(t->train.plan).blocks, r = t->layout.recompute;
-    const int n = snprintf(text, 160, "micro-batches of up to %lld tokens, ", (long long)t->batch.capacity[0]);
+    const int64_t most = t->batch.capacity[0], target = t->batch.target;
+    const int n = target < most
+                      ? snprintf(text, 160, "micro-batches of up to %lld tokens, a row alone of up to %lld, ", (long long)target, (long long)most)
+                      : snprintf(text, 160, "micro-batches of up to %lld tokens, ", (long long)most);
     if (r > APUS_RECOMPUTE_BLOCK)
         (void)snprintf(text + n, 160 - (size_t)n, "%d of %d blocks computed again", r - APUS_RECOMPUTE_BLOCK, blocks);
     else

@@ -506,7 +506,7 @@ static void pair_case(const char *rope, int shares)
     const apus_objective_options forward = {0};
     OK(apus_loss_open(&loss, loss_spec, &err));
     apus_batch_capacity(sets, 1, 1, 1024, capacity);
-    OK(apus_batch_init(&b, capacity, &err));
+    OK(apus_batch_init(&b, capacity, 1024, &err));
     OK(apus_objective_open(&o, m, &loss, &forward, capacity, &err));
     for (uint32_t i = 0; i < 2; i++) {
         const apus_row r = apus_dataset_row(d, i);

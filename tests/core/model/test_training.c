@@ -341,7 +341,7 @@ static void study_open(study *s, apus_model *m, const int32_t *ids, const int32_
     (void)unlink(path);
     const apus_dataset *sets[1] = {s->data};
     apus_batch_capacity(sets, 1, documents, micro_batch, capacity);
-    OK(apus_batch_init(&s->batch, capacity, &err));
+    OK(apus_batch_init(&s->batch, capacity, micro_batch, &err));
     const apus_objective_options how = {.train = 1, .dropout = 1, .recompute = recompute};
     OK(apus_objective_open(&s->objective, m, &s->loss, &how, capacity, &err));
     s->grads = calloc(m->n_weights, sizeof *s->grads);
@@ -700,7 +700,7 @@ static void cuts(void **state)
             }
             assert_int_equal(micro_batches[0], 1);
             assert_true(micro_batches[1] > 1);
-            assert_true(micro_batches[2] > micro_batches[1]);
+            assert_true(micro_batches[2] == 5); /* a row each, though capacity is the longest's */
             print_message("%s, %s: loss %.7f in 1, %zu and %zu micro-batches\n", device_names[d], k == 0 ? "full" : "lora", loss[0], micro_batches[1],
                           micro_batches[2]);
             for (size_t i = 0; i < m->n_weights; i++) {
