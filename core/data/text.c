@@ -15,7 +15,7 @@
 struct apus_text {
     apus_tokenizer_ops ops;
     void *tokenizer;         /* NULL: none */
-    apus_node *source;       /* tokenizer.json's node: the tokenizer reads it while open */
+    const apus_node *source; /* tokenizer.json's node, the card's: the tokenizer reads it while open */
     apus_node *config;       /* tokenizer_config */
     apus_template *compiled; /* NULL: none */
     char *template_text;
@@ -157,7 +157,7 @@ apus_text *apus_text_open(const apus_model_card *card, const char *template_file
     t->config = card->tokenizer_config != NULL ? NODE->copy(card->tokenizer_config) : NODE->make_map();
     apus_status st = APUS_OK;
     if (card->tokenizer != NULL) {
-        t->source = NODE->copy(card->tokenizer);
+        t->source = card->tokenizer;
         st = open_tokenizer(t, err);
     }
     if (st == APUS_OK)
@@ -186,7 +186,6 @@ void apus_text_free(apus_text *t)
     if (t->tokenizer != NULL)
         t->ops.close(t->tokenizer);
     apus_template_free(t->compiled);
-    NODE->release(t->source);
     NODE->release(t->config);
     free(t->template_text);
     free(t->stops);

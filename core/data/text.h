@@ -12,8 +12,9 @@
 
 typedef struct apus_text apus_text;
 
-/* card: tokenizer (or NULL: none), tokenizer_config, generation_config, config, chat_template. Nodes are copied where kept.
- * template_file: overrides the card's template; NULL: none. now: seconds since the epoch for strftime_now. */
+/* card: tokenizer (or NULL: none), tokenizer_config, generation_config, config, chat_template. The tokenizer's node, which is large,
+ * must outlive the text; the rest is copied where kept. template_file: overrides the card's template; NULL: none. now: seconds since the epoch for
+ * strftime_now. */
 apus_text *apus_text_open(const apus_model_card *card, const char *template_file, int64_t now, apus_error *err);
 void apus_text_free(apus_text *t);
 
