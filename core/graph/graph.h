@@ -136,8 +136,8 @@ typedef struct apus_plan_cost {
     size_t narrow_bytes; /* of results in the device's narrower type (apus_graph_narrow), at capacity; clones not counted */
 } apus_plan_cost;
 apus_plan_cost apus_plan_costs(const apus_plan *p);
-/* {ops: [{op, count, kernel, flops, seconds}], arena: …, BF16: bytes of activations in it}: seconds as apus_plan_measure found them, else 0. owner:
- * caller. */
+/* {ops: [{op, count, kernel, flops, seconds}], arena: …, BF16: bytes of activations in it}: seconds as apus_plan_measure found them,
+ * else 0. owner: caller. */
 apus_node *apus_plan_describe(const apus_plan *p);
 /* About how long a run with these extents and feeds takes: each kind of step (kernel and shapes) is run and timed some times, on
  * whatever numbers are there. What the plan writes (gradients, states) is spoilt: for plans that will not be run for their results. */

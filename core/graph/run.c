@@ -10,6 +10,8 @@
 #include <string.h>
 #include <time.h>
 
+#include <apus/blocks.h>
+
 enum { TILES_PER_RUN = 16, PARALLEL_ELEMENTS = 8192 /* a thread's start costs as much as so many elements of one op */ };
 
 static const char *const symbol_names[APUS_N_DIM_SYMBOLS] = {"tokens", "segments", "scored positions", "rows", "pairs"};
@@ -401,14 +403,9 @@ static apus_status run_kernel(const apus_plan *p, const apus_plan_step *s, apus_
 /* Element i of reals, or of what stands for them. */
 static double real_at(apus_dtype type, const void *p, int64_t i)
 {
-    float x = 0.0f;
     if (type == APUS_F64)
         return ((const double *)p)[i];
-    if (type == APUS_F32)
-        return ((const float *)p)[i];
-    const uint32_t bits = (uint32_t)((const uint16_t *)p)[i] << 16;
-    memcpy(&x, &bits, sizeof x);
-    return x;
+    return type == APUS_F32 ? ((const float *)p)[i] : apus_bf16_to_f32(((const uint16_t *)p)[i]);
 }
 
 /* For debugging (APUS_CHECK_NUMBERS=1): the first op that gives a number that is not finite. */

@@ -84,7 +84,7 @@ static void decode_rows(const apus_view *w, int64_t first, int64_t n, int64_t k,
     }
 }
 
-/* Whether linear_dx decodes W a part at a time; of floats and of packed ones panels are made directly. */
+/* Whether linear_dx decodes W a part at a time; of float32, bfloat16 and packed ones panels are made directly. */
 static int decoded_first(const apus_view *w)
 {
     return w->dtype != APUS_F32 && w->dtype != APUS_BF16 && (w->dtype & APUS_PACKED) == 0;

@@ -36,4 +36,30 @@ static inline call attention_call(const char *op, const shape *s, int64_t page)
     return call_of(op, attrs, page > 0 ? 7 : 6);
 }
 
+/* Attention of shape s on random inputs, and its gradient at what ref gives for them. out, lse: that; owner: caller. */
+static inline void attention_calls(const shape *s, call *forward, call *gradient, double **out, double **lse)
+{
+    const int64_t t = tokens_of(s), wide[2] = {t, s->heads * s->dim}, narrow[2] = {t, s->kv_heads * s->dim}, heads[2] = {t, s->heads};
+    call *c = forward, *g = gradient;
+    *c = attention_call("attention", s, 0);
+    input_real(c, -2, 2, 2, wide);
+    input_real(c, -2, 2, 2, narrow);
+    input_real(c, -1, 1, 2, narrow);
+    input_int(c, 2, (int64_t[]){s->n_segments, 4}, &s->segments[0][0]);
+    output(c, 2, wide);
+    output(c, 2, heads);
+    *out = run_ref(c, 0);
+    *lse = run_ref(c, 1);
+    *g = attention_call("attention_grad", s, 0);
+    input_real(g, -1, 1, 2, wide);
+    for (int k = 0; k < 3; k++)
+        input_copy(g, c->in[k].real, 2, k == 0 ? wide : narrow);
+    input_copy(g, *out, 2, wide);
+    input_copy(g, *lse, 2, heads);
+    input_int(g, 2, (int64_t[]){s->n_segments, 4}, &s->segments[0][0]);
+    output(g, 2, wide);
+    output(g, 2, narrow);
+    output(g, 2, narrow);
+}
+
 #endif

@@ -39,26 +39,10 @@ static void test_attention(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         const shape *s = &shapes[i];
-        const int64_t t = tokens_of(s), wide[2] = {t, s->heads * s->dim}, narrow[2] = {t, s->kv_heads * s->dim}, heads[2] = {t, s->heads};
-        call c = attention_call("attention", s, 0);
-        input_real(&c, -2, 2, 2, wide);
-        input_real(&c, -2, 2, 2, narrow);
-        input_real(&c, -1, 1, 2, narrow);
-        input_int(&c, 2, (int64_t[]){s->n_segments, 4}, &s->segments[0][0]);
-        output(&c, 2, wide);
-        output(&c, 2, heads);
+        call c, g;
+        double *out, *lse;
+        attention_calls(s, &c, &g, &out, &lse);
         compare(&c, 4e-6);
-        double *out = run_ref(&c, 0), *lse = run_ref(&c, 1);
-        call g = attention_call("attention_grad", s, 0);
-        input_real(&g, -1, 1, 2, wide);
-        for (int k = 0; k < 3; k++)
-            input_copy(&g, c.in[k].real, 2, k == 0 ? wide : narrow);
-        input_copy(&g, out, 2, wide);
-        input_copy(&g, lse, 2, heads);
-        input_int(&g, 2, (int64_t[]){s->n_segments, 4}, &s->segments[0][0]);
-        output(&g, 2, wide);
-        output(&g, 2, narrow);
-        output(&g, 2, narrow);
         compare(&g, 2e-5);
         compare_bounded(&c, &g, s, out, lse);
         g.skip = 1;
