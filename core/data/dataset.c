@@ -105,22 +105,25 @@ static void say_report(const apus_dataset *d, const apus_dataset_options *o)
 /* A folder's files, names and bytes, in the order they are read in. */
 static apus_status hash_folder(apus_sha256 *sha, const char *path, apus_error *err)
 {
-    apus_source *s = apus_source_open(path, err);
+    apus_source *s = NULL;
+    apus_status st = apus_source_open(path, &s, err);
     const char *name;
-    int more = s != NULL ? 1 : -1;
-    int64_t n = 0;
     char *buffer = malloc(1 << 16);
-    if (s != NULL && buffer == NULL)
-        more = -1;
+    if (st == APUS_OK && buffer == NULL)
+        st = apus_fail(err, APUS_E_MEMORY, "out of memory");
+    int more = st == APUS_OK ? 1 : -1;
+    int64_t n = 0;
     while (more > 0 && (more = apus_source_next(s, &name, err)) > 0) {
         apus_sha256_add(sha, name, strlen(name) + 1);
         while ((n = apus_source_read(s, buffer, 1 << 16, err)) > 0)
             apus_sha256_add(sha, buffer, (size_t)n);
         more = n < 0 ? -1 : 1;
     }
+    if (st == APUS_OK && more < 0)
+        st = apus_source_status(s);
     free(buffer);
     apus_source_close(s);
-    return more < 0 ? APUS_E_IO : APUS_OK;
+    return st;
 }
 
 /* Everything that decides the rows: files, parameters, tokenizer, template. */
@@ -223,14 +226,14 @@ static apus_status make_rows(apus_dataset *d, apus_data_part *parts, size_t n, c
     return st;
 }
 
-apus_dataset *apus_dataset_open(const apus_node *spec, const apus_dataset_options *o, apus_error *err)
+apus_status apus_dataset_open(const apus_node *spec, const apus_dataset_options *o, apus_dataset **dataset, apus_error *err)
 {
     apus_data_part *parts;
     size_t n;
     char key[65], path[4200] = "";
     apus_status st = apus_data_parts_open(spec, o->seed, 1, &parts, &n, err);
     if (st != APUS_OK)
-        return NULL;
+        return st;
     apus_dataset *d = calloc(1, sizeof *d);
     if (d == NULL)
         st = apus_fail(err, APUS_E_MEMORY, "out of memory");
@@ -248,11 +251,11 @@ apus_dataset *apus_dataset_open(const apus_node *spec, const apus_dataset_option
         say_report(d, o);
     }
     apus_data_parts_close(parts, n);
-    if (st != APUS_OK) {
+    if (st == APUS_OK)
+        *dataset = d;
+    else
         apus_dataset_close(d);
-        return NULL;
-    }
-    return d;
+    return st;
 }
 
 void apus_dataset_close(apus_dataset *d)

@@ -56,7 +56,7 @@ apus_status apus_dataset_check(const apus_node *spec, apus_error *err);
 
 /* Read, recognise, render, tokenise, cut; everything dropped or cut is counted. A dataset left with no row is an error. With a
  * cache the rows stay in its file, mapped, and memory does not grow with their number. */
-apus_dataset *apus_dataset_open(const apus_node *spec, const apus_dataset_options *options, apus_error *err);
+apus_status apus_dataset_open(const apus_node *spec, const apus_dataset_options *options, apus_dataset **dataset, apus_error *err);
 void apus_dataset_close(apus_dataset *d);
 size_t apus_dataset_rows(const apus_dataset *d);
 apus_row apus_dataset_row(const apus_dataset *d, size_t i); /* [any] */
@@ -80,7 +80,7 @@ int apus_dataset_shuffles(const apus_dataset *d);            /* the spec's `shuf
 
 /* The rows before tokenising, for generation, judging and preview: row i (after samples/columns/system) and its example. */
 typedef struct apus_examples apus_examples;
-apus_examples *apus_examples_open(const apus_node *spec, uint64_t seed, apus_error *err);
+apus_status apus_examples_open(const apus_node *spec, uint64_t seed, apus_examples **examples, apus_error *err);
 void apus_examples_close(apus_examples *e);
 apus_status apus_examples_count(apus_examples *e, int64_t *count, apus_error *err);
 apus_status apus_examples_get(apus_examples *e, int64_t i, apus_node **row, apus_node **example, apus_error *err); /* owner: caller */

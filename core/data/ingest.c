@@ -52,12 +52,13 @@ static apus_status read_block(ring *r, block *b)
 {
     b->first_source = r->source;
     while (b->n_read < BLOCK) {
-        const int found = apus_data_part_next(r->part, &b->read[b->n_read], &b->error);
-        if (found < 0)
-            return APUS_E_INVALID;
-        if (found == 0)
+        apus_node *row;
+        const apus_status st = apus_data_part_next(r->part, &row, &b->error);
+        if (st != APUS_OK)
+            return st;
+        if (row == NULL)
             break;
-        b->n_read++;
+        b->read[b->n_read++] = row;
     }
     r->source += (uint64_t)b->n_read;
     return APUS_OK;

@@ -22,7 +22,8 @@ struct apus_rows {
     /* The part of the member that is in memory: bytes[at, end) are not read yet. */
     char *bytes;
     size_t at, end, capacity;
-    int ended; /* the member has no more */
+    int ended;          /* the member has no more */
+    apus_status failed; /* what kind of error it was, where it is not the input's */
     /* .json: how many rows of the list were read; it stands in an object; the first row, where it was JSON Lines. */
     size_t items;
     int wrapped;
@@ -44,15 +45,17 @@ static int fill(apus_rows *r, apus_error *err)
     if (r->end == r->capacity) {
         char *grown = r->capacity * 2 <= WINDOW_MAX ? realloc(r->bytes, r->capacity * 2 + 1) : NULL;
         if (grown == NULL) {
-            (void)apus_fail(err, APUS_E_MEMORY, "%s:%zu: a row or file larger than memory or 4 GiB", r->shown, r->line);
+            r->failed = apus_fail(err, APUS_E_MEMORY, "%s:%zu: a row or file larger than memory or 4 GiB", r->shown, r->line);
             return 0;
         }
         r->bytes = grown;
         r->capacity *= 2;
     }
     const int64_t n = apus_source_read(r->source, r->bytes + r->end, r->capacity - r->end, err);
-    if (n < 0)
+    if (n < 0) {
+        r->failed = apus_source_status(r->source);
         return 0;
+    }
     r->ended = n == 0;
     r->end += (size_t)n;
     r->bytes[r->end] = '\0';
@@ -346,6 +349,12 @@ static int push(apus_rows *r, char ch)
     return 1;
 }
 
+static int no_memory(apus_rows *r, size_t line, apus_error *err)
+{
+    r->failed = apus_fail(err, APUS_E_MEMORY, "%s:%zu: out of memory", r->shown, line);
+    return -1;
+}
+
 static int csv_fault(const apus_rows *r, size_t line, const char *what, apus_error *err)
 {
     (void)apus_fail(err, APUS_E_INVALID, "%s:%zu: %s", r->shown, line, what);
@@ -360,7 +369,7 @@ static int next_field(apus_rows *r, apus_error *err)
     r->n = 0;
     r->at += (size_t)quoted;
     if (!push(r, ' '))
-        return csv_fault(r, opened, "out of memory", err);
+        return no_memory(r, opened, err);
     r->n = 0;
     r->field[0] = '\0';
     while ((ch = peek(r, err)) >= 0) {
@@ -385,7 +394,7 @@ static int next_field(apus_rows *r, apus_error *err)
                 return '\n';
         }
         if (!push(r, (char)ch))
-            return csv_fault(r, opened, "out of memory", err);
+            return no_memory(r, opened, err);
     }
     return ch == -2 ? -1 : quoted ? csv_fault(r, opened, "a quoted field that is never closed", err) : 0;
 }
@@ -497,14 +506,14 @@ static int open_member(apus_rows *r, const char *name, apus_error *err)
     } else if (has_extension(name, ".txt") || has_extension(name, ".md")) {
         r->next = next_text;
     } else {
-        const apus_status st = apus_fail(err, APUS_E_UNSUPPORTED, "%s: rows cannot be read from a file of this kind", r->shown);
-        (void)apus_hint(err, st, ".jsonl, .json, .csv, .tsv, .txt or .md, plain, compressed (.gz .xz .zst .bz2) or in an archive");
+        r->failed = apus_fail(err, APUS_E_UNSUPPORTED, "%s: rows cannot be read from a file of this kind", r->shown);
+        (void)apus_hint(err, r->failed, ".jsonl, .json, .csv, .tsv, .txt or .md, plain, compressed (.gz .xz .zst .bz2) or in an archive");
         return -1;
     }
     return 1;
 }
 
-apus_rows *apus_rows_open(const char *path, apus_error *err)
+apus_status apus_rows_open(const char *path, apus_rows **rows, apus_error *err)
 {
     apus_rows *r = calloc(1, sizeof *r);
     if (r != NULL) {
@@ -513,24 +522,25 @@ apus_rows *apus_rows_open(const char *path, apus_error *err)
         r->path = strdup(path);
     }
     if (r == NULL || r->bytes == NULL || r->path == NULL) {
-        (void)apus_fail(err, APUS_E_MEMORY, "out of memory");
         apus_rows_close(r);
-        return NULL;
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
     }
-    r->source = apus_source_open(path, err);
-    if (r->source == NULL) {
+    const apus_status st = apus_source_open(path, &r->source, err);
+    if (st == APUS_OK)
+        *rows = r;
+    else
         apus_rows_close(r);
-        return NULL;
-    }
-    return r;
+    return st;
 }
 
-int apus_rows_next(apus_rows *r, apus_node **row, apus_error *err)
+/* 1: a row, 0: the end, -1: error. */
+static int next(apus_rows *r, apus_node **row, apus_error *err)
 {
     for (;;) {
         if (r->next == NULL) {
             const char *name;
             const int more = apus_source_next(r->source, &name, err);
+            r->failed = more < 0 ? apus_source_status(r->source) : APUS_OK;
             if (more == 0 && r->members == 0) {
                 (void)apus_fail(err, APUS_E_INVALID, "%s: there is no file in it", r->path);
                 return -1;
@@ -543,6 +553,15 @@ int apus_rows_next(apus_rows *r, apus_node **row, apus_error *err)
             return found;
         close_member(r);
     }
+}
+
+apus_status apus_rows_next(apus_rows *r, apus_node **row, apus_error *err)
+{
+    apus_node *read = NULL;
+    if (next(r, &read, err) < 0)
+        return r->failed != APUS_OK ? r->failed : APUS_E_INVALID;
+    *row = read;
+    return APUS_OK;
 }
 
 void apus_rows_close(apus_rows *r)

@@ -8,8 +8,8 @@
  * (or {data: [...]}); .csv .tsv: with a header line; .txt .md: {text: whole file}. No more of a file is in memory than a row.
  * Errors name file:line. One thread at a time. */
 typedef struct apus_rows apus_rows;
-apus_rows *apus_rows_open(const char *path, apus_error *err);
-int apus_rows_next(apus_rows *r, apus_node **row, apus_error *err); /* 1: a row (owner: caller), 0: end, -1: error */
-void apus_rows_close(apus_rows *r);                                 /* NULL is fine */
+apus_status apus_rows_open(const char *path, apus_rows **rows, apus_error *err);
+apus_status apus_rows_next(apus_rows *r, apus_node **row, apus_error *err); /* owner: caller; NULL: the end */
+void apus_rows_close(apus_rows *r);                                         /* NULL is fine */
 
 #endif

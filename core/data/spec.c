@@ -192,35 +192,35 @@ static apus_node *renamed(const apus_data_part *p, apus_node *row)
 /* The first row says what the others are. */
 static apus_status begin_rows(apus_data_part *p, apus_error *err)
 {
-    p->rows = apus_rows_open(p->path, err);
-    if (p->rows == NULL)
-        return APUS_E_IO;
-    const int found = apus_rows_next(p->rows, &p->first, err);
-    if (found == 0)
-        return apus_fail(err, APUS_E_INVALID, "%s: there are no rows in it", p->path);
-    const apus_status st = found > 0 ? check_columns(p, err) : APUS_E_INVALID;
+    apus_status st = apus_rows_open(p->path, &p->rows, err);
+    if (st == APUS_OK)
+        st = apus_rows_next(p->rows, &p->first, err);
+    if (st == APUS_OK && p->first == NULL)
+        st = apus_fail(err, APUS_E_INVALID, "%s: there are no rows in it", p->path);
+    if (st == APUS_OK)
+        st = check_columns(p, err);
     if (st == APUS_OK)
         p->first = renamed(p, p->first);
     return st;
 }
 
-int apus_data_part_next(apus_data_part *p, apus_node **row, apus_error *err)
+apus_status apus_data_part_next(apus_data_part *p, apus_node **row, apus_error *err)
 {
-    int found = 1;
-    if (p->given == p->most)
-        return 0;
-    if (p->rows == NULL) {
-        found = p->ops.row(p->instance, p->given, p->seed, row, err) == APUS_OK ? 1 : -1;
-    } else if (p->first != NULL) {
-        *row = p->first;
+    apus_status st = APUS_OK;
+    apus_node *next = NULL;
+    if (p->rows != NULL && p->first != NULL && p->given < p->most) {
+        next = p->first;
         p->first = NULL;
-    } else {
-        found = apus_rows_next(p->rows, row, err);
-        if (found > 0)
-            *row = renamed(p, *row);
+    } else if (p->given < p->most) {
+        st = p->rows == NULL ? p->ops.row(p->instance, p->given, p->seed, &next, err) : apus_rows_next(p->rows, &next, err);
+        if (st == APUS_OK && next != NULL && p->rows != NULL)
+            next = renamed(p, next);
     }
-    p->given += found > 0;
-    return found;
+    if (st != APUS_OK)
+        return st;
+    p->given += next != NULL;
+    *row = next;
+    return APUS_OK;
 }
 
 static apus_status open_part(const apus_node *given, uint64_t seed, int read, apus_data_part *p, apus_error *err)
@@ -366,23 +366,21 @@ apus_status apus_dataset_check(const apus_node *spec, apus_error *err)
     return st;
 }
 
-apus_examples *apus_examples_open(const apus_node *spec, uint64_t seed, apus_error *err)
+apus_status apus_examples_open(const apus_node *spec, uint64_t seed, apus_examples **examples, apus_error *err)
 {
     apus_examples *e = calloc(1, sizeof *e);
-    if (e == NULL) {
-        (void)apus_fail(err, APUS_E_MEMORY, "out of memory");
-        return NULL;
-    }
+    if (e == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
     apus_status st = apus_data_parts_open(spec, seed, 1, &e->parts, &e->n, err);
     if (st == APUS_OK && (e->rows = calloc(e->n, sizeof *e->rows)) == NULL)
         st = apus_fail(err, APUS_E_MEMORY, "out of memory");
     for (size_t k = 0; k < e->n && st == APUS_OK; k++)
         e->rows[k] = NODE->make_list();
-    if (st != APUS_OK) {
+    if (st == APUS_OK)
+        *examples = e;
+    else
         apus_examples_close(e);
-        return NULL;
-    }
-    return e;
+    return st;
 }
 
 void apus_examples_close(apus_examples *e)
@@ -396,26 +394,28 @@ void apus_examples_close(apus_examples *e)
     free(e);
 }
 
-/* How many rows part k has, as far as `enough`: a file is read no further. -1: error. */
-static int64_t rows_of(apus_examples *e, size_t k, int64_t enough, apus_error *err)
+/* How many rows part k has, as far as `enough`: a file is read no further. */
+static apus_status rows_of(apus_examples *e, size_t k, int64_t enough, int64_t *n, apus_error *err)
 {
     apus_node *row = NULL;
-    int found = 1;
+    apus_status st = APUS_OK;
+    *n = e->parts[k].most;
     if (e->parts[k].rows == NULL)
-        return e->parts[k].most;
-    while (found > 0 && (int64_t)NODE->length(e->rows[k]) < enough)
-        if ((found = apus_data_part_next(&e->parts[k], &row, err)) > 0)
-            (void)NODE->append(e->rows[k], row);
-    return found < 0 ? -1 : (int64_t)NODE->length(e->rows[k]);
+        return APUS_OK;
+    while ((int64_t)NODE->length(e->rows[k]) < enough && (st = apus_data_part_next(&e->parts[k], &row, err)) == APUS_OK && row != NULL)
+        (void)NODE->append(e->rows[k], row);
+    *n = (int64_t)NODE->length(e->rows[k]);
+    return st;
 }
 
 apus_status apus_examples_count(apus_examples *e, int64_t *count, apus_error *err)
 {
     *count = 0;
     for (size_t k = 0; k < e->n; k++) {
-        const int64_t n = rows_of(e, k, INT64_MAX, err);
-        if (n < 0)
-            return APUS_E_INVALID;
+        int64_t n;
+        const apus_status st = rows_of(e, k, INT64_MAX, &n, err);
+        if (st != APUS_OK)
+            return st;
         *count += n;
     }
     return APUS_OK;
@@ -424,15 +424,15 @@ apus_status apus_examples_count(apus_examples *e, int64_t *count, apus_error *er
 apus_status apus_examples_get(apus_examples *e, int64_t i, apus_node **row, apus_node **example, apus_error *err)
 {
     for (size_t k = 0; k < e->n; k++) {
-        const int64_t n = rows_of(e, k, i + 1, err);
-        if (n < 0)
-            return APUS_E_INVALID;
+        int64_t n;
+        apus_status st = rows_of(e, k, i + 1, &n, err);
+        if (st != APUS_OK)
+            return st;
         if (i >= n) {
             i -= n;
             continue;
         }
         const apus_data_part *p = &e->parts[k];
-        apus_status st = APUS_OK;
         if (p->rows == NULL)
             st = p->ops.row(p->instance, i, p->seed, row, err);
         else

@@ -23,8 +23,8 @@ typedef struct apus_data_part {
 /* spec -> parts (one, or one for each item of a list). read: 0 only validates. owner: caller. */
 apus_status apus_data_parts_open(const apus_node *spec, uint64_t seed, int read, apus_data_part **parts, size_t *n, apus_error *err);
 void apus_data_parts_close(apus_data_part *parts, size_t n);
-/* The next row as the file has it, columns renamed: 1 (owner: caller), 0 at the end, -1 error. One thread at a time. */
-int apus_data_part_next(apus_data_part *p, apus_node **row, apus_error *err);
+/* The next row as the file has it, columns renamed; owner: caller; NULL: the end. One thread at a time. */
+apus_status apus_data_part_next(apus_data_part *p, apus_node **row, apus_error *err);
 /* Its example, system default put in. owner: caller. [any] */
 apus_status apus_data_part_example(const apus_data_part *p, const apus_node *row, apus_node **example, apus_error *err);
 

@@ -98,8 +98,8 @@ typedef struct apus_plan apus_plan;
  * outputs and effects need is planned. Errors name an op or weight encoding that no kernel of the device takes.
  * recompute: CHEAP clones cheap forward ops into the backward pass; BLOCK keeps only the "block" points; BLOCK + n does so for the first
  * n blocks, and is CHEAP for the others. */
-apus_plan *apus_plan_new(apus_graph *g, apus_device *d, const apus_tensor *outputs, size_t n_outputs, const int64_t capacity[APUS_N_DIM_SYMBOLS],
-                         int recompute, apus_error *err);
+apus_status apus_plan_new(apus_graph *g, apus_device *d, const apus_tensor *outputs, size_t n_outputs, const int64_t capacity[APUS_N_DIM_SYMBOLS],
+                          int recompute, apus_plan **plan, apus_error *err);
 void apus_plan_free(apus_plan *p);
 
 /* p works in other's memory from now on, where that is large enough; else nothing happens. Neither may run before what it needs of the

@@ -502,18 +502,16 @@ static apus_status make(apus_plan *p, apus_graph *g, const apus_tensor *outputs,
     return st;
 }
 
-apus_plan *apus_plan_new(apus_graph *g, apus_device *d, const apus_tensor *outputs, size_t n_outputs, const int64_t capacity[APUS_N_DIM_SYMBOLS],
-                         int recompute, apus_error *err)
+apus_status apus_plan_new(apus_graph *g, apus_device *d, const apus_tensor *outputs, size_t n_outputs, const int64_t capacity[APUS_N_DIM_SYMBOLS],
+                          int recompute, apus_plan **plan, apus_error *err)
 {
-    if (apus_graph_status(g, err) != APUS_OK)
-        return NULL;
+    apus_status st = apus_graph_status(g, err);
+    if (st != APUS_OK)
+        return st;
     apus_plan *p = calloc(1, sizeof *p);
-    if (p == NULL) {
-        (void)out_of_memory(err);
-        return NULL;
-    }
+    if (p == NULL)
+        return out_of_memory(err);
     p->device = d;
-    apus_status st = APUS_OK;
     for (int i = 0; i < APUS_N_DIM_SYMBOLS; i++) {
         p->capacity[i] = capacity[i];
         if (capacity[i] < 0)
@@ -523,11 +521,11 @@ apus_plan *apus_plan_new(apus_graph *g, apus_device *d, const apus_tensor *outpu
     p->check_numbers = check != NULL && check[0] == '1';
     if (st == APUS_OK)
         st = make(p, g, outputs, n_outputs, recompute, err);
-    if (st != APUS_OK) {
+    if (st == APUS_OK)
+        *plan = p;
+    else
         apus_plan_free(p);
-        return NULL;
-    }
-    return p;
+    return st;
 }
 
 static void free_leaves(apus_plan_leaf *at, size_t n)

@@ -39,11 +39,13 @@ void apus_sha256_told(const char *path, const char hex[65]); /* what an earlier 
  * Members whose names leave the archive (.., absolute) are an error; total output is bounded (ratio and size) against
  * bombs. A folder's files are members in name order. Names carry the extension that says what they hold ("a.jsonl"). */
 typedef struct apus_source apus_source;
-apus_source *apus_source_open(const char *path, apus_error *err);
+apus_status apus_source_open(const char *path, apus_source **source, apus_error *err);
 /* 1: a next member (name valid until the next call), 0: end, -1: error. */
 int apus_source_next(apus_source *s, const char **name, apus_error *err);
 /* Bytes of the member: > 0, 0 at its end, -1 error. */
 int64_t apus_source_read(apus_source *s, void *buffer, size_t capacity, apus_error *err);
+/* What kind of error the first one was; APUS_OK: there was none. */
+apus_status apus_source_status(const apus_source *s);
 void apus_source_close(apus_source *s);
 
 #endif

@@ -43,7 +43,7 @@ struct apus_source {
     int members;               /* seen in this file */
     uint64_t packed, unpacked; /* bytes of the file; bytes that came out of it */
     char *name;                /* of the open member; NULL: none */
-    int failed;
+    apus_status failed;
 };
 
 /* Say it once, and stay failed: what follows an error in a stream means nothing. */
@@ -59,7 +59,7 @@ static apus_status fail(apus_source *s, apus_status status, apus_error *err, con
             *p = ' ';
         }
     }
-    s->failed = 1;
+    s->failed = s->failed == APUS_OK ? status : s->failed;
     return apus_fail(err, status, "%s: %s", s->path != NULL ? s->path : s->root, text);
 }
 
@@ -246,14 +246,13 @@ static apus_status open_file(apus_source *s, const char *path, apus_error *err)
     return open_packed(s, err);
 }
 
-apus_source *apus_source_open(const char *path, apus_error *err)
+apus_status apus_source_open(const char *path, apus_source **source, apus_error *err)
 {
     struct stat st;
     apus_source *s = calloc(1, sizeof *s);
     if (s == NULL || (s->root = strdup(path)) == NULL) {
         free(s);
-        (void)apus_fail(err, APUS_E_MEMORY, "%s: no memory to open it", path);
-        return NULL;
+        return apus_fail(err, APUS_E_MEMORY, "%s: no memory to open it", path);
     }
     s->fd = -1;
     apus_status status;
@@ -272,11 +271,17 @@ apus_source *apus_source_open(const char *path, apus_error *err)
         status = open_file(s, path, err);
         s->n_files = s->next_file = 1;
     }
-    if (status != APUS_OK) {
+    if (status == APUS_OK) {
+        *source = s;
+    } else {
         apus_source_close(s);
-        return NULL;
     }
-    return s;
+    return status;
+}
+
+apus_status apus_source_status(const apus_source *s)
+{
+    return s->failed;
 }
 
 void apus_source_close(apus_source *s)
@@ -448,7 +453,7 @@ static int next_packed(apus_source *s, apus_error *err)
 
 int apus_source_next(apus_source *s, const char **name, apus_error *err)
 {
-    if (s->failed) {
+    if (s->failed != APUS_OK) {
         (void)fail(s, APUS_E_INVALID, err, "cannot be read further after an error");
         return -1;
     }
@@ -482,7 +487,7 @@ int apus_source_next(apus_source *s, const char **name, apus_error *err)
 
 int64_t apus_source_read(apus_source *s, void *buffer, size_t capacity, apus_error *err)
 {
-    if (s->failed || s->name == NULL) {
+    if (s->failed != APUS_OK || s->name == NULL) {
         (void)fail(s, APUS_E_INVALID, err, "no member is open");
         return -1;
     }

@@ -57,13 +57,12 @@ struct apus_generator {
 
 /* ---------------------------------------------------------------- opening */
 
-apus_generator *apus_generator_new(apus_model *m, const apus_generator_options *options, apus_error *err)
+apus_status apus_generator_new(apus_model *m, const apus_generator_options *options, apus_generator **generator, apus_error *err)
 {
     apus_generator *g = calloc(1, sizeof *g);
     if (g == NULL) {
-        (void)apus_fail(err, APUS_E_MEMORY, "out of memory");
         apus_model_close(m);
-        return NULL;
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
     }
     g->model = m;
     g->last = &g->waiting;
@@ -83,9 +82,10 @@ apus_generator *apus_generator_new(apus_model *m, const apus_generator_options *
         (g->running == NULL || g->rows == NULL || g->sampled == NULL || (g->downloaded == NULL && !apus_device_host_memory(m->device))))
         st = apus_fail(err, APUS_E_MEMORY, "out of memory");
     if (st == APUS_OK)
-        return g;
-    apus_generator_free(g);
-    return NULL;
+        *generator = g;
+    else
+        apus_generator_free(g);
+    return st;
 }
 
 static void free_sequence(sequence *s)

@@ -27,7 +27,7 @@ typedef struct apus_generator_options {
 } apus_generator_options;
 
 /* Takes the model, also on failure. */
-apus_generator *apus_generator_new(apus_model *m, const apus_generator_options *options, apus_error *err);
+apus_status apus_generator_new(apus_model *m, const apus_generator_options *options, apus_generator **generator, apus_error *err);
 void apus_generator_free(apus_generator *g);
 /* Its weights may lie packed, as only answering reads them: to score or export, open another. */
 apus_model *apus_generator_model(apus_generator *g);

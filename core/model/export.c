@@ -196,10 +196,11 @@ apus_status apus_export_stage(apus_stage_context *s, const apus_node *params, ap
     const int alone = !merge && NODE->kind(adapter) != APUS_NODE_NULL; /* the adapter as it is, over its base */
     const apus_model_options options = {
         .device = s->device, .now = s->now, .seed = s->seed, .template_file = NODE->as_string(NODE->get(params, "template"), NULL)};
-    apus_model *m = apus_model_open(alone ? NODE->get(spec, "base") : spec, &options, err);
-    if (m == NULL)
-        return APUS_E_INVALID;
-    apus_status st = alone ? apus_model_adapt(m, NODE->as_string(adapter, NULL), err) : APUS_OK;
+    apus_model *m;
+    apus_status st = apus_model_open(alone ? NODE->get(spec, "base") : spec, &options, &m, err);
+    if (st != APUS_OK)
+        return st;
+    st = alone ? apus_model_adapt(m, NODE->as_string(adapter, NULL), err) : APUS_OK;
     const apus_dtype dtype = type != NULL ? apus_dtype_parse(type) : APUS_REAL;
     if (st == APUS_OK && dtype < 0) {
         st = apus_fail(err, APUS_E_INVALID, "dtype '%s' is not one that can be written", type);

@@ -582,33 +582,39 @@ static apus_status open_from_file(apus_model *m, const apus_model_options *o, ap
     return st;
 }
 
-apus_model *apus_model_open(const apus_node *spec, const apus_model_options *options, apus_error *err)
+/* {base, adapter}: with the adapter merged. */
+static apus_status open_merged(const apus_node *spec, const apus_model_options *options, apus_model **model, apus_error *err)
 {
-    const char *path = NODE->as_string(spec, NULL), *adapter = NULL, *template_file = options->template_file;
+    const char *adapter = NODE->as_string(NODE->get(spec, "adapter"), NULL);
+    apus_model *m;
+    apus_status st = apus_model_open(NODE->get(spec, "base"), options, &m, err);
+    if (st != APUS_OK)
+        return st;
+    if (adapter != NULL) {
+        NODE->release(m->spec);
+        m->spec = NODE->copy(spec);
+        st = m->device != NULL ? apus_model_merge_adapter(m, adapter, err) : APUS_OK;
+    }
+    if (st == APUS_OK)
+        *model = m;
+    else
+        apus_model_close(m);
+    return st;
+}
+
+apus_status apus_model_open(const apus_node *spec, const apus_model_options *options, apus_model **model, apus_error *err)
+{
+    const char *path = NODE->as_string(spec, NULL), *template_file = options->template_file;
     if (NODE->kind(spec) == APUS_NODE_MAP) {
-        const apus_node *base = NODE->get(spec, "base");
-        adapter = NODE->as_string(NODE->get(spec, "adapter"), NULL);
-        if (base != NULL) {
-            apus_model *m = apus_model_open(base, options, err);
-            if (m == NULL || adapter == NULL)
-                return m;
-            NODE->release(m->spec);
-            m->spec = NODE->copy(spec);
-            if (m->device != NULL && apus_model_merge_adapter(m, adapter, err) != APUS_OK) {
-                apus_model_close(m);
-                return NULL;
-            }
-            return m;
-        }
+        if (NODE->get(spec, "base") != NULL)
+            return open_merged(spec, options, model, err);
         path = NODE->as_string(NODE->get(spec, "path"), NULL);
         if (template_file == NULL)
             template_file = NODE->as_string(NODE->get(spec, "template"), NULL);
     }
     apus_model *m = calloc(1, sizeof *m);
-    if (m == NULL) {
-        apus_fail(err, APUS_E_MEMORY, "out of memory");
-        return NULL;
-    }
+    if (m == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
     m->device = options->device;
     m->spec = NODE->copy(spec);
     m->path = path != NULL ? strdup(path) : NULL;
@@ -624,11 +630,11 @@ apus_model *apus_model_open(const apus_node *spec, const apus_model_options *opt
     }
     if (st == APUS_OK && m->text == NULL)
         st = open_text(m, options, template_file, err);
-    if (st != APUS_OK) {
+    if (st == APUS_OK)
+        *model = m;
+    else
         apus_model_close(m);
-        return NULL;
-    }
-    return m;
+    return st;
 }
 
 void apus_model_close(apus_model *m)

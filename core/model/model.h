@@ -38,7 +38,7 @@ typedef struct apus_model_options {
  * tokenizer.json holds}. An adapter
  * folder alone uses its base_model_name_or_path when that is a path that exists. adapter merged in float32 unless options of
  * the caller attach a tuner (apus_model_tune). Every missing, unused and wrongly shaped tensor is named in one error. */
-apus_model *apus_model_open(const apus_node *spec, const apus_model_options *options, apus_error *err);
+apus_status apus_model_open(const apus_node *spec, const apus_model_options *options, apus_model **model, apus_error *err);
 void apus_model_close(apus_model *m);
 
 const apus_model_card *apus_model_get_card(const apus_model *m);

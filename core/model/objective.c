@@ -211,18 +211,17 @@ apus_status apus_objective_open(apus_objective *o, apus_model *m, const apus_los
     }
     if (st == APUS_OK && options->train) {
         /* The counts are planned before the gradients' effects join the graph. */
-        o->counts = apus_plan_new(o->graph, apus_model_device(m), counts, c->n_terms, capacity, APUS_RECOMPUTE_NONE, err);
-        st = o->counts != NULL ? APUS_OK : APUS_E_INVALID;
+        st = apus_plan_new(o->graph, apus_model_device(m), counts, c->n_terms, capacity, APUS_RECOMPUTE_NONE, &o->counts, err);
         if (st == APUS_OK && apus_plan_uses_input(o->counts, "tokens"))
             st = apus_fail(err, APUS_E_UNSUPPORTED, "the loss's count depends on the model; it must depend on the data alone");
         if (st == APUS_OK)
             st = build_gradients(o, m, err);
     }
+    if (st == APUS_OK)
+        st = apus_plan_new(o->graph, apus_model_device(m), outputs, n, capacity, options->train ? options->recompute : APUS_RECOMPUTE_NONE, &o->plan,
+                           err);
     if (st != APUS_OK)
         return st;
-    o->plan = apus_plan_new(o->graph, apus_model_device(m), outputs, n, capacity, options->train ? options->recompute : APUS_RECOMPUTE_NONE, err);
-    if (o->plan == NULL)
-        return APUS_E_UNSUPPORTED;
     if (o->counts != NULL)
         apus_plan_share(o->counts, o->plan);
     return apus_model_bind(m, o->plan, err);
@@ -350,20 +349,20 @@ static apus_status freeze(apus_reference *r, apus_model *policy, apus_error *err
     return APUS_OK;
 }
 
-/* Log-probabilities of rows by the reference. NULL: an error. */
-static apus_graph *reference_graph(const apus_reference *r, apus_tensor *row_logps, apus_error *err)
+/* Log-probabilities of rows by the reference. */
+static apus_status reference_graph(const apus_reference *r, apus_graph **graph, apus_tensor *row_logps, apus_error *err)
 {
     const apus_forward_options forward = {.mode = APUS_FORWARD_PLAIN, .tuner = r->adapter, .narrow = 1};
     apus_forward f;
     apus_graph *g = apus_model_graph(r->model, &forward);
-    if (g == NULL)
-        (void)apus_fail(err, APUS_E_MEMORY, "out of memory");
-    else if (apus_model_forward(r->model, g, &f, err) == APUS_OK) {
-        (void)token_logps(g, &f, row_logps);
-        return g;
+    const apus_status st = g != NULL ? apus_model_forward(r->model, g, &f, err) : apus_fail(err, APUS_E_MEMORY, "out of memory");
+    if (st != APUS_OK) {
+        apus_graph_free(g);
+        return st;
     }
-    apus_graph_free(g);
-    return NULL;
+    (void)token_logps(g, &f, row_logps);
+    *graph = g;
+    return APUS_OK;
 }
 
 /* A model of the reference's own. */
@@ -371,11 +370,13 @@ static apus_status open_other(apus_reference *r, const apus_node *spec, const ap
 {
     const apus_model_options options = {.device = policy->device, .now = now, .no_text = 1};
     apus_tensor row_logps;
-    r->model = apus_model_open(spec, &options, err);
-    r->owns_model = r->model != NULL;
-    apus_graph *g = r->owns_model ? reference_graph(r, &row_logps, err) : NULL;
-    if (g == NULL)
-        return APUS_E_INVALID;
+    apus_graph *g;
+    apus_status st = apus_model_open(spec, &options, &r->model, err);
+    r->owns_model = st == APUS_OK;
+    if (st == APUS_OK)
+        st = reference_graph(r, &g, &row_logps, err);
+    if (st != APUS_OK)
+        return st;
     apus_model_settle(r->model, g, 0);
     apus_graph_free(g);
     return APUS_OK;
@@ -432,13 +433,11 @@ apus_status apus_reference_plan(apus_reference *r, const int64_t capacity[APUS_N
     if (r->rows == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
     apus_tensor row_logps;
-    r->graph = reference_graph(r, &row_logps, err);
-    if (r->graph == NULL)
-        return APUS_E_INVALID;
-    r->plan = apus_plan_new(r->graph, r->model->device, &row_logps, 1, capacity, APUS_RECOMPUTE_NONE, err);
-    if (r->plan == NULL)
-        return APUS_E_UNSUPPORTED;
-    apus_status st = apus_model_bind(r->model, r->plan, err);
+    apus_status st = reference_graph(r, &r->graph, &row_logps, err);
+    if (st == APUS_OK)
+        st = apus_plan_new(r->graph, r->model->device, &row_logps, 1, capacity, APUS_RECOMPUTE_NONE, &r->plan, err);
+    if (st == APUS_OK)
+        st = apus_model_bind(r->model, r->plan, err);
     for (size_t i = 0; i < apus_plan_variable_count(r->plan) && st == APUS_OK && r->frozen != NULL; i++) {
         const apus_weight *w = apus_model_weight_named(r->model, apus_plan_variable_at(r->plan, i, NULL));
         if (w != NULL && r->frozen[w - r->model->weights] != NULL)

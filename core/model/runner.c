@@ -34,21 +34,21 @@ static int is_cache(const apus_plan *p, size_t i, size_t real, size_t *bytes)
     return 1;
 }
 
-/* The model over a cache of so many pages, and its logits. NULL: an error. */
-static apus_graph *cached_graph(apus_model *m, int64_t pages, int64_t columns, apus_tensor *logits, apus_error *err)
+/* The model over a cache of so many pages, and its logits. */
+static apus_status cached_graph(apus_model *m, int64_t pages, int64_t columns, apus_graph **graph, apus_tensor *logits, apus_error *err)
 {
     const apus_forward_options forward = {
         .mode = APUS_FORWARD_CACHED, .tuner = 1, .page = APUS_PAGE, .slots = pages * APUS_PAGE, .table_columns = columns};
     apus_forward f;
     apus_graph *g = apus_model_graph(m, &forward);
-    if (g == NULL)
-        (void)apus_fail(err, APUS_E_MEMORY, "out of memory");
-    else if (apus_model_forward(m, g, &f, err) == APUS_OK) {
-        *logits = apus_model_logits(g, &f, "scored");
-        return g;
+    const apus_status st = g != NULL ? apus_model_forward(m, g, &f, err) : apus_fail(err, APUS_E_MEMORY, "out of memory");
+    if (st != APUS_OK) {
+        apus_graph_free(g);
+        return st;
     }
-    apus_graph_free(g);
-    return NULL;
+    *logits = apus_model_logits(g, &f, "scored");
+    *graph = g;
+    return APUS_OK;
 }
 
 static apus_status make_plan(const apus_runner *r, int64_t pages, int64_t columns, apus_graph **graph, apus_plan **plan, apus_error *err)
@@ -56,9 +56,13 @@ static apus_status make_plan(const apus_runner *r, int64_t pages, int64_t column
     apus_model *m = r->model;
     const int64_t capacity[APUS_N_DIM_SYMBOLS] = {r->most_tokens, r->most_rows, r->most_rows, 1, 1};
     apus_tensor logits;
-    apus_graph *g = cached_graph(m, pages, columns, &logits, err);
-    apus_plan *p = g != NULL ? apus_plan_new(g, apus_model_device(m), &logits, 1, capacity, APUS_RECOMPUTE_NONE, err) : NULL;
-    const apus_status st = g == NULL ? APUS_E_INVALID : p == NULL ? APUS_E_UNSUPPORTED : apus_model_bind(m, p, err);
+    apus_graph *g = NULL;
+    apus_plan *p = NULL;
+    apus_status st = cached_graph(m, pages, columns, &g, &logits, err);
+    if (st == APUS_OK)
+        st = apus_plan_new(g, apus_model_device(m), &logits, 1, capacity, APUS_RECOMPUTE_NONE, &p, err);
+    if (st == APUS_OK)
+        st = apus_model_bind(m, p, err);
     if (st != APUS_OK) {
         apus_plan_free(p);
         apus_graph_free(g);
@@ -79,9 +83,11 @@ apus_status apus_runner_open(apus_runner *r, apus_model *m, int64_t most_tokens,
     r->lengths = r->positions + most_tokens;
     r->slots = r->lengths + most_tokens;
     r->scored = r->slots + most_tokens;
-    apus_error later; /* what cannot be built, plans will say */
+    apus_graph *g;
     apus_tensor logits;
-    apus_graph *g = cached_graph(m, 1, 5, &logits, &later);
+    const apus_status st = cached_graph(m, 1, 5, &g, &logits, err);
+    if (st != APUS_OK)
+        return st;
     apus_model_settle(m, g, 1);
     apus_graph_free(g);
     return APUS_OK;

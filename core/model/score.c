@@ -30,8 +30,10 @@ static apus_status score_logits(apus_model *m, apus_graph *g, const apus_forward
                                 const int64_t *capacity, float *logits, apus_error *err)
 {
     const apus_tensor out = apus_model_logits(g, f, "scored");
-    apus_plan *p = apus_plan_new(g, m->device, &out, 1, capacity, APUS_RECOMPUTE_NONE, err);
-    apus_status st = p != NULL ? apus_model_bind(m, p, err) : APUS_E_UNSUPPORTED;
+    apus_plan *p = NULL;
+    apus_status st = apus_plan_new(g, m->device, &out, 1, capacity, APUS_RECOMPUTE_NONE, &p, err);
+    if (st == APUS_OK)
+        st = apus_model_bind(m, p, err);
     if (st == APUS_OK)
         st = apus_plan_run(p, extents, feeds, n_feeds, err);
     const apus_view v = st == APUS_OK ? apus_plan_output_view(p, 0) : (apus_view){0};
@@ -92,8 +94,10 @@ apus_status apus_model_score(apus_model *m, const int32_t *ids, size_t n, double
         const apus_tensor in[3] = {G->emit(g, "apus.gather/1", pick, 2, NULL, 0), f.head, G->input(g, "targets", APUS_I32, 1, &dim)};
         const double attrs[2] = {f.outputs.logit_scale, f.outputs.logit_softcap};
         const apus_tensor out = G->emit(g, "apus.token_logprob/1", in, 3, attrs, 2);
-        apus_plan *p = apus_plan_new(g, m->device, &out, 1, capacity, APUS_RECOMPUTE_NONE, err);
-        st = p != NULL ? apus_model_bind(m, p, err) : APUS_E_UNSUPPORTED;
+        apus_plan *p = NULL;
+        st = apus_plan_new(g, m->device, &out, 1, capacity, APUS_RECOMPUTE_NONE, &p, err);
+        if (st == APUS_OK)
+            st = apus_model_bind(m, p, err);
         if (st == APUS_OK)
             st = apus_plan_run(p, extents, feeds, 6, err);
         if (st == APUS_OK)

@@ -43,11 +43,12 @@ static int64_t trainer_max_steps(const apus_trainer *t)
 /* Do the rows of a dataset come in pairs? By its first row. */
 static apus_status rows_are_pairs(const apus_node *dataset, uint64_t seed, int *pairs, apus_error *err)
 {
-    apus_examples *e = apus_examples_open(dataset, seed, err);
+    apus_examples *e;
     apus_node *row = NULL, *example = NULL;
-    if (e == NULL)
-        return APUS_E_INVALID;
-    apus_status st = apus_examples_get(e, 0, &row, &example, err);
+    apus_status st = apus_examples_open(dataset, seed, &e, err);
+    if (st != APUS_OK)
+        return st;
+    st = apus_examples_get(e, 0, &row, &example, err);
     *pairs = st == APUS_OK && NODE->get(example, "chosen") != NULL;
     NODE->release(row);
     NODE->release(example);
@@ -92,10 +93,11 @@ static apus_status open_evaluation(evaluation *e, apus_stage_context *s, const a
     const apus_node *spec = NULL, *dataset = NODE->get(params, "dataset");
     int pairs = 0;
     const apus_model_options options = {.device = s->device, .now = s->now, .seed = s->seed};
-    *e = (evaluation){.model = apus_model_open(NODE->get(params, "model"), &options, err)};
-    if (e->model == NULL)
-        return APUS_E_INVALID;
-    apus_status st = rows_are_pairs(dataset, s->seed, &pairs, err);
+    *e = (evaluation){0};
+    apus_status st = apus_model_open(NODE->get(params, "model"), &options, &e->model, err);
+    if (st != APUS_OK)
+        return st;
+    st = rows_are_pairs(dataset, s->seed, &pairs, err);
     if (st == APUS_OK)
         st = choose_loss(params, pairs, &e->loss, &spec, err);
     if (st == APUS_OK)
@@ -107,10 +109,8 @@ static apus_status open_evaluation(evaluation *e, apus_stage_context *s, const a
                                                .seed = s->seed,
                                                .say = s->say,
                                                .context = s->say_context};
-    if (st == APUS_OK) {
-        e->data = apus_dataset_open(dataset, &data_options, err);
-        st = e->data != NULL ? APUS_OK : APUS_E_INVALID;
-    }
+    if (st == APUS_OK)
+        st = apus_dataset_open(dataset, &data_options, &e->data, err);
     int64_t capacity[APUS_N_DIM_SYMBOLS];
     const apus_dataset *const sets[1] = {e->data};
     const apus_objective_options forward = {0};
@@ -201,9 +201,10 @@ static apus_status generator_open(apus_stage_context *s, const apus_node *params
                                         .seed = s->seed,
                                         .keep_encoded = 1,
                                         .template_file = NODE->as_string(NODE->get(params, "template"), NULL)};
-    apus_model *m = apus_model_open(NODE->get(params, "model"), &options, err);
-    if (m == NULL)
-        return APUS_E_INVALID;
+    apus_model *m;
+    apus_status st = apus_model_open(NODE->get(params, "model"), &options, &m, err);
+    if (st != APUS_OK)
+        return st;
     char line[512];
     const char *sampling = NODE->as_string(NODE->get(params, "sampling"), NULL);
     if (s->say != NULL && (sampling == NULL || strcmp(sampling, "model") != 0) && apus_model_sampling_ignored(m, line, sizeof line))
@@ -211,8 +212,8 @@ static apus_status generator_open(apus_stage_context *s, const apus_node *params
     const apus_generator_options how = {.parse_special = NODE->as_bool(NODE->get(params, "parse_special"), 0),
                                         .parallel = NODE->as_int(NODE->get(params, "parallel"), 1),
                                         .cache_tokens = NODE->as_int(NODE->get(params, "cache_tokens"), 0)};
-    *generator = apus_generator_new(m, &how, err);
-    return *generator != NULL ? apus_stage_chose(s, apus_model_chosen(m, NULL), err) : APUS_E_MEMORY;
+    st = apus_generator_new(m, &how, generator, err);
+    return st == APUS_OK ? apus_stage_chose(s, apus_model_chosen(m, NULL), err) : st;
 }
 
 static void generator_plan(apus_generator *g, apus_node *costs)
@@ -222,10 +223,11 @@ static void generator_plan(apus_generator *g, apus_node *costs)
 
 static apus_status rows_open(apus_stage_context *s, const apus_node *dataset, void **rows, int64_t *count, apus_error *err)
 {
-    apus_examples *e = apus_examples_open(dataset, s->seed, err);
-    if (e == NULL)
-        return APUS_E_INVALID;
-    const apus_status st = apus_examples_count(e, count, err);
+    apus_examples *e;
+    apus_status st = apus_examples_open(dataset, s->seed, &e, err);
+    if (st != APUS_OK)
+        return st;
+    st = apus_examples_count(e, count, err);
     if (st != APUS_OK)
         apus_examples_close(e);
     else

@@ -28,24 +28,25 @@ static apus_status open_model(apus_trainer *t, apus_error *err)
     apus_stage_context *s = t->stage;
     apus_node *tokenizer = NULL;
     if (NODE->get(param(t, "model"), "arch") != NULL) { /* from scratch: the data may bring its tokenizer */
-        apus_examples *e = apus_examples_open(param(t, "dataset"), s->seed, err);
-        if (e == NULL)
-            return APUS_E_INVALID;
+        apus_examples *e;
+        const apus_status st = apus_examples_open(param(t, "dataset"), s->seed, &e, err);
+        if (st != APUS_OK)
+            return st;
         tokenizer = apus_examples_tokenizer(e);
         apus_examples_close(e);
     }
     const apus_model_options options = {.device = s->device, .now = s->now, .seed = s->seed, .tokenizer = tokenizer};
-    t->model = apus_model_open(param(t, "model"), &options, err);
+    apus_status st = apus_model_open(param(t, "model"), &options, &t->model, err);
     NODE->release(tokenizer);
-    if (t->model == NULL)
-        return APUS_E_INVALID;
+    if (st != APUS_OK)
+        return st;
     const apus_node *tuner = param(t, "tuner"), *from = NODE->get(tuner, "adapter");
     const char *adapter = NODE->as_string(from, NULL);
     if (adapter == NULL)
         adapter = NODE->as_string(NODE->get(from, "adapter"), NULL);
     if (adapter == NULL)
         adapter = NODE->as_string(NODE->get(from, "path"), NULL);
-    apus_status st = apus_model_tune(t->model, tuner, adapter, s->seed, err);
+    st = apus_model_tune(t->model, tuner, adapter, s->seed, err);
     if (st != APUS_OK)
         return st;
     t->new_adapter = adapter == NULL && apus_model_tuner_config(t->model) != NULL;
@@ -87,24 +88,22 @@ static apus_status open_data(apus_trainer *t, apus_error *err)
                                           .seed = s->seed,
                                           .say = s->say,
                                           .context = s->say_context};
-    t->data = apus_dataset_open(param(t, "dataset"), &options, err);
-    if (t->data == NULL)
-        return APUS_E_INVALID;
+    apus_status st = apus_dataset_open(param(t, "dataset"), &options, &t->data, err);
+    if (st != APUS_OK)
+        return st;
     const double split = NODE->as_float(param(t, "eval_split"), 0.0);
     if (NODE->kind(param(t, "eval_dataset")) != APUS_NODE_NULL) {
-        t->eval_data = apus_dataset_open(param(t, "eval_dataset"), &options, err);
-        if (t->eval_data == NULL)
-            return APUS_E_INVALID;
+        st = apus_dataset_open(param(t, "eval_dataset"), &options, &t->eval_data, err);
     } else if (split > 0.0) {
         t->whole_data = t->data;
         t->data = NULL;
-        const apus_status st = apus_dataset_split(t->whole_data, split, s->seed, &t->data, &t->eval_data, err);
-        if (st != APUS_OK)
-            return st;
+        st = apus_dataset_split(t->whole_data, split, s->seed, &t->data, &t->eval_data, err);
     }
+    if (st != APUS_OK)
+        return st;
     t->has_eval = t->eval_data != NULL;
     const size_t rows = apus_dataset_rows(t->data);
-    apus_status st = check_vocabulary(t, t->data, err);
+    st = check_vocabulary(t, t->data, err);
     if (st == APUS_OK && t->has_eval)
         st = check_vocabulary(t, t->eval_data, err);
     if (st != APUS_OK)

@@ -109,11 +109,10 @@ static apus_status build(apus_updater *u, apus_error *err)
         const apus_tensor squares = G->emit(u->norm_graph, "apus.sum_squares/1", &norm_grad, 1, NULL, 0), both[2] = {total, squares};
         total = apus_is_none(total) ? squares : G->emit(u->norm_graph, "apus.add/1", both, 2, NULL, 0);
     }
-    u->update = apus_plan_new(g, u->model->device, NULL, 0, capacity, APUS_RECOMPUTE_NONE, err);
-    if (u->update == NULL)
-        return APUS_E_UNSUPPORTED;
-    u->norm = apus_plan_new(u->norm_graph, u->model->device, &total, 1, capacity, APUS_RECOMPUTE_NONE, err);
-    return u->norm != NULL ? APUS_OK : APUS_E_UNSUPPORTED;
+    const apus_status st = apus_plan_new(g, u->model->device, NULL, 0, capacity, APUS_RECOMPUTE_NONE, &u->update, err);
+    if (st != APUS_OK)
+        return st;
+    return apus_plan_new(u->norm_graph, u->model->device, &total, 1, capacity, APUS_RECOMPUTE_NONE, &u->norm, err);
 }
 
 apus_status apus_updater_bind(apus_updater *u, apus_plan *p, apus_error *err)

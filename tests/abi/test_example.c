@@ -101,8 +101,8 @@ static void test_numbers(void **state)
     const apus_tensor outputs[] = {context.sum, context.count, gradient};
     int64_t extents[APUS_N_DIM_SYMBOLS] = {0};
     extents[-1 - APUS_DIM_SCORED] = N;
-    apus_plan *plan = apus_plan_new(g, device, outputs, 3, extents, APUS_RECOMPUTE_NONE, &err);
-    if (plan == NULL) {
+    apus_plan *plan;
+    if (apus_plan_new(g, device, outputs, 3, extents, APUS_RECOMPUTE_NONE, &plan, &err) != APUS_OK) {
         fail_msg("%s", err.message);
     }
     const apus_feed feeds[] = {{"token_logps", logps}, {"ones", ones}};

@@ -20,7 +20,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     (void)snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     apus_error err = {{0}, {0}};
-    apus_source *s = apus_source_open(path, &err);
+    apus_source *s = NULL;
+    (void)apus_source_open(path, &s, &err);
     const char *name;
     size_t total = 0;
     while (s != NULL && total < ENOUGH && apus_source_next(s, &name, &err) > 0) {

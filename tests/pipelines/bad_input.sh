@@ -153,7 +153,7 @@ f inf.jsonl <<< '{"input_ids": [1e999]}'; d 1 'inf.jsonl:1' inf.jsonl
 f masked.jsonl <<< '{"input_ids": [1, 2, 3], "labels": [-100, -100, -100]}'; d 1 'no token left to train on' masked.jsonl
 f unknown.jsonl <<< '{"question": "a", "reply": "b"}'; d 1 'no dataset type recognises rows with the columns question, reply' unknown.jsonl
 f text.jsonl <<< '{"prompt": "a", "completion": "b"}'; d 1 'the model has no tokenizer' text.jsonl
-f data.parquet <<< 'PAR1'; d 1 'rows cannot be read from a file of this kind' data.parquet
+f data.parquet <<< 'PAR1'; d 5 'rows cannot be read from a file of this kind' data.parquet
 d 1 "leaves the archive ('..')" "$corpus/source/up.zip"
 printf '\x1f\x8b\x08\x00garbage' | f broken.jsonl.gz; d 1 'truncated gzip input' broken.jsonl.gz
 head -c 100000000 /dev/zero | tr '\0' ' ' | bzip2 -1 | f bomb.jsonl.bz2; d 1 'unpacks to more than 300 times' bomb.jsonl.bz2
@@ -172,10 +172,22 @@ c 5 'is the vocabulary head' run good.yaml 'stages.base.tuner={type: lora, targe
 c 4 'this training needs at least' run good.yaml 'backend={type: ref, memory: 1KiB}'
 c 4 'this training needs at least' plan good.yaml 'backend={type: ref, memory: 1KiB}'
 c 7 'the gradient norm' run good.yaml stages.base.max_steps=5 stages.base.optimizer.learning_rate=10 'stages.base.optimizer.eps=0' stages.base.max_grad_norm=0 stages.base.model.config.initializer_range=1000
+# What kind of error it was comes through to the exit code, from the model and from a loss's reference.
+mkdir notmodel
+huge='{vocab_size: 16000000, hidden_size: 1048576, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 2}'
+# r CODE TEXT REFERENCE: a preference pair against this model.
+r() { c "$1" "$2" run good.yaml 'stages.base.dataset={path: pairs.jsonl, type: preference}' "stages.base.loss={type: dpo, reference: $3}" "stages.base.model.tokenizer=$golden/../../configs/byte-tokenizer" stages.base.model.config.vocab_size=257; }
+export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}allocator_may_return_null=1
+c 4 'out of memory' run good.yaml "stages.base.model.config=$huge"
+c 4 'out of memory' run good.yaml backend=cpu "stages.base.model.config=$huge"
+r 4 'out of memory' "{arch: decoder, config: $huge}"
+r 5 'not a model file or folder' notmodel
+c 5 'not a model file or folder' score notmodel --ids 1,2
+c 5 'rows cannot be read from a file of this kind' preview good.yaml stages.base.dataset.path=data.parquet
 mkdir full && f full/file <<< x; c 1 'was not written by apus' run good.yaml stages.out.path=full
 
 # ------------------------------------------------------------ model files
-mkdir notmodel; c 5 'not a model file or folder' inspect notmodel
+c 5 'not a model file or folder' inspect notmodel
 f text.gguf <<< 'hello'; c 1 'does not begin with GGUF' inspect text.gguf
 head -c 100 "$corpus/gguf/llama" | f cut.gguf; c 1 'do not fit into 100 bytes' inspect cut.gguf
 head -c 700 "$corpus/gguf/llama" | f cut.gguf; c 1 'cut.gguf: ' inspect cut.gguf

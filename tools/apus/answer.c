@@ -102,12 +102,10 @@ int apus_answer_open(const apus_answer_arguments *a, int64_t parallel, apus_devi
         return code;
     const apus_generator_options options = {
         .parse_special = a->parse_special, .parallel = parallel, .cache_tokens = a->cache_tokens != NULL ? strtoll(a->cache_tokens, NULL, 10) : 0};
-    *g = apus_generator_new(m, &options, &err);
-    if (*g == NULL) {
+    const apus_status st = apus_generator_new(m, &options, g, &err);
+    if (st != APUS_OK)
         apus_device_close(*device);
-        return apus_exit(APUS_E_MEMORY, &err);
-    }
-    return 0;
+    return apus_exit(st, &err);
 }
 
 static int do_generate(int argc, char **argv)

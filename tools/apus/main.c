@@ -169,6 +169,7 @@ int apus_open_model(const apus_model_arguments *a, int keep, int with_weights, a
         return apus_exit(APUS_E_NOT_FOUND, &err);
     if (device != NULL)
         *device = NULL;
+    *model = NULL;
     if (with_weights) {
         apus_node *backend = backend_spec(a);
         st = apus_device_open(backend, device, &err);
@@ -176,9 +177,8 @@ int apus_open_model(const apus_model_arguments *a, int keep, int with_weights, a
     }
     const apus_model_options options = {
         .device = with_weights ? *device : NULL, .keep_encoded = keep, .now = (int64_t)time(NULL), .template_file = a->template_file};
-    *model = st == APUS_OK ? apus_model_open(spec, &options, &err) : NULL;
-    if (st == APUS_OK && *model == NULL)
-        st = APUS_E_INVALID;
+    if (st == APUS_OK)
+        st = apus_model_open(spec, &options, model, &err);
     const char *adapter = a->base != NULL ? a->model : a->adapter;
     if (st == APUS_OK && with_weights && adapter != NULL)
         st = apus_model_adapt(*model, adapter, &err);

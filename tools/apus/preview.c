@@ -66,40 +66,40 @@ static int preview_stage(const apus_pipeline *p, const apus_pipeline_stage *s, i
         if (earlier != NULL && strcmp(p->stages[i].name, earlier) == 0)
             spec = node->get(p->stages[i].params, "model");
     }
-    apus_node *tokenizer = NULL;
-    if (node->get(spec, "arch") != NULL) {
-        apus_examples *e = apus_examples_open(node->get(s->params, "dataset"), s->seed, &err);
-        tokenizer = e != NULL ? apus_examples_tokenizer(e) : NULL;
-        apus_examples_close(e);
-    }
+    apus_node *tokenizer = NULL, *row = NULL, *example = NULL;
+    apus_examples *e = NULL;
+    apus_model *m = NULL;
+    apus_dataset *d = NULL;
+    apus_status st = apus_examples_open(node->get(s->params, "dataset"), s->seed, &e, &err);
+    if (st == APUS_OK && node->get(spec, "arch") != NULL) /* from scratch: the data may bring its tokenizer */
+        tokenizer = apus_examples_tokenizer(e);
     const apus_model_options options = {.now = (int64_t)time(NULL), .tokenizer = tokenizer};
-    apus_model *m = apus_model_open(spec, &options, &err);
-    node->release(tokenizer);
-    if (m == NULL)
-        return apus_exit(APUS_E_INVALID, &err);
-    apus_examples *e = apus_examples_open(node->get(s->params, "dataset"), s->seed, &err);
-    apus_node *row = NULL, *example = NULL;
-    apus_status st = e != NULL ? apus_examples_get(e, 0, &row, &example, &err) : APUS_E_INVALID;
-    const int pairs = st == APUS_OK && node->get(example, "chosen") != NULL;
-    node->release(row);
-    node->release(example);
-    apus_examples_close(e);
-    const apus_dataset_options data = {
-        .text = apus_model_text(m), .pairs = pairs, .apart = apus_model_get_facts(m)->length_dependent, .seed = s->seed, .say = say};
-    apus_dataset *d = st == APUS_OK ? apus_dataset_open(node->get(s->params, "dataset"), &data, &err) : NULL;
-    if (d == NULL) {
-        apus_model_close(m);
-        return apus_exit(APUS_E_INVALID, &err);
+    if (st == APUS_OK)
+        st = apus_model_open(spec, &options, &m, &err);
+    if (st == APUS_OK)
+        st = apus_examples_get(e, 0, &row, &example, &err);
+    if (st == APUS_OK) {
+        const apus_dataset_options data = {.text = apus_model_text(m),
+                                           .pairs = node->get(example, "chosen") != NULL,
+                                           .apart = apus_model_get_facts(m)->length_dependent,
+                                           .seed = s->seed,
+                                           .say = say};
+        st = apus_dataset_open(node->get(s->params, "dataset"), &data, &d, &err);
     }
-    for (size_t i = 0; !json && i < apus_dataset_rows(d) && (int64_t)i < limit; i++) {
+    for (size_t i = 0; st == APUS_OK && !json && i < apus_dataset_rows(d) && (int64_t)i < limit; i++) {
         const apus_row r = apus_dataset_row(d, i);
         print_row(apus_model_text(m), &r, i, isatty(1));
     }
-    if (json)
+    if (st == APUS_OK && json)
         apus_print_json(node->copy(apus_dataset_report(d)), 1);
     apus_dataset_close(d);
     apus_model_close(m);
-    return 0;
+    node->release(tokenizer);
+    node->release(row);
+    node->release(example);
+    if (e != NULL)
+        apus_examples_close(e);
+    return apus_exit(st, &err);
 }
 
 static int do_preview(int argc, char **argv)

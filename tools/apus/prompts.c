@@ -206,13 +206,13 @@ static apus_status into_file(prompts *p, apus_generator *g, int64_t parallel, ap
 
 static apus_status read_lines(const char *path, apus_node *lines, apus_error *err)
 {
-    apus_rows *rows = apus_rows_open(path, err);
+    apus_rows *rows = NULL;
     apus_node *row = NULL;
-    int found = rows != NULL ? 1 : -1;
-    while (found > 0 && (found = apus_rows_next(rows, &row, err)) > 0)
+    apus_status st = apus_rows_open(path, &rows, err);
+    while (st == APUS_OK && (st = apus_rows_next(rows, &row, err)) == APUS_OK && row != NULL)
         (void)apus_nodes()->append(lines, row);
     apus_rows_close(rows);
-    return found < 0 ? APUS_E_INVALID : APUS_OK;
+    return st;
 }
 
 int apus_answer_prompts(const apus_answer_arguments *a)

@@ -73,9 +73,9 @@ static char *rows_of(const char *path)
     char *all = calloc(1, 1), *more;
     apus_error err = {0};
     apus_node *row = NULL;
-    apus_rows *r = apus_rows_open(path, &err);
-    int found = -1;
-    while (r != NULL && (found = apus_rows_next(r, &row, &err)) > 0) {
+    apus_rows *r = NULL;
+    apus_status st = apus_rows_open(path, &r, &err);
+    while (st == APUS_OK && (st = apus_rows_next(r, &row, &err)) == APUS_OK && row != NULL) {
         char *json = NODE->write_json(row, 0, NULL);
         NODE->release(row);
         more = realloc(all, length + strlen(json) + 2);
@@ -85,7 +85,7 @@ static char *rows_of(const char *path)
         apus_host_table()->free(json);
     }
     apus_rows_close(r);
-    if (found < 0) {
+    if (st != APUS_OK) {
         const char *message = strncmp(err.message, folder, strlen(folder)) == 0 ? err.message + strlen(folder) + 1 : err.message;
         more = realloc(all, length + strlen(message) + 1);
         assert_non_null(more);
@@ -171,7 +171,8 @@ static apus_dataset *open_data(const char *json, const char *cache, int threads,
 {
     apus_node *spec = NODE->parse_json(json, strlen(json), "test", err);
     const apus_dataset_options options = {.text = text, .cache_dir = cache, .seed = 7, .threads = threads};
-    apus_dataset *d = apus_dataset_open(spec, &options, err);
+    apus_dataset *d = NULL;
+    (void)apus_dataset_open(spec, &options, &d, err);
     NODE->release(spec);
     return d;
 }

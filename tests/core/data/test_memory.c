@@ -75,8 +75,8 @@ static size_t opened(int rows)
     (void)snprintf(cache, sizeof cache, "%s/cache", folder);
     apus_node *spec = NODE->parse_json(json, strlen(json), "test", &err);
     const apus_dataset_options options = {.cache_dir = cache, .seed = 7, .threads = 2};
-    apus_dataset *d = apus_dataset_open(spec, &options, &err);
-    if (d == NULL)
+    apus_dataset *d;
+    if (apus_dataset_open(spec, &options, &d, &err) != APUS_OK)
         fail_msg("%s", err.message);
     assert_int_equal(apus_dataset_split(d, 0.1, 3, &train, &eval, &err), APUS_OK);
     const size_t n = apus_dataset_rows(train);
@@ -115,15 +115,16 @@ static void test_lists(void **state)
     write_rows(path, "rows.json", MANY, 1);
     const size_t before = anonymous();
     size_t most = before;
-    int n = 0, found;
-    apus_rows *r = apus_rows_open(path, &err);
-    assert_non_null(r);
-    for (; (found = apus_rows_next(r, &row, &err)) > 0; n++) {
+    int n = 0;
+    apus_rows *r;
+    apus_status st;
+    assert_int_equal(apus_rows_open(path, &r, &err), APUS_OK);
+    for (; (st = apus_rows_next(r, &row, &err)) == APUS_OK && row != NULL; n++) {
         const size_t now = n % (MANY / 4) == MANY / 4 - 1 ? anonymous() : most;
         most = now > most ? now : most;
         NODE->release(row);
     }
-    assert_int_equal(found, 0);
+    assert_int_equal(st, APUS_OK);
     assert_int_equal(n, MANY);
     assert_true(most < before + ((size_t)4 << 20));
     apus_rows_close(r);

@@ -119,8 +119,8 @@ static inline apus_tensor bed_i64(bed *b, int64_t n, const int64_t *values)
 static inline apus_plan *bed_plan(bed *b, apus_device *d, const apus_tensor *out, size_t n_out, int recompute)
 {
     apus_error err;
-    apus_plan *p = apus_plan_new(b->g, d, out, n_out, b->extents, recompute, &err);
-    if (p == NULL)
+    apus_plan *p;
+    if (apus_plan_new(b->g, d, out, n_out, b->extents, recompute, &p, &err) != APUS_OK)
         fail_msg("%s", err.message);
     return p;
 }

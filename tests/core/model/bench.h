@@ -72,10 +72,9 @@ static inline apus_model *bench_model(const char *json, const apus_model_options
 {
     apus_error err = {0};
     apus_node *spec = bench_parse(json);
-    apus_model *m = apus_model_open(spec, options, &err);
+    apus_model *m;
+    OK(apus_model_open(spec, options, &m, &err));
     NODE->release(spec);
-    if (m == NULL)
-        fail_msg("%s", err.message);
     return m;
 }
 

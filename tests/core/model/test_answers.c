@@ -122,8 +122,8 @@ static void story_text(void **state)
         skip();
     for (size_t d = 0; d < 2; d++) {
         apus_error err = {0};
-        apus_generator *g = apus_generator_new(open_file(devices[d], STORIES "stories260K.gguf", 0), &one, &err);
-        assert_non_null(g);
+        apus_generator *g;
+        OK(apus_generator_new(open_file(devices[d], STORIES "stories260K.gguf", 0), &one, &g, &err));
         apus_node *a = answer_of(g, "Once upon a time", NULL, GREEDY(100));
         const char *text = NODE->as_string(NODE->get(a, "text"), NULL);
         if (strncmp(text, story, strlen(story)) != 0)
@@ -174,8 +174,8 @@ static void chat_answer(void **state)
         skip();
     for (int keep = 0; keep < 2; keep++) {
         apus_error err = {0};
-        apus_generator *g = apus_generator_new(open_file(devices[1], SMOLLM2, keep), &one, &err);
-        assert_non_null(g);
+        apus_generator *g;
+        OK(apus_generator_new(open_file(devices[1], SMOLLM2, keep), &one, &g, &err));
         apus_node *messages = bench_parse("[{\"role\": \"user\", \"content\": \"What is the capital of France?\"}]");
         apus_node *a = answer_of(g, NULL, messages, GREEDY(30));
         assert_string_equal(NODE->as_string(NODE->get(a, "text"), NULL), "The capital of France is Paris.");

@@ -134,9 +134,8 @@ static apus_generator *open_golden(apus_device *d, const char *name, apus_genera
     apus_error err = {0};
     const apus_model_options how = {.device = d, .keep_encoded = 1};
     snprintf(json, sizeof json, "\"%s/models/%s\"", APUS_TEST_GOLDEN, name);
-    apus_generator *g = apus_generator_new(bench_model(json, &how), &options, &err);
-    if (g == NULL)
-        fail_msg("%s", err.message);
+    apus_generator *g;
+    OK(apus_generator_new(bench_model(json, &how), &options, &g, &err));
     return g;
 }
 

@@ -492,9 +492,8 @@ static void pair_case(const char *rope, int shares)
     snprintf(json, sizeof json, "{\"path\": \"%s\", \"type\": \"preference\", \"max_length\": 200, \"shuffle\": false}", rows);
     apus_node *spec = bench_parse(json), *loss_spec = bench_parse("{\"type\": \"dpo\", \"reference\": \"precomputed\"}");
     const apus_dataset_options how = {.text = m->text, .pairs = 1, .apart = m->facts.length_dependent, .seed = 1};
-    apus_dataset *d = apus_dataset_open(spec, &how, &err);
-    if (d == NULL)
-        fail_msg("%s", err.message);
+    apus_dataset *d;
+    OK(apus_dataset_open(spec, &how, &d, &err));
     assert_int_equal(apus_dataset_rows(d), 2);
 
     apus_loss loss;

@@ -238,9 +238,8 @@ static void preference_case(apus_device *d, const apus_node *c, size_t which, do
     OK(apus_graph_status(g, &err));
     int64_t capacity[APUS_N_DIM_SYMBOLS] = {1, 1, 1, 1, 1};
     capacity[-1 - APUS_DIM_PAIRS] = (int64_t)n;
-    apus_plan *p = apus_plan_new(g, d, outputs, n_out + 2, capacity, APUS_RECOMPUTE_NONE, &err);
-    if (p == NULL)
-        fail_msg("%s", err.message);
+    apus_plan *p;
+    OK(apus_plan_new(g, d, outputs, n_out + 2, capacity, APUS_RECOMPUTE_NONE, &p, &err));
 
     double sum, count, total = 0.0;
     OK(apus_plan_run(p, capacity, feeds, n_feeds, &err)); /* the counts, then with them the gradients */
@@ -332,9 +331,7 @@ static void study_open(study *s, apus_model *m, const int32_t *ids, const int32_
     apus_node *spec = bench_parse(json), *loss = bench_parse("\"cross_entropy\"");
     OK(apus_loss_open(&s->loss, loss, &err));
     const apus_dataset_options options = {.seed = 1};
-    s->data = apus_dataset_open(spec, &options, &err);
-    if (s->data == NULL)
-        fail_msg("%s", err.message);
+    OK(apus_dataset_open(spec, &options, &s->data, &err));
     assert_int_equal(apus_dataset_rows(s->data), documents);
     NODE->release(spec);
     NODE->release(loss);

@@ -100,8 +100,7 @@ static run prepare(const apus_format_ops *format, void *file, int64_t tokens, in
     if (apus_graph_status(r.g, &err) != APUS_OK)
         fail_msg("%s", err.message);
     const int64_t capacity[APUS_N_DIM_SYMBOLS] = {tokens, segments, 0, 0, 0};
-    r.plan = apus_plan_new(r.g, device, outputs, r.n + 1, capacity, APUS_RECOMPUTE_NONE, &err);
-    if (r.plan == NULL)
+    if (apus_plan_new(r.g, device, outputs, r.n + 1, capacity, APUS_RECOMPUTE_NONE, &r.plan, &err) != APUS_OK)
         fail_msg("%s", err.message);
     ops.close(arch);
     free(wrt);

@@ -35,11 +35,11 @@ static inline const void *find_ops(const char *kind, const char *name)
 static inline apus_node *read_node(const char *path)
 {
     apus_error err = {0};
-    apus_source *s = apus_source_open(path, &err);
+    apus_source *s;
     const char *name;
     char *text = NULL;
     size_t n = 0, capacity = 0;
-    if (s == NULL || apus_source_next(s, &name, &err) != 1)
+    if (apus_source_open(path, &s, &err) != APUS_OK || apus_source_next(s, &name, &err) != 1)
         fail_msg("%s", err.message);
     for (int64_t got = 1; got > 0; n += (size_t)got) {
         if (capacity - n < 1 << 16)
