@@ -63,6 +63,8 @@ void apus_model_forget_file(apus_model *m);
  * nothing else from it. g: all that will read them; NULL: not known, none is packed. They stay where they are if they would fill half of
  * the machine's memory or there is none to be had: only speed and memory depend on it. Once for a model, before its plans. */
 void apus_model_settle(apus_model *m, const apus_graph *g, int all);
+/* Whether that can find anything to do without `all`: g need not be built otherwise. */
+int apus_model_shrinks(const apus_model *m);
 apus_status apus_model_init_weight(apus_model *m, apus_weight *w, uint64_t seed, apus_error *err);
 apus_status apus_model_merge_adapter(apus_model *m, const char *adapter, apus_error *err);
 void apus_model_drop_tuner(apus_model *m);

@@ -180,6 +180,8 @@ static apus_status build(apus_objective *o, apus_model *m, const apus_loss *l, i
 apus_status apus_objective_settle(apus_model *m, const apus_loss *l, int train, apus_error *err)
 {
     apus_objective o = {0};
+    if (!apus_model_shrinks(m))
+        return APUS_OK;
     apus_status st = build(&o, m, l, 0, err);
     if (st == APUS_OK && train)
         st = build_gradients(&o, m, err);
@@ -373,8 +375,9 @@ static apus_status open_other(apus_reference *r, const apus_node *spec, const ap
     apus_graph *g;
     apus_status st = apus_model_open(spec, &options, &r->model, err);
     r->owns_model = st == APUS_OK;
-    if (st == APUS_OK)
-        st = reference_graph(r, &g, &row_logps, err);
+    if (st != APUS_OK || !apus_model_shrinks(r->model))
+        return st;
+    st = reference_graph(r, &g, &row_logps, err);
     if (st != APUS_OK)
         return st;
     apus_model_settle(r->model, g, 0);

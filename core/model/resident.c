@@ -5,6 +5,7 @@
  * A backend gives large blocks on large pages. A map of a file has small ones, and decoding, which reads every weight for every
  * token, then waits for address translation as long as a third of the time (in a virtual machine).
  */
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -74,13 +75,20 @@ static int lossless(const apus_model *m, const apus_view *v, const apus_weight *
     return !s.lossy;
 }
 
-/* Bytes of the weight packed, and its element type then; 0: it cannot be. g: all that will read it. */
+/* Bytes of the weight packed, and its element type then, if that is only read, by kernels that take it; 0: it cannot be. */
+static size_t packed_size(const apus_model *m, const apus_weight *w, apus_dtype *packed)
+{
+    const apus_view v = view_of(m, w);
+    return w->device != NULL && !w->trained ? apus_device_pack(m->device, &v, packed, NULL) : 0;
+}
+
+/* The same with all that will read it: g. */
 static size_t packed_bytes(const apus_model *m, const apus_graph *g, const apus_weight *w, apus_dtype *packed)
 {
     const apus_op *readers[READERS];
     const apus_view v = view_of(m, w);
-    const size_t n = g != NULL && w->device != NULL && !w->trained ? apus_graph_readers(g, w->spec.name, readers, READERS) : 0;
-    const size_t bytes = n > 0 && n <= READERS ? apus_device_pack(m->device, &v, packed, NULL) : 0;
+    const size_t n = g != NULL ? apus_graph_readers(g, w->spec.name, readers, READERS) : 0;
+    const size_t bytes = n > 0 && n <= READERS ? packed_size(m, w, packed) : 0;
     int exact = 0, multiplied = 0;
     for (size_t i = 0; i < n && bytes > 0; i++) {
         if (apus_device_kernel(m->device, readers[i]->name, *packed) == NULL)
@@ -91,7 +99,12 @@ static size_t packed_bytes(const apus_model *m, const apus_graph *g, const apus_
     return multiplied && (!exact || lossless(m, &v, w, *packed)) ? bytes : 0;
 }
 
-/* A weight moves to `to`. packed: its bytes there; 0: as it is. */
+/* What settling does with a weight. */
+typedef struct place {
+    size_t room;   /* bytes of the memory it moves to; 0: it does not move */
+    size_t packed; /* of them, when it is packed; 0: it moves as it is */
+} place;
+
 static void move_weight(apus_model *m, apus_weight *w, size_t packed, char *to)
 {
     if (packed > 0) {
@@ -110,34 +123,49 @@ static void move_weight(apus_model *m, apus_weight *w, size_t packed, char *to)
         m->format.ops.forget(m->format.file);
 }
 
-/* Bytes that weight i takes when it moves; 0: it does not. Not all: only if they are fewer. */
-static size_t room(const apus_model *m, const apus_graph *g, int all, size_t i, size_t *packed)
+/* Not all: a weight moves only if it takes less then. */
+static place place_of(const apus_model *m, const apus_graph *g, int all, const apus_weight *w)
 {
     apus_dtype type;
-    const apus_weight *w = &m->weights[i];
-    *packed = packed_bytes(m, g, w, &type);
-    if (!all && *packed >= w->bytes)
-        *packed = 0;
-    const size_t bytes = *packed > 0 ? *packed : all && in_file(w) ? w->bytes : 0;
-    return (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    size_t packed = packed_bytes(m, g, w, &type);
+    if (!all && packed >= w->bytes)
+        packed = 0;
+    const size_t bytes = packed > 0 ? packed : all && in_file(w) ? w->bytes : 0;
+    return (place){(bytes + ALIGN - 1) / ALIGN * ALIGN, packed};
+}
+
+int apus_model_shrinks(const apus_model *m)
+{
+    int shrinks = 0;
+    apus_dtype type;
+    for (size_t i = 0; i < m->n_weights && !shrinks && apus_device_host_memory(m->device) && m->resident == NULL; i++) {
+        const size_t packed = packed_size(m, &m->weights[i], &type);
+        shrinks = packed > 0 && packed < m->weights[i].bytes;
+    }
+    return shrinks;
 }
 
 void apus_model_settle(apus_model *m, const apus_graph *g, int all)
 {
-    size_t bytes = 0, at = 0, packed;
+    size_t bytes = 0, at = 0;
     if (!apus_device_host_memory(m->device) || m->resident != NULL)
         return;
-    for (size_t i = 0; i < m->n_weights; i++)
-        bytes += room(m, g, all, i, &packed);
+    place *places = malloc((m->n_weights + 1) * sizeof *places);
+    if (places == NULL)
+        return;
+    for (size_t i = 0; i < m->n_weights; i++) {
+        places[i] = place_of(m, g, all, &m->weights[i]);
+        bytes += places[i].room;
+    }
     const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
     /* a file's pages can leave memory again, copies cannot */
     if (bytes > 0 && pages > 0 && page > 0 && bytes / (size_t)page <= (size_t)pages / 2)
         m->resident = apus_device_alloc(m->device, bytes, NULL);
     m->resident_bytes = m->resident != NULL ? bytes : 0;
     for (size_t i = 0; i < m->n_weights && m->resident != NULL; i++) {
-        const size_t its = room(m, g, all, i, &packed);
-        if (its > 0)
-            move_weight(m, &m->weights[i], packed, (char *)m->resident + at);
-        at += its;
+        if (places[i].room > 0)
+            move_weight(m, &m->weights[i], places[i].packed, (char *)m->resident + at);
+        at += places[i].room;
     }
+    free(places);
 }
