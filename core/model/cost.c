@@ -102,8 +102,7 @@ static apus_node *shape_of(const apus_trainer *t)
     return spec;
 }
 
-/* {BF16: {weights: [names], bytes}}: the packed ones, by what they hold. */
-static apus_node *packed_weights(const apus_model *m)
+apus_node *apus_model_packed(const apus_model *m)
 {
     apus_node *packed = NODE->make_map();
     for (size_t i = 0; i < m->n_weights; i++) {
@@ -136,7 +135,7 @@ apus_node *apus_model_chosen(const apus_model *m, const apus_plan *p)
         (void)snprintf(line, sizeof line, "%s: %s", NODE->as_string(NODE->get(op, "op"), NULL), NODE->as_string(NODE->get(op, "kernel"), NULL));
         (void)NODE->append(kernels, NODE->make_string(line, (size_t)-1));
     }
-    (void)NODE->set(chosen, "packed", packed_weights(m));
+    (void)NODE->set(chosen, "packed", apus_model_packed(m));
     if (p != NULL)
         (void)NODE->set(chosen, "kernels", kernels);
     else
@@ -175,7 +174,7 @@ apus_status apus_trainer_describe(apus_trainer *t, apus_node *map, apus_error *e
     (void)NODE->set(map, "steps_done", NODE->make_int(t->step));
     (void)NODE->set(map, "memory", describe_memory(t));
     (void)NODE->set(map, "layout", NODE->make_string(apus_trainer_layout(t, layout), (size_t)-1));
-    (void)NODE->set(map, "packed", packed_weights(t->model));
+    (void)NODE->set(map, "packed", apus_model_packed(t->model));
     /* The plan's cost is for a full micro-batch; a step holds batch_size rows of average length. */
     const double rows = (double)apus_dataset_rows(t->data);
     const double tokens = (double)apus_dataset_limits(t->data)->tokens / rows * fmin((double)int_param(t, "batch_size"), rows);

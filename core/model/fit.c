@@ -122,12 +122,6 @@ const char *apus_trainer_layout(const apus_trainer *t, char text[160])
                        r == APUS_RECOMPUTE_NONE    ? "nothing computed again"
                        : r == APUS_RECOMPUTE_CHEAP ? "cheap operations computed again"
                                                    : "all blocks computed again");
-    size_t packed = 0;
-    for (size_t i = 0; i < t->model->n_weights; i++)
-        packed += (t->model->weights[i].dtype & APUS_PACKED) != 0;
-    const size_t used = strlen(text);
-    if (packed > 0)
-        (void)snprintf(text + used, 160 - used, ", %zu frozen weights packed", packed);
     return text;
 }
 

@@ -154,13 +154,6 @@ static apus_status evaluate(apus_stage_context *s, const apus_node *params, apus
     return st;
 }
 
-static void tell_packed(const apus_model *m, apus_node *costs)
-{
-    apus_node *chosen = apus_model_chosen(m, NULL);
-    (void)NODE->set(costs, "packed", NODE->copy(NODE->get(chosen, "packed")));
-    NODE->release(chosen);
-}
-
 static apus_status evaluate_plan(apus_stage_context *s, const apus_node *params, apus_node *costs, apus_error *err)
 {
     evaluation e;
@@ -173,7 +166,7 @@ static apus_status evaluate_plan(apus_stage_context *s, const apus_node *params,
         (void)NODE->set(costs, "rows", NODE->make_int((int64_t)apus_dataset_rows(e.data)));
         apus_node_set_float(costs, "tokens", tokens);
         apus_node_set_float(costs, "seconds", token * tokens);
-        tell_packed(e.model, costs);
+        (void)NODE->set(costs, "packed", apus_model_packed(e.model));
     }
     close_evaluation(&e);
     return st;
@@ -218,7 +211,7 @@ static apus_status generator_open(apus_stage_context *s, const apus_node *params
 
 static void generator_plan(apus_generator *g, apus_node *costs)
 {
-    tell_packed(apus_generator_model(g), costs);
+    (void)NODE->set(costs, "packed", apus_model_packed(apus_generator_model(g)));
 }
 
 static apus_status rows_open(apus_stage_context *s, const apus_node *dataset, void **rows, int64_t *count, apus_error *err)

@@ -91,11 +91,13 @@ typedef struct apus_training_memory {
     uint64_t total;
 } apus_training_memory;
 apus_training_memory apus_trainer_memory(const apus_trainer *t);
-/* "micro-batches of up to 512 tokens, 3 of 30 blocks computed again, 211 frozen weights packed" */
+/* "micro-batches of up to 512 tokens, 3 of 30 blocks computed again" */
 const char *apus_trainer_layout(const apus_trainer *t, char text[160]);
 
-/* What was decided, for the lock: {packed: {BF16: {weights: [names], bytes}}, kernels: ["op: table"]} of a model and a plan over it (NULL:
- * without kernels); of a training {layout, memory} too. owner: caller. (cost.c) */
+/* {BF16: {weights: [names], bytes}}: the packed weights, by what they hold. owner: caller. (cost.c) */
+apus_node *apus_model_packed(const apus_model *m);
+/* What was decided, for the lock: {packed, kernels: ["op: table"]} of a model and a plan over it (NULL: without kernels); of a training
+ * {layout, memory} too. owner: caller. (cost.c) */
 apus_node *apus_model_chosen(const apus_model *m, const apus_plan *p);
 apus_node *apus_trainer_chosen(const apus_trainer *t);
 /* What the training costs, into a map: parameters, trained, rows, steps, steps_done, memory (bytes), layout, tokens_per_step,
