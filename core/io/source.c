@@ -257,7 +257,7 @@ apus_status apus_source_open(const char *path, apus_source **source, apus_error 
     s->fd = -1;
     apus_status status;
     if (stat(path, &st) != 0) {
-        status = fail(s, APUS_E_IO, err, "cannot open: %s", strerror(errno));
+        status = fail(s, errno == ENOENT ? APUS_E_NOT_FOUND : APUS_E_IO, err, "cannot open: %s", strerror(errno));
     } else if (S_ISDIR(st.st_mode)) {
         size_t capacity = 0;
         status = collect(s, "", 0, &capacity, err);
