@@ -78,7 +78,7 @@ typedef struct apus_kernel {
     /* Of linear: W in an order of the kernel's own that it reads faster, laid out once where W is only read and that many times: before
      * a generator answers, an adapter is trained. Gives the bytes it takes (0: W stays as it is) and in *packed its element type from then
      * on, APUS_PACKED | that of the values, one of `encodings`; a shorter one than W's where the kernel rounds to that anyway, and then,
-     * unless W's values lose nothing, only linear and linear_dx may read it, whose kernels round alike. Every op that reads W must have a
+     * unless W's values lose nothing, only linear, linear_dx and token_logprob may read it, whose kernels round alike. Every op that reads W must have a
      * kernel for that type. to: 64-byte aligned, zeroed; NULL: only tells, weight->data may be NULL. NULL: there is no such order. [main];
      * threads inside are the backend's. */
     size_t (*pack)(void *backend, const apus_view *weight, apus_dtype *packed, void *to);

@@ -387,7 +387,12 @@ static apus_tensor linear(apus_graph *g, apus_tensor x, const apus_weight_spec *
 
 static apus_tensor embedding(apus_graph *g, apus_tensor ids, const apus_weight_spec *w)
 {
-    const apus_tensor in[2] = {weight(g, w), ids};
+    apus_tensor in[2] = {weight(g, w), ids};
+    if (g->status == APUS_OK && g->hooks.rows_apart != NULL && g->hooks.rows_apart(g->hooks.context, w)) {
+        char name[512];
+        (void)snprintf(name, sizeof name, "%s" APUS_GRAPH_ROWS, w->name);
+        in[0] = named(g, APUS_NODE_VARIABLE, name, APUS_REAL, (uint32_t)w->ndim, w->dims);
+    }
     const apus_tensor y = emit(g, "apus.embedding/1", in, 2, NULL, 0);
     if (g->hooks.embedding == NULL || g->status != APUS_OK)
         return y;

@@ -48,10 +48,14 @@ apus_dtype apus_dtype_parse(const char *name);        /* -1 when unknown; any ca
 /* ---- building */
 
 /* What surrounds the graph: every NULL has a plain default. Hooks call the graph's functions to build. */
+#define APUS_GRAPH_ROWS " (rows)"
 typedef struct apus_graph_hooks {
     void *context;
     /* Element type a weight is stored in (APUS_REAL or an encoding), when it is first asked for. */
     apus_dtype (*stored)(void *context, const apus_weight_spec *w);
+    /* 1: embedding reads rows of real numbers from a variable of its own, named as the weight with APUS_GRAPH_ROWS behind it: what is
+     * stored for products was rounded. Default: 0. */
+    int (*rows_apart)(void *context, const apus_weight_spec *w);
     /* Default: linear op on the weight's variable. `y` is that default. Returns y or what replaces it (tuners). */
     apus_tensor (*linear)(void *context, apus_graph *g, apus_tensor x, const apus_weight_spec *w, apus_tensor y);
     apus_tensor (*embedding)(void *context, apus_graph *g, apus_tensor ids, const apus_weight_spec *w, apus_tensor y);

@@ -58,10 +58,10 @@ apus_status apus_model_load(apus_model *m, apus_weight *w, const apus_tensor_inf
 /* Once all weights are copies, the file's pages need not stay in memory beside them. */
 void apus_model_forget_file(apus_model *m);
 /* Before weights are read many times and never again changed or written to a file: those that are not trained are packed
- * (apus_kernel.pack) where every kernel that g reads them with can take that. all: for products of few rows, which wait for weights; and
- * those that lie in the file move into the device's memory too. Else what takes less memory alone is packed: products of many rows have
- * nothing else from it. g: all that will read them; NULL: not known, none is packed. They stay where they are if they would fill half of
- * the machine's memory or there is none to be had: only speed and memory depend on it. Once for a model, before its plans. */
+ * (apus_kernel.pack) where every kernel that g reads them with can take that; where packing rounds, embedding reads the file's. all: for products of
+ * few rows, which wait for weights; and those that lie in the file move into the device's memory too. Else what takes less memory alone is packed:
+ * products of many rows have nothing else from it. g: all that will read them; NULL: not known, none is packed. They stay where they are if they
+ * would fill half of the machine's memory or there is none to be had: only speed and memory depend on it. Once for a model, before its plans. */
 void apus_model_settle(apus_model *m, const apus_graph *g, int all);
 /* Whether that can find anything to do without `all`: g need not be built otherwise. */
 int apus_model_shrinks(const apus_model *m);

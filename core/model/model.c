@@ -353,6 +353,12 @@ static apus_dtype hook_stored(void *context, const apus_weight_spec *spec)
     return w != NULL ? w->dtype : APUS_REAL;
 }
 
+static int hook_rows_apart(void *context, const apus_weight_spec *spec)
+{
+    const apus_weight *w = apus_model_weight_named(((apus_model_graph_context *)context)->model, spec->name);
+    return w != NULL && w->rows != NULL;
+}
+
 static apus_tensor hook_linear(void *context, apus_graph *g, apus_tensor x, const apus_weight_spec *spec, apus_tensor y)
 {
     apus_model_graph_context *c = context;
@@ -402,6 +408,7 @@ apus_graph *apus_model_graph(apus_model *m, const apus_forward_options *options)
     m->graphs = c;
     const apus_graph_hooks hooks = {.context = c,
                                     .stored = hook_stored,
+                                    .rows_apart = hook_rows_apart,
                                     .linear = hook_linear,
                                     .embedding = hook_embedding,
                                     .attention = options->mode == APUS_FORWARD_CACHED ? hook_attention : NULL};
@@ -428,17 +435,30 @@ apus_status apus_model_forward(apus_model *m, apus_graph *g, apus_forward *f, ap
     return apus_graph_status(g, err);
 }
 
+static int has_variable(const apus_plan *p, const char *name)
+{
+    const size_t n = apus_plan_variable_count(p);
+    size_t i = 0;
+    while (i < n && strcmp(apus_plan_variable_at(p, i, NULL), name) != 0)
+        i++;
+    return i < n;
+}
+
 apus_status apus_model_bind(apus_model *m, apus_plan *p, apus_error *err)
 {
-    for (size_t i = 0; i < apus_plan_variable_count(p); i++) {
-        apus_weight *w = apus_model_weight_named(m, apus_plan_variable_at(p, i, NULL));
-        if (w == NULL)
-            continue;
-        apus_status st = apus_plan_bind(p, w->spec.name, w->device, err);
-        if (st != APUS_OK)
-            return st;
+    apus_status st = APUS_OK;
+    for (size_t i = 0; i < apus_plan_variable_count(p) && st == APUS_OK; i++) {
+        const apus_weight *w = apus_model_weight_named(m, apus_plan_variable_at(p, i, NULL));
+        if (w != NULL)
+            st = apus_plan_bind(p, w->spec.name, w->device, err);
     }
-    return APUS_OK;
+    for (size_t i = 0; i < m->n_weights && st == APUS_OK; i++) {
+        char name[512];
+        (void)snprintf(name, sizeof name, "%s" APUS_GRAPH_ROWS, m->weights[i].spec.name);
+        if (m->weights[i].rows != NULL && has_variable(p, name))
+            st = apus_plan_bind(p, name, m->weights[i].rows, err);
+    }
+    return st;
 }
 
 /* ---------------------------------------------------------------- weight list */

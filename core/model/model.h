@@ -16,6 +16,7 @@ typedef struct apus_weight {
     apus_weight_spec spec; /* strings: owner: the model */
     apus_dtype dtype;      /* APUS_REAL or an encoding */
     void *device;          /* device memory, or the mapped file where the backend computes in host memory */
+    void *rows;            /* real numbers in the mapped file, which embedding reads where `device` holds rounded ones; NULL: it reads that */
     size_t bytes;          /* of device memory */
     int owned;             /* device memory is ours to free */
     int trained;

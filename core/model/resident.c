@@ -41,7 +41,12 @@ static apus_view view_of(const apus_model *m, const apus_weight *w)
 /* Does op read a weight that was rounded as if it had not been? It rounds to that anyway. */
 static int rounds(const apus_op *op)
 {
-    return strcmp(op->name, "apus.linear/1") == 0 || strcmp(op->name, "apus.linear_dx/1") == 0;
+    return strcmp(op->name, "apus.linear/1") == 0 || strcmp(op->name, "apus.linear_dx/1") == 0 || strcmp(op->name, "apus.token_logprob/1") == 0;
+}
+
+static int gathers(const apus_op *op)
+{
+    return strcmp(op->name, "apus.embedding/1") == 0;
 }
 
 typedef struct scan {
@@ -82,43 +87,50 @@ static size_t packed_size(const apus_model *m, const apus_weight *w, apus_dtype 
     return w->device != NULL && !w->trained ? apus_device_pack(m->device, &v, packed, NULL) : 0;
 }
 
-/* The same with all that will read it: g. */
-static size_t packed_bytes(const apus_model *m, const apus_graph *g, const apus_weight *w, apus_dtype *packed)
-{
-    const apus_op *readers[READERS];
-    const apus_view v = view_of(m, w);
-    const size_t n = g != NULL ? apus_graph_readers(g, w->spec.name, readers, READERS) : 0;
-    const size_t bytes = n > 0 && n <= READERS ? packed_size(m, w, packed) : 0;
-    int exact = 0, multiplied = 0;
-    for (size_t i = 0; i < n && bytes > 0; i++) {
-        if (apus_device_kernel(m->device, readers[i]->name, *packed) == NULL)
-            return 0;
-        exact |= !rounds(readers[i]);
-        multiplied |= strcmp(readers[i]->name, "apus.embedding/1") != 0;
-    }
-    return multiplied && (!exact || lossless(m, &v, w, *packed)) ? bytes : 0;
-}
-
 /* What settling does with a weight. */
 typedef struct place {
     size_t room;   /* bytes of the memory it moves to; 0: it does not move */
     size_t packed; /* of them, when it is packed; 0: it moves as it is */
+    int apart;     /* embedding goes on reading the file: packing rounds */
 } place;
 
-static void move_weight(apus_model *m, apus_weight *w, size_t packed, char *to)
+/* The weight packed, if all that will read it (g) takes that; packed 0: it stays in its order. */
+static place packed_place(const apus_model *m, const apus_graph *g, const apus_weight *w)
 {
-    if (packed > 0) {
+    apus_dtype packed;
+    const apus_op *readers[READERS];
+    const apus_view v = view_of(m, w);
+    const size_t n = g != NULL ? apus_graph_readers(g, w->spec.name, readers, READERS) : 0;
+    const size_t bytes = n > 0 && n <= READERS ? packed_size(m, w, &packed) : 0;
+    int exact = 0, gathered = 0, multiplied = 0;
+    for (size_t i = 0; i < n && bytes > 0; i++) {
+        if (apus_device_kernel(m->device, readers[i]->name, packed) == NULL)
+            return (place){0};
+        gathered |= gathers(readers[i]);
+        multiplied |= !gathers(readers[i]);
+        exact |= !gathers(readers[i]) && !rounds(readers[i]);
+    }
+    if (bytes == 0 || !multiplied)
+        return (place){0};
+    const int loses = (exact || gathered) && !lossless(m, &v, w, packed);
+    return loses && (exact || !in_file(w) || w->dtype != APUS_REAL) ? (place){0} : (place){.packed = bytes, .apart = loses};
+}
+
+static void move_weight(apus_model *m, apus_weight *w, const place *p, char *to)
+{
+    if (p->packed > 0) {
         const apus_view v = view_of(m, w);
         (void)apus_device_pack(m->device, &v, &w->dtype, to);
     } else {
         move c = {to, w->device, w->bytes};
         apus_device_parallel(m->device, (int64_t)((w->bytes + PIECE - 1) / PIECE), copy_piece, &c);
     }
+    w->rows = p->apart ? w->device : NULL;
     if (w->owned)
         apus_device_free(m->device, w->device, w->bytes);
     w->owned = 0;
     w->device = to;
-    w->bytes = packed > 0 ? packed : w->bytes;
+    w->bytes = p->packed > 0 ? p->packed : w->bytes;
     if (m->format.ops.forget != NULL && m->format.file != NULL) /* at once: both copies of all would be twice the memory */
         m->format.ops.forget(m->format.file);
 }
@@ -126,12 +138,12 @@ static void move_weight(apus_model *m, apus_weight *w, size_t packed, char *to)
 /* Not all: a weight moves only if it takes less then. */
 static place place_of(const apus_model *m, const apus_graph *g, int all, const apus_weight *w)
 {
-    apus_dtype type;
-    size_t packed = packed_bytes(m, g, w, &type);
-    if (!all && packed >= w->bytes)
-        packed = 0;
-    const size_t bytes = packed > 0 ? packed : all && in_file(w) ? w->bytes : 0;
-    return (place){(bytes + ALIGN - 1) / ALIGN * ALIGN, packed};
+    place p = packed_place(m, g, w);
+    if (!all && p.packed >= w->bytes)
+        p = (place){0};
+    const size_t bytes = p.packed > 0 ? p.packed : all && in_file(w) ? w->bytes : 0;
+    p.room = (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    return p;
 }
 
 int apus_model_shrinks(const apus_model *m)
@@ -164,7 +176,7 @@ void apus_model_settle(apus_model *m, const apus_graph *g, int all)
     m->resident_bytes = m->resident != NULL ? bytes : 0;
     for (size_t i = 0; i < m->n_weights && m->resident != NULL; i++) {
         if (places[i].room > 0)
-            move_weight(m, &m->weights[i], places[i].packed, (char *)m->resident + at);
+            move_weight(m, &m->weights[i], &places[i], (char *)m->resident + at);
         at += places[i].room;
     }
     free(places);

@@ -351,7 +351,8 @@ static void slopes_block(const apus_kernel_call *c, const head *h, int64_t first
         const float *b_row = head_row(h, h->targets[first + r], tile_rows);
         for (int64_t j = 0; j < h->k; j += LANES) {
             float *er = e + r * h->k + j;
-            put(er, v_fma(get(b_row + j, h->k - j), v_all(s), -(get(er, h->k - j) * v_all(p))), h->k - j);
+            const vf exact = get(b_row + j, h->k - j), of_target = h->t == BFLOAT16 ? v_round(exact) : exact; /* a factor as all of W is */
+            put(er, v_fma(of_target, v_all(s), -(get(er, h->k - j) * v_all(p))), h->k - j);
         }
         head_finish(c, first + r, logit_of, all);
     }
