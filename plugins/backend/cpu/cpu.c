@@ -1,5 +1,5 @@
 /*
- * Backend "cpu": memory, threads and the choice of instruction set; and the table of its kernels.
+ * Backend "cpu": threads and the choice of instruction set; and the table of its kernels.
  *
  * $APUS_CPU_ISA (portable, avx2, avx512) asks for less than the machine has, for tests.
  */
@@ -9,12 +9,9 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
-
-enum { HUGE_PAGE = 2 * 1024 * 1024 };
 
 /* ---------------------------------------------------------------- the device */
 
@@ -92,7 +89,13 @@ static apus_status cpu_open(const apus_host *host, const apus_node *params, void
     cpu->threads = asked > 0 ? (int)asked : usable_cores();
     const char *rounded = host->node->as_string(host->node->get(params, "activations"), NULL);
     cpu->integers = rounded != NULL && strcmp(rounded, "int8") == 0;
-    (void)snprintf(cpu->description, sizeof cpu->description, "cpu: %d thread%s, %s%s%s", cpu->threads, cpu->threads == 1 ? "" : "s", isa->name,
+    cpu->nodes = apus_cpu_nodes(&cpu->node_mask);
+    char nodes[48] = "";
+    if (cpu->nodes > 1) {
+        (void)snprintf(nodes, sizeof nodes, ", memory over %d nodes", cpu->nodes);
+    }
+    (void)snprintf(cpu->description, sizeof cpu->description, "cpu: %d thread%s, %s%s%s%s", cpu->threads, cpu->threads == 1 ? "" : "s", isa->name,
+                   nodes,
                    !cpu->bfloat16  ? ""
                    : cpu->integers ? ", products in bfloat16"
                                    : ", products and kept activations in bfloat16",
@@ -113,43 +116,20 @@ static apus_dtype cpu_real(void *backend)
     return APUS_F32;
 }
 
-static size_t whole_pages(size_t bytes)
-{
-    return (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-}
-
-/* Large blocks are mapped on borders of huge pages: reading weights is bound by address translation otherwise. */
 static void *cpu_alloc(void *backend, size_t bytes)
 {
     const apus_cpu *cpu = (const apus_cpu *)backend;
-    if (bytes < HUGE_PAGE) {
-        return cpu->host->alloc(bytes > 0 ? bytes : 64);
-    }
-    if (bytes > SIZE_MAX - 2 * (size_t)HUGE_PAGE) {
-        return NULL;
-    }
-    const size_t size = whole_pages(bytes);
-    char *p = (char *)mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == (char *)MAP_FAILED) {
-        return NULL;
-    }
-    const size_t skip = (HUGE_PAGE - (uintptr_t)p % HUGE_PAGE) % HUGE_PAGE;
-    if (skip > 0) {
-        (void)munmap(p, skip);
-    }
-    (void)munmap(p + skip + size, HUGE_PAGE - skip);
-    (void)madvise(p + skip, size, MADV_HUGEPAGE); /* only advice: a kernel without huge pages says no */
-    return p + skip;
+    return bytes < APUS_CPU_LARGE ? cpu->host->alloc(bytes > 0 ? bytes : 64) : apus_cpu_map(cpu, bytes);
 }
 
 static void cpu_free(void *backend, void *p, size_t bytes)
 {
     const apus_cpu *cpu = (const apus_cpu *)backend;
-    if (p == NULL || bytes < HUGE_PAGE) {
+    if (p == NULL || bytes < APUS_CPU_LARGE) {
         cpu->host->free(p);
-        return;
+    } else {
+        apus_cpu_unmap(p, bytes);
     }
-    (void)munmap(p, whole_pages(bytes));
 }
 
 static int cpu_host_memory(void *backend)

@@ -113,10 +113,20 @@ typedef struct apus_cpu {
     const apus_host *host;
     const apus_cpu_isa *isa;
     int threads;
-    int bfloat16; /* products round their operands to it */
-    int integers; /* activations that meet a weight in Q8_0 or Q4_0 are rounded to 8 bits */
-    char description[160];
+    int bfloat16;            /* products round their operands to it */
+    int integers;            /* activations that meet a weight in Q8_0 or Q4_0 are rounded to 8 bits */
+    int nodes;               /* of memory, that the process may use */
+    unsigned long node_mask; /* which */
+    char description[208];
 } apus_cpu;
+
+enum { APUS_CPU_LARGE = 2 * 1024 * 1024 }; /* bytes: from here on a block is mapped */
+
+/* memory.c. Zeroed when first touched. NULL: there is none. */
+void *apus_cpu_map(const apus_cpu *cpu, size_t bytes);
+void apus_cpu_unmap(void *p, size_t bytes);
+/* How many memory nodes the process may use, at least 1, and which. */
+int apus_cpu_nodes(unsigned long *mask);
 
 static inline const apus_cpu *apus_cpu_of(const apus_kernel_call *call)
 {

@@ -7,6 +7,9 @@
 #include "rounding.h"
 
 #include <apus/blocks.h>
+#include <linux/mempolicy.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static int setup(void **state)
 {
@@ -534,12 +537,32 @@ static void test_device(void **state)
     assert_int_equal(unsetenv("APUS_CPU_ISA"), 0);
 }
 
+/* Where a process may use several memory nodes, large blocks are dealt out over them. */
+static void test_nodes(void **state)
+{
+    (void)state;
+    const apus_backend_ops *ops = bench_backend("cpu");
+    if (strstr(ops->describe(bench_cpu[0]), " nodes") == NULL) {
+        print_message("skipped: dealing memory out over nodes: this process has one\n");
+        skip();
+    }
+    void *p = ops->alloc(bench_cpu[0], 8u << 20);
+    int mode = -1;
+    unsigned long mask = 0;
+    assert_non_null(p);
+    assert_int_equal(syscall(SYS_get_mempolicy, &mode, &mask, 8 * sizeof mask + 1, p, MPOL_F_ADDR), 0);
+    assert_int_equal(mode, MPOL_INTERLEAVE);
+    assert_true((mask & (mask - 1)) != 0);
+    ops->free(bench_cpu[0], p, 8u << 20);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_elementwise), cmocka_unit_test(test_ranges), cmocka_unit_test(test_accuracy), cmocka_unit_test(test_index),
         cmocka_unit_test(test_bad_index),   cmocka_unit_test(test_linear), cmocka_unit_test(test_encoded),  cmocka_unit_test(test_linear_rows),
         cmocka_unit_test(test_norms),       cmocka_unit_test(test_rope),   cmocka_unit_test(test_scratch),  cmocka_unit_test(test_device),
+        cmocka_unit_test(test_nodes),
     };
     return cmocka_run_group_tests(tests, setup, bench_close);
 }
