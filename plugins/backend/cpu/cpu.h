@@ -115,7 +115,7 @@ typedef struct apus_cpu {
     int threads;
     int bfloat16; /* products round their operands to it */
     int integers; /* activations that meet a weight in Q8_0 or Q4_0 are rounded to 8 bits */
-    char description[160];
+    char description[160], hardware[80];
 } apus_cpu;
 
 static inline const apus_cpu *apus_cpu_of(const apus_kernel_call *call)
