@@ -164,7 +164,9 @@ static int by_value(const void *a, const void *b)
 static apus_status time_tables(bench *b, const apus_kernel_entry **e, size_t n, double seconds, double *medians, apus_error *err)
 {
     double(*taken)[CALLS_MOST] = malloc(n * sizeof *taken);
-    apus_status st = taken != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "out of memory");
+    if (taken == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
+    apus_status st = APUS_OK;
     size_t calls = 0, turn = 0;
     const double begin = apus_clock();
     for (int warm = 1; st == APUS_OK && calls < CALLS_MOST && (warm || calls < CALLS_LEAST || apus_clock() - begin < seconds); warm = 0) {

@@ -276,8 +276,10 @@ apus_status apus_tuning_read(const char *path, const apus_device *d, apus_tuning
     if (d->ops.facts == NULL)
         return apus_fail(err, APUS_E_UNSUPPORTED, "backend %s takes no tuning file", d->name);
     apus_tuning *t = calloc(1, sizeof *t);
+    if (t == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
     apus_node *written = apus_yaml_read(path, err), *file = NULL;
-    apus_status st = t == NULL ? apus_fail(err, APUS_E_MEMORY, "out of memory") : written == NULL ? APUS_E_INVALID : APUS_OK;
+    apus_status st = written == NULL ? APUS_E_INVALID : APUS_OK;
     if (st == APUS_OK) {
         file = apus_params_validate(written, file_params, COUNT(file_params), NULL, "a tuning file", err);
         st = file != NULL ? APUS_OK : APUS_E_INVALID;

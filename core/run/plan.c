@@ -122,9 +122,11 @@ static apus_status plan_stage(apus_run_state *r, size_t i, int force, const unsi
 /* All stages, into `plan`. */
 static apus_status plan_stages(apus_run_state *r, int force, apus_node *plan, apus_error *err)
 {
-    apus_node *stages = NODE->make_list(), *others = NODE->make_list();
     unsigned char *made = calloc(r->pipeline.n_stages + 1, 1);
-    apus_status st = made != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "out of memory");
+    if (made == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
+    apus_node *stages = NODE->make_list(), *others = NODE->make_list();
+    apus_status st = APUS_OK;
     double seconds = 0.0;
     r->now = (int64_t)time(NULL);
     (void)NODE->set(plan, "stages", stages);
