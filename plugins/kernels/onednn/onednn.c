@@ -278,10 +278,11 @@ static apus_status rest(onednn *o, const product *p, const operands *with, char 
     const apus_status st = multiply(o, &piece, &its, err);
     if (st != APUS_OK)
         return st;
-    float *y = with->result + done * p->columns;
-    const float *add = p->add == RESULT ? y : p->add == OTHER ? with->other + done * p->columns : NULL;
-    for (int64_t i = 0; i < left * p->columns; i++)
-        y[i] = add != NULL ? second[i] + add[i] : second[i];
+    const int64_t from = done * p->columns;
+    for (int64_t i = 0; i < left * p->columns; i++) {
+        const float add = p->add == RESULT ? with->result[from + i] : p->add == OTHER ? with->other[from + i] : 0.0f;
+        with->result[from + i] = second[i] + add;
+    }
     return APUS_OK;
 }
 
