@@ -138,6 +138,7 @@ trackers: []
 backend: {type: cpu, threads: 2}
 stages:
   - {name: first, stage: train, model: $golden, dataset: {type: tokens, path: $folder/tokens.jsonl}, tuner: full, batch_size: 2, max_steps: 3}
+  - {name: measured, stage: eval, model: $golden, dataset: {type: tokens, path: $folder/tokens.jsonl}}
 END
 tuning=$folder/here.yaml
 "$apus" tune "$folder/tune.yaml" --out "$tuning" > "$folder/out" 2>&1 || wrong "tune: $(cat "$folder/out")"
@@ -155,6 +156,9 @@ if "$apus" plugins onednn > "$folder/out" 2>&1; then
     cmp -s "$folder"/tuned[12]/first/model/model.safetensors || wrong "a tuned run gives other bytes the second time"
     grep -q "$(sha256sum "$tuning" | cut -d' ' -f1)" "$folder/tuned1/run.lock" || wrong "run.lock does not hold the tuning file's sha256"
     grep -q '"apus.linear_dw/1: onednn"' "$folder/tuned1/run.lock" || wrong "run.lock does not name tuned kernels: $(cat "$folder/tuned1/run.lock")"
+    "$apus" run "$folder/tune.yaml" run="$folder/tuned3" > "$folder/out" 2>&1 || wrong "an untuned run: $(cat "$folder/out")"
+    for n in 1 3; do grep -o '"eval_loss": [^,]*' "$folder/tuned$n/measured/result.json" > "$folder/loss$n" || wrong "no loss of an evaluation"; done
+    cmp -s "$folder"/loss[13] || wrong "a tuning file changes an evaluation"
     sed -i 's/use: onednn/use: cpu/' "$tuning"
     "$apus" plan "$folder/tune.yaml" run="$folder/tuned1" backend.tuning="$tuning" | grep -q 'done before' && wrong "another tuning file, and the stage is reused"
     "$apus" tune "$folder/tune.yaml" backend.dtype=bfloat16 --out "$folder/bf16.yaml" | grep -q '^kernels onednn do not serve this backend: ' ||
