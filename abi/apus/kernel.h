@@ -10,11 +10,20 @@
 extern "C" {
 #endif
 
+/* What kernels of other plugins may know of a backend, whose instance they cannot read. */
+typedef struct apus_backend_facts {
+    uint32_t size;
+    uint32_t threads;            /* that compute */
+    apus_dtype products;         /* what operands of products of matrices are rounded to: the real type (they are not), APUS_BF16, … */
+    const char *hardware;        /* the device and what of it is used: "AMD EPYC 9654, avx512". owner: backend */
+} apus_backend_facts;
+
 /* A device. One instance per run. All functions [main] unless tagged. */
 typedef struct apus_backend_ops {
     uint32_t size;
-    /* params: validated (threads, …). Fails with a clear line where the device does not answer. `memory` (BYTES, nullable), where a
-     * backend has it, is the host's: the most that a training may take; the backend does nothing about it. */
+    /* params: validated (threads, …). Fails with a clear line where the device does not answer. Two, where a backend has them, are the
+     * host's, and the backend does nothing about them: `memory` (BYTES, nullable), the most that a training may take; `tuning` (PATH,
+     * nullable), the file that says which table's kernels a training takes for what. */
     apus_status (*open)(const apus_host *host, const apus_node *params, void **backend, apus_error *err);
     void (*close)(void *backend);
     apus_dtype (*real)(void *backend);           /* what APUS_REAL becomes: APUS_F32 or APUS_F64 */
@@ -35,6 +44,8 @@ typedef struct apus_backend_ops {
     /* What a training keeps results in, where the kernel that makes one can write it and all that read it can read it
      * (apus_kernel.narrow_in, narrow_out): APUS_BF16; else the real type. NULL: the real type. */
     apus_dtype (*kept)(void *backend);
+    /* Fills what facts->size reaches. NULL: no table that has `open` serves it, and it has no tuning files. */
+    void (*facts)(void *backend, apus_backend_facts *facts);
 } apus_backend_ops;
 
 /* One call of a kernel. FROZEN. */
@@ -43,14 +54,17 @@ typedef struct apus_kernel_call {
     const apus_view *out;
     const double *attrs;     /* all of the op's, defaults filled in */
     void *scratch;           /* 64-byte aligned, as many bytes as scratch() asked for at capacity */
-    void *backend;           /* the backend's instance */
+    void *backend;           /* the backend's instance; the table's own where it has `open` */
     uint32_t n_in, n_out;
     uint32_t accumulate;     /* bit k: add to out[k] instead of writing it (only kernels flagged ACCUMULATES see it set) */
     uint32_t reserved;
 } apus_kernel_call;
 
 enum {
-    APUS_KERNEL_ACCUMULATES = 1u /* honours `accumulate` for every output */
+    APUS_KERNEL_ACCUMULATES = 1u, /* honours `accumulate` for every output */
+    /* A row's bits may depend on how many other rows there are, as those of most libraries' products do. Such a kernel runs in trainings
+     * alone, and only where a tuning file names its table: answers and evaluations are the same in any company. */
+    APUS_KERNEL_ROWS_VARY = 2u
 };
 
 enum { APUS_SIBLINGS_MAX = 4 };
@@ -88,7 +102,11 @@ typedef struct apus_kernel {
     uint32_t narrow_in, narrow_out;
 } apus_kernel;
 
-/* vtable of a component of kind "kernels". Later-loaded tables win where several claim the same. */
+/*
+ * vtable of a component of kind "kernels". Where several tables claim the same, that of the backend's own plugin is taken; in trainings that
+ * which a tuning file names (`apus tune` measures, and writes it). A table of another plugin is taken by itself only for what the backend's
+ * own lacks: of several, the one loaded last.
+ */
 typedef struct apus_kernels_ops {
     uint32_t size;
     const char *backend;         /* name of the backend component they serve */
@@ -96,6 +114,14 @@ typedef struct apus_kernels_ops {
     int (*probe)(void);          /* 1 if this machine can run them (baseline ISA only inside); NULL: always */
     const apus_kernel *kernels;  /* stride: kernels[0].size */
     uint32_t n_kernels;
+    /* An instance of the table's own for each device that is opened: what its kernels then get as `backend`. Fails with
+     * APUS_E_UNSUPPORTED, and why, where it does not serve such a device; any other failure ends the run. facts: valid until `close`.
+     * NULL: kernels get the backend's instance. */
+    apus_status (*open)(const apus_host *host, const apus_backend_facts *facts, void **instance, apus_error *err);
+    void (*close)(void *instance); /* required with open */
+    /* What results and times depend on beside the plugin: "oneDNN 2.6.3". A tuning file is refused where it differs. NULL: nothing.
+     * owner: instance */
+    const char *(*describe)(void *instance);
 } apus_kernels_ops;
 
 #ifdef __cplusplus

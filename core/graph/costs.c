@@ -80,6 +80,9 @@ static apus_status time_step(apus_plan *p, const apus_plan_step *s, double *seco
 apus_status apus_plan_measure(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds, double *seconds,
                               apus_error *err)
 {
+    *seconds = 0.0;
+    if (p->device->trials != NULL)
+        return apus_trials_note(p->device->trials, p, err);
     size_t *kinds = malloc((p->steps.n + 1) * sizeof *kinds), n_kinds = 0;
     apus_status st = kinds != NULL ? apus_plan_begin(p, extents, feeds, n_feeds, err) : apus_fail(err, APUS_E_MEMORY, "out of memory while planning");
     for (size_t i = 0; i < p->steps.n && st == APUS_OK; i++)
@@ -98,7 +101,6 @@ apus_status apus_plan_measure(apus_plan *p, const int64_t extents[APUS_N_DIM_SYM
             s->seconds = pass == 1 ? again : s->seconds + (again - s->seconds) / pass;
         }
     }
-    *seconds = 0.0;
     for (size_t i = 0; i < p->steps.n && st == APUS_OK; i++) {
         p->steps.at[i].seconds = p->steps.at[first_like(p, kinds, n_kinds, i)].seconds;
         *seconds += p->steps.at[i].seconds;
@@ -137,7 +139,7 @@ void apus_plan_step_look(const apus_plan *p, size_t step, apus_plan_step_facts *
 {
     const apus_plan_step *s = &p->steps.at[step];
     const apus_plan_node *first = &p->nodes.at[p->order.at[s->first]], *last = &p->nodes.at[p->order.at[s->first + s->count - 1]];
-    *facts = (apus_plan_step_facts){.op = step_name(p, s), .kernel = first->kernel->table, .nodes = s->count};
+    *facts = (apus_plan_step_facts){.op = step_name(p, s), .kernel = first->kernel->table->name, .nodes = s->count};
     for (int32_t i = 0; i < s->count; i++)
         facts->flops += node_flops(p, &p->nodes.at[p->order.at[s->first + i]], 1);
     for (uint32_t k = 0; k < first->n_in; k++)
@@ -178,7 +180,7 @@ static void describe_step(const apus_plan *p, const apus_plan_step *s, apus_node
     const apus_plan_node *n = &p->nodes.at[p->order.at[s->first]];
     const char *name = step_name(p, s), *then = n->kernel->kernel.then;
     char kernel[160];
-    (void)snprintf(kernel, sizeof kernel, "%s%s%s", n->kernel->table, then != NULL ? " + " : "", then != NULL ? then : "");
+    (void)snprintf(kernel, sizeof kernel, "%s%s%s", n->kernel->table->name, then != NULL ? " + " : "", then != NULL ? then : "");
     apus_node *row = NULL;
     int64_t count = 0, nodes = 0;
     double flops = 0, seconds = 0;
@@ -220,6 +222,9 @@ apus_node *apus_plan_describe(const apus_plan *p)
     (void)api->set(map, "arena", api->make_int((int64_t)cost.arena_bytes));
     if (cost.narrow_bytes > 0)
         (void)api->set(map, apus_dtype_name(p->device->kept), api->make_int((int64_t)cost.narrow_bytes));
+    apus_node *tuning = apus_tuning_describe(p);
+    if (tuning != NULL)
+        (void)api->set(map, "tuning", tuning);
     (void)api->set(map, "variables", api->make_int((int64_t)cost.variable_bytes));
     (void)api->set(map, "flops", api->make_float(cost.flops));
     (void)api->set(map, "nodes", api->make_int((int64_t)cost.nodes));

@@ -3,47 +3,87 @@
  */
 #include "graph/internal.h"
 
-#include "module/module.h"
 #include "value/node.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-apus_status apus_device_wrap(const char *name, const apus_backend_ops *ops, const apus_node *params, apus_device **device, apus_error *err)
+/* The tables that were made for this backend and serve this instance of it. */
+static apus_status open_tables(apus_device *d, apus_error *err)
+{
+    d->n_tables = apus_kernel_table_count();
+    d->tables = calloc(d->n_tables + 1, sizeof *d->tables);
+    if (d->tables == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
+    for (size_t i = 0; i < d->n_tables; i++) {
+        const apus_kernel_table *t = apus_kernel_table_at(i);
+        apus_device_table *its = &d->tables[i];
+        apus_error why = {.message = ""};
+        apus_status st = APUS_OK;
+        if (!apus_table_fits(d, t))
+            continue;
+        its->instance = d->backend;
+        if (t->ops.open != NULL && d->ops.facts == NULL)
+            st = apus_fail(&why, APUS_E_UNSUPPORTED, "backend %s tells nothing of itself", d->name);
+        else if (t->ops.open != NULL)
+            st = t->ops.open(apus_host_table(), &d->facts, &its->instance, &why);
+        if (st != APUS_OK && st != APUS_E_UNSUPPORTED)
+            return apus_fail(err, st, "kernels %s: %s", t->name, why.message);
+        its->serves = st == APUS_OK;
+        (void)snprintf(its->why, sizeof its->why, "%s", why.message);
+    }
+    return APUS_OK;
+}
+
+apus_status apus_device_wrap(const char *name, const apus_module *module, const apus_backend_ops *ops, const apus_node *params, apus_device **device,
+                             apus_error *err)
 {
     apus_device *d = calloc(1, sizeof *d);
     if (d == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
     (void)snprintf(d->name, sizeof d->name, "%s", name);
+    d->module = module;
     apus_take(&d->ops, sizeof d->ops, ops);
-    const apus_status st = d->ops.open(apus_host_table(), params, &d->backend, err);
+    apus_status st = d->ops.open(apus_host_table(), params, &d->backend, err);
     if (st != APUS_OK) {
         free(d);
         return st;
     }
     d->real = d->ops.real(d->backend);
-    if (d->real != APUS_F32 && d->real != APUS_F64) {
-        apus_device_close(d);
-        return apus_fail(err, APUS_E_INTERNAL, "backend %s: computes in neither F32 nor F64", name);
-    }
     d->kept = d->ops.kept != NULL ? d->ops.kept(d->backend) : d->real;
-    if (d->kept != APUS_BF16 && d->kept != d->real) {
+    d->facts = (apus_backend_facts){.size = sizeof d->facts, .threads = 1, .products = d->real, .hardware = ""};
+    if (d->ops.facts != NULL)
+        d->ops.facts(d->backend, &d->facts);
+    if (d->real != APUS_F32 && d->real != APUS_F64)
+        st = apus_fail(err, APUS_E_INTERNAL, "backend %s: computes in neither F32 nor F64", name);
+    else if (d->kept != APUS_BF16 && d->kept != d->real)
+        st = apus_fail(err, APUS_E_INTERNAL, "backend %s: keeps activations in neither BF16 nor its real type", name);
+    else
+        st = open_tables(d, err);
+    if (st == APUS_OK)
+        *device = d;
+    else
         apus_device_close(d);
-        return apus_fail(err, APUS_E_INTERNAL, "backend %s: keeps activations in neither BF16 nor its real type", name);
-    }
-    *device = d;
-    return APUS_OK;
+    return st;
 }
 
 apus_status apus_device_open(const apus_node *spec, apus_device **device, apus_error *err)
 {
     const apus_component *component = NULL;
     apus_node *params = NULL;
+    apus_device *d = NULL;
     apus_status st = apus_ops_load(err);
     if (st == APUS_OK)
         st = apus_component_resolve("backend", spec, NULL, &component, &params, err);
     if (st == APUS_OK)
-        st = apus_device_wrap(component->name, component->ops, params, device, err);
+        st = apus_device_wrap(component->name, apus_component_module(component), component->ops, params, &d, err);
+    const char *tuning = apus_nodes()->as_string(apus_nodes()->get(params, "tuning"), NULL);
+    if (st == APUS_OK && tuning != NULL)
+        st = apus_tuning_read(tuning, d, &d->tuning, err);
+    if (st == APUS_OK)
+        *device = d;
+    else
+        apus_device_close(d);
     apus_nodes()->release(params);
     return st;
 }
@@ -52,6 +92,12 @@ void apus_device_close(apus_device *d)
 {
     if (d == NULL)
         return;
+    apus_tuning_free(d->tuning);
+    apus_trials_free(d->trials);
+    for (size_t i = 0; d->tables != NULL && i < d->n_tables; i++)
+        if (d->tables[i].serves && apus_kernel_table_at(i)->ops.open != NULL)
+            apus_kernel_table_at(i)->ops.close(d->tables[i].instance);
+    free(d->tables);
     d->ops.close(d->backend);
     free(d);
 }
@@ -162,6 +208,8 @@ void apus_device_parallel(const apus_device *d, int64_t n, void (*fn)(void *cont
             fn(context, i);
 }
 
+/* ---------------------------------------------------------------- the choice */
+
 static int takes(const apus_kernel *k, apus_dtype real, apus_dtype encoding)
 {
     if (encoding == APUS_REAL || encoding == real)
@@ -172,14 +220,34 @@ static int takes(const apus_kernel *k, apus_dtype real, apus_dtype encoding)
     return 0;
 }
 
+static int serves(const apus_device *d, const apus_kernel_table *t)
+{
+    return t->index < d->n_tables && d->tables[t->index].serves;
+}
+
 const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, apus_dtype encoding)
 {
-    for (size_t i = apus_kernel_count(); i-- > 0;) { /* later tables win */
-        const apus_kernel_entry *e = apus_kernel_at(i);
-        if (e->op == op && e->then == then && e->real == d->real && strcmp(e->backend, d->name) == 0 && takes(&e->kernel, d->real, encoding))
-            return e;
-    }
+    for (int own = 1; own >= 0; own--)
+        for (size_t i = apus_kernel_count(); i-- > 0;) { /* of others, the one loaded last */
+            const apus_kernel_entry *e = apus_kernel_at(i);
+            if (e->op == op && e->then == then && (e->table->module == d->module) == own && serves(d, e->table) &&
+                (e->kernel.flags & APUS_KERNEL_ROWS_VARY) == 0 && takes(&e->kernel, d->real, encoding))
+                return e;
+        }
     return NULL;
+}
+
+const apus_kernel_entry *apus_device_offer(const apus_device *d, const apus_kernel_table *t, const apus_op *op, const apus_op *then)
+{
+    for (size_t i = 0; i < apus_kernel_count() && serves(d, t); i++)
+        if (apus_kernel_at(i)->table == t && apus_kernel_at(i)->op == op && apus_kernel_at(i)->then == then)
+            return apus_kernel_at(i);
+    return NULL;
+}
+
+void *apus_device_instance(const apus_device *d, const apus_kernel_entry *e)
+{
+    return d->tables[e->table->index].instance;
 }
 
 const apus_kernel *apus_device_kernel(const apus_device *d, const char *op, apus_dtype encoding)
@@ -191,6 +259,6 @@ const apus_kernel *apus_device_kernel(const apus_device *d, const char *op, apus
 
 size_t apus_device_pack(const apus_device *d, const apus_view *weight, apus_dtype *packed, void *to)
 {
-    const apus_kernel *k = apus_device_kernel(d, "apus.linear/1", weight->dtype);
-    return k != NULL && k->pack != NULL ? k->pack(d->backend, weight, packed, to) : 0;
+    const apus_kernel_entry *e = apus_device_choose(d, apus_op_find("apus.linear/1"), NULL, weight->dtype);
+    return e != NULL && e->kernel.pack != NULL ? e->kernel.pack(apus_device_instance(d, e), weight, packed, to) : 0;
 }

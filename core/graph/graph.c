@@ -516,6 +516,11 @@ void apus_graph_narrow(apus_graph *g)
     g->narrow = 1;
 }
 
+void apus_graph_tune(apus_graph *g)
+{
+    g->tuned = 1;
+}
+
 size_t apus_graph_weight_count(const apus_graph *g)
 {
     return g->n_weights;

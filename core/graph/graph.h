@@ -40,6 +40,32 @@ const apus_kernel *apus_device_kernel(const apus_device *d, const char *op, apus
 /* apus_kernel.pack of the kernel that would run linear with this weight. 0: it stays as it is. */
 size_t apus_device_pack(const apus_device *d, const apus_view *weight, apus_dtype *packed, void *to);
 
+/* ---- tuning: which table's kernels are faster where */
+
+/* {file, sha256, hardware, threads, tables} of the file that the device was opened with; NULL: none. owner: caller. */
+apus_node *apus_device_tuning(const apus_device *d);
+/* From now on apus_plan_measure times nothing: it notes what the plan computes. The device is for nothing else then. */
+apus_status apus_device_try(apus_device *d, apus_error *err);
+/* What a trial found. */
+typedef struct apus_trial {
+    const char *op, *then; /* then: NULL unless a pair */
+    const char *shapes;    /* "[T,576] [1536,576]" */
+    int64_t rows;
+    size_t count; /* in all that was noted */
+    size_t n;     /* tables */
+    const char *table[4];
+    double seconds[4]; /* medians; of tables[0], the backend's own, first */
+    size_t best;
+} apus_trial;
+typedef struct apus_trial_found {
+    void *context;
+    void (*idle)(void *context, const char *table, const char *why); /* a table that was made for the backend and does not serve it */
+    void (*found)(void *context, const apus_trial *trial);
+} apus_trial_found;
+/* Time every table's kernel for each thing noted that more than one has, in turn, for about so many seconds each; write which is the fastest
+ * to a tuning file, whole or not at all. Within two in a hundred the backend's own stays. */
+apus_status apus_device_tune(apus_device *d, const char *path, double seconds, const apus_trial_found *found, apus_error *err);
+
 size_t apus_dtype_size(apus_dtype t);                 /* bytes of one element; 0 for block encodings */
 size_t apus_dtype_row_bytes(apus_dtype t, int64_t n); /* bytes of n elements of a row; 0 if n does not fit its blocks */
 const char *apus_dtype_name(apus_dtype t);            /* "F32", "Q4_0", … */
@@ -87,6 +113,10 @@ void apus_graph_assign(apus_graph *g, apus_tensor variable, apus_tensor value);
 /* Plans of this graph keep results in the device's narrower type, where its kernels take it. For a training, and for
  * whatever its numbers are compared with: the decision depends on the kernels alone, never on whether there is a backward pass. */
 void apus_graph_narrow(apus_graph *g);
+
+/* Plans of this graph take the kernels that the device's tuning file names, those whose rows vary too (APUS_KERNEL_ROWS_VARY). For a
+ * training whose numbers are compared with no other plan's. */
+void apus_graph_tune(apus_graph *g);
 
 /* d sum_i(y_i · dy_i) / d wrt_k -> dwrt_k (none where nothing depends on it). Shapes of dy as y. */
 void apus_graph_gradients(apus_graph *g, const apus_tensor *y, const apus_tensor *dy, size_t n_y, const apus_tensor *wrt, size_t n_wrt,

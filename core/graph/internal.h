@@ -6,6 +6,7 @@
 #define APUS_CORE_GRAPH_INTERNAL_H
 
 #include "graph/graph.h"
+#include "module/module.h"
 
 /* ---- registry (ops.c) */
 
@@ -21,21 +22,29 @@ typedef struct apus_op_entry {
     uint32_t required; /* bit k: attribute k has no default */
 } apus_op_entry;
 
+/* A registered table of kernels. */
+typedef struct apus_kernel_table {
+    const char *name;          /* the component's */
+    const apus_module *module; /* whose it is; NULL: no plugin's (tests) */
+    apus_kernels_ops ops;
+    size_t index; /* in the registry */
+} apus_kernel_table;
+
 /* A registered kernel, with the table it came from. */
 typedef struct apus_kernel_entry {
     apus_kernel kernel;
-    const char *table;   /* component's name */
-    const char *backend; /* whom it serves */
-    apus_dtype real;
+    const apus_kernel_table *table;
     const apus_op *op, *then; /* then: NULL unless a pair */
 } apus_kernel_entry;
 
-/* Register ops or a kernel table directly: what apus_ops_load does with components. Strings are static. */
+/* Register ops or a kernel table directly: what apus_ops_load does with components. Strings are static. module: whose; NULL: no plugin's. */
 apus_status apus_ops_add(const apus_ops_ops *table, apus_error *err);
-apus_status apus_kernels_add(const char *name, const apus_kernels_ops *table, apus_error *err);
+apus_status apus_kernels_add(const char *name, const apus_module *module, const apus_kernels_ops *table, apus_error *err);
 apus_status apus_ops_builtin(apus_error *err); /* only once; apus_graph_new and apus_ops_load see to it */
 size_t apus_kernel_count(void);
 const apus_kernel_entry *apus_kernel_at(size_t i);
+size_t apus_kernel_table_count(void);
+const apus_kernel_table *apus_kernel_table_at(size_t i);
 
 extern const apus_ops_ops apus_builtin_ops; /* op_table.c */
 /* op_table.c: estimates by the op's name. Of products of matrices alone, which are exact; 0: it is none. */
@@ -103,6 +112,7 @@ struct apus_graph {
     size_t cap_seen;
     int backward;
     int narrow;     /* apus_graph_narrow */
+    int tuned;      /* apus_graph_tune */
     char near[160]; /* the weight or point last named: where an error is */
     apus_status status;
     apus_error error;
@@ -118,18 +128,49 @@ void *apus_grow(void *items, size_t *capacity, size_t n, size_t item);         /
 /* ---- devices (device.c) */
 
 typedef struct apus_device_slab apus_device_slab;
+typedef struct apus_tuning apus_tuning;
+typedef struct apus_trials apus_trials;
+
+/* A table on a device. */
+typedef struct apus_device_table {
+    int serves;
+    void *instance; /* what its kernels get: the table's own, or the backend's */
+    char why[240];  /* it does not serve, in its words; "": it is for another backend or type */
+} apus_device_table;
 
 struct apus_device {
     char name[64];
+    const apus_module *module; /* the backend's; NULL: no plugin's (tests) */
     apus_backend_ops ops;
     void *backend;
-    apus_dtype real, kept;   /* kept: of a training's activations, where kernels take it */
+    apus_dtype real, kept; /* kept: of a training's activations, where kernels take it */
+    apus_backend_facts facts;
+    apus_device_table *tables; /* by apus_kernel_table.index */
+    size_t n_tables;
+    apus_tuning *tuning;     /* which table's kernels trainings take; NULL: the backend's own */
+    apus_trials *trials;     /* collects what trainings compute, to time it (apus_device_try); NULL: nobody asks */
     apus_device_slab *slabs; /* the newest first */
 };
 
-/* A device around a backend that no plugin brought (tests). */
-apus_status apus_device_wrap(const char *name, const apus_backend_ops *ops, const apus_node *params, apus_device **device, apus_error *err);
-/* Kernel of op (then NULL), or of the pair. */
+/* A device around a backend that is `module`'s; NULL: that no plugin brought (tests). It serves the tables registered before. */
+apus_status apus_device_wrap(const char *name, const apus_module *module, const apus_backend_ops *ops, const apus_node *params, apus_device **device,
+                             apus_error *err);
+/* Kernel of op (then NULL), or of the pair: the backend's own; where it has none, another table's. Never one whose rows vary. */
 const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, apus_dtype encoding);
+/* The kernel that table `t` has for it on this device; NULL: none. Of plain operands. */
+const apus_kernel_entry *apus_device_offer(const apus_device *d, const apus_kernel_table *t, const apus_op *op, const apus_op *then);
+/* What the kernels of a table get as apus_kernel_call.backend. */
+void *apus_device_instance(const apus_device *d, const apus_kernel_entry *e);
+
+/* ---- tuning (tuning.c, trials.c) */
+
+/* Whether t was made for this backend and type. */
+int apus_table_fits(const apus_device *d, const apus_kernel_table *t);
+/* "onednn 1.0.0, oneDNN 2.6.3": what a tuning file says of a table that it names. */
+void apus_tuning_version(const apus_device *d, const apus_kernel_table *t, char *text, size_t capacity);
+/* A tuning file, read and held against the device. owner of *tuning: caller; left alone on failure. */
+apus_status apus_tuning_read(const char *path, const apus_device *d, apus_tuning **tuning, apus_error *err);
+void apus_tuning_free(apus_tuning *t);
+void apus_trials_free(apus_trials *t);
 
 #endif

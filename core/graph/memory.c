@@ -137,7 +137,7 @@ static size_t scratch_bytes(const apus_plan *p, const apus_plan_node *n)
     const apus_kernel_call call = {.in = views,
                                    .out = views + n->n_in,
                                    .attrs = n->attrs,
-                                   .backend = p->device->backend,
+                                   .backend = apus_device_instance(p->device, n->kernel),
                                    .n_in = n->n_in,
                                    .n_out = n->n_out,
                                    .accumulate = n->accumulate};

@@ -4,7 +4,6 @@
  */
 #include "graph/internal.h"
 
-#include "module/module.h"
 #include "value/node.h"
 
 #include <stdlib.h>
@@ -17,6 +16,8 @@ static struct {
     size_t cap_index;
     apus_kernel_entry **kernels;
     size_t n_kernels, cap_kernels;
+    apus_kernel_table **tables;
+    size_t n_tables, cap_tables;
     int builtin, loaded;
 } registry;
 
@@ -167,39 +168,65 @@ apus_status apus_ops_builtin(apus_error *err)
     return apus_ops_add(&apus_builtin_ops, err);
 }
 
-apus_status apus_kernels_add(const char *name, const apus_kernels_ops *table, apus_error *err)
+static apus_status add_kernel(const apus_kernel_table *t, uint32_t i, apus_error *err)
 {
-    apus_kernels_ops t;
-    apus_take(&t, sizeof t, table);
-    if (t.backend == NULL || (t.real != APUS_F32 && t.real != APUS_F64))
-        return apus_fail(err, APUS_E_INVALID, "kernels '%s': need the backend they serve and the real type they compute in", name);
-    if (t.probe != NULL && !t.probe())
-        return APUS_OK;
-    for (uint32_t i = 0; i < t.n_kernels; i++) {
-        apus_kernel_entry *e = calloc(1, sizeof *e);
-        void *p = apus_grow(registry.kernels, &registry.cap_kernels, registry.n_kernels, sizeof *registry.kernels);
-        if (p != NULL)
-            registry.kernels = p;
-        if (e == NULL || p == NULL) {
-            free(e);
-            return apus_fail(err, APUS_E_MEMORY, "out of memory");
-        }
-        apus_take(&e->kernel, sizeof e->kernel, (const char *)t.kernels + (size_t)i * t.kernels[0].size);
-        e->table = name;
-        e->backend = t.backend;
-        e->real = t.real;
-        e->op = apus_op_find(e->kernel.op);
-        e->then = e->kernel.then != NULL ? apus_op_find(e->kernel.then) : NULL;
-        if (e->kernel.run == NULL || e->op == NULL || (e->kernel.then != NULL && e->then == NULL)) {
-            const char *unknown = e->op == NULL ? e->kernel.op : e->kernel.then;
-            const apus_status st = apus_fail(err, APUS_E_INVALID, "kernels '%s': kernel %u: %s%s", name, i,
-                                             e->kernel.run == NULL ? "it has no function" : "no op named ", e->kernel.run == NULL ? "" : unknown);
-            free(e);
-            return st;
-        }
-        registry.kernels[registry.n_kernels++] = e;
+    apus_kernel_entry *e = calloc(1, sizeof *e);
+    void *p = apus_grow(registry.kernels, &registry.cap_kernels, registry.n_kernels, sizeof *registry.kernels);
+    if (p != NULL)
+        registry.kernels = p;
+    if (e == NULL || p == NULL) {
+        free(e);
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
     }
+    apus_take(&e->kernel, sizeof e->kernel, (const char *)t->ops.kernels + (size_t)i * t->ops.kernels[0].size);
+    e->table = t;
+    e->op = apus_op_find(e->kernel.op);
+    e->then = e->kernel.then != NULL ? apus_op_find(e->kernel.then) : NULL;
+    if (e->kernel.run == NULL || e->op == NULL || (e->kernel.then != NULL && e->then == NULL)) {
+        const char *unknown = e->op == NULL ? e->kernel.op : e->kernel.then;
+        const apus_status st = apus_fail(err, APUS_E_INVALID, "kernels '%s': kernel %u: %s%s", t->name, i,
+                                         e->kernel.run == NULL ? "it has no function" : "no op named ", e->kernel.run == NULL ? "" : unknown);
+        free(e);
+        return st;
+    }
+    registry.kernels[registry.n_kernels++] = e;
     return APUS_OK;
+}
+
+apus_status apus_kernels_add(const char *name, const apus_module *module, const apus_kernels_ops *table, apus_error *err)
+{
+    apus_kernels_ops ops;
+    apus_take(&ops, sizeof ops, table);
+    if (ops.backend == NULL || (ops.real != APUS_F32 && ops.real != APUS_F64))
+        return apus_fail(err, APUS_E_INVALID, "kernels '%s': need the backend they serve and the real type they compute in", name);
+    if (ops.open != NULL && ops.close == NULL)
+        return apus_fail(err, APUS_E_INVALID, "kernels '%s': what opens an instance must close it", name);
+    if (ops.probe != NULL && !ops.probe())
+        return APUS_OK;
+    apus_kernel_table *t = calloc(1, sizeof *t);
+    void *p = apus_grow(registry.tables, &registry.cap_tables, registry.n_tables, sizeof *registry.tables);
+    if (p != NULL)
+        registry.tables = p;
+    if (t == NULL || p == NULL) {
+        free(t);
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
+    }
+    *t = (apus_kernel_table){.name = name, .module = module, .ops = ops, .index = registry.n_tables};
+    registry.tables[registry.n_tables++] = t;
+    apus_status st = APUS_OK;
+    for (uint32_t i = 0; i < ops.n_kernels && st == APUS_OK; i++)
+        st = add_kernel(t, i, err);
+    return st;
+}
+
+size_t apus_kernel_table_count(void)
+{
+    return registry.n_tables;
+}
+
+const apus_kernel_table *apus_kernel_table_at(size_t i)
+{
+    return registry.tables[i];
 }
 
 size_t apus_kernel_count(void)
@@ -217,7 +244,7 @@ void apus_graph_announce(void)
     apus_host_announce("apus.graph/1", apus_graph_table());
 }
 
-/* Components of a kind in the order their plugins were loaded: later tables win. */
+/* Components of a kind in the order their plugins were loaded. */
 static apus_status load_kind(const char *kind, apus_error *err)
 {
     for (size_t m = 0; m < apus_module_count(); m++) {
@@ -225,7 +252,7 @@ static apus_status load_kind(const char *kind, apus_error *err)
             const apus_component *c = apus_component_at(kind, i);
             if (apus_component_module(c) != apus_module_at(m))
                 continue;
-            const apus_status st = kind[0] == 'o' ? apus_ops_add(c->ops, err) : apus_kernels_add(c->name, c->ops, err);
+            const apus_status st = kind[0] == 'o' ? apus_ops_add(c->ops, err) : apus_kernels_add(c->name, apus_module_at(m), c->ops, err);
             if (st != APUS_OK)
                 return st;
         }

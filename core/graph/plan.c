@@ -487,6 +487,8 @@ static apus_status make(apus_plan *p, apus_graph *g, const apus_tensor *outputs,
         st = apus_plan_flatten_effects(p, err);
     if (st == APUS_OK)
         st = fuse_pairs(p, err);
+    if (st == APUS_OK && g->tuned)
+        apus_plan_tune(p);
     if (st == APUS_OK && g->narrow)
         apus_plan_narrow(p);
     if (st == APUS_OK && recompute != APUS_RECOMPUTE_NONE)
@@ -512,6 +514,7 @@ apus_status apus_plan_new(apus_graph *g, apus_device *d, const apus_tensor *outp
     if (p == NULL)
         return out_of_memory(err);
     p->device = d;
+    p->tuned = g->tuned;
     for (int i = 0; i < APUS_N_DIM_SYMBOLS; i++) {
         p->capacity[i] = capacity[i];
         if (capacity[i] < 0)

@@ -3,6 +3,7 @@
  *
  *   collect    plan.c      what outputs and effects need, kernels chosen, decompositions, build order
  *   fuse       plan.c      pairs that one kernel computes
+ *   tune       tuning.c    kernels of other tables, where a tuning file names them
  *   narrow     narrow.c    results that are kept in fewer bits
  *   recompute  recompute.c forward nodes cloned into the backward pass
  *   effects    effects.c   accumulations and assignments become stores into variables' memory
@@ -112,6 +113,7 @@ struct apus_plan {
     apus_view *views;      /* of tensors, at the current extents */
     apus_view *call_views; /* of nodes */
     int64_t extents[APUS_N_DIM_SYMBOLS];
+    int tuned; /* its graph's: apus_graph_tune */
     int ready; /* views are those of `extents` and of the bound memory */
     int ran;
     int check_numbers;
@@ -134,6 +136,7 @@ void apus_plan_prune(apus_plan *p);
 
 apus_status apus_plan_flatten_effects(apus_plan *p, apus_error *err);
 apus_status apus_plan_lower_effects(apus_plan *p, apus_error *err);
+void apus_plan_tune(apus_plan *p);
 void apus_plan_narrow(apus_plan *p);
 apus_status apus_plan_recompute(apus_plan *p, int mode, apus_error *err);
 apus_status apus_plan_group(apus_plan *p, apus_error *err);
@@ -148,6 +151,24 @@ apus_status apus_plan_begin(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBO
 apus_status apus_plan_run_step(apus_plan *p, const apus_plan_step *s, apus_error *err);
 apus_kernel_call apus_plan_call(const apus_plan *p, const apus_plan_node *n, void *scratch);
 int apus_plan_wants(const apus_plan_tensor *t); /* somebody reads it */
+
+/* What a tuning file chooses by. */
+typedef struct apus_tuning_key {
+    const apus_op *op, *then;
+    int64_t rows;     /* at capacity, of the first operand that has as many as the data, rounded up to a power of two; 0: none has */
+    char shapes[160]; /* of the operands: "[T,576] [1536,576]" */
+} apus_tuning_key;
+
+/* 1 where tables may differ: the node is a kernel of plain operands, its graph a training's. */
+int apus_tuning_key_of(const apus_plan *p, const apus_plan_node *n, apus_tuning_key *key);
+int apus_tuning_same(const apus_tuning_key *a, const apus_tuning_key *b);
+/* Tables that have a kernel for it, the backend's own first; at most `most`. */
+size_t apus_tuning_rivals(const apus_device *d, const apus_tuning_key *key, const apus_kernel_entry **rivals, size_t most);
+/* {file, sha256, kernels: {TABLE: [what it computes]}, own: [what the file says nothing of]} of this plan. NULL: it is not tuned. owner: caller. */
+apus_node *apus_tuning_describe(const apus_plan *p);
+
+/* The plan would be timed: what it computes is noted instead. */
+apus_status apus_trials_note(apus_trials *t, const apus_plan *p, apus_error *err);
 
 /* The arena, so that tests can poison it. */
 void *apus_plan_arena(const apus_plan *p, size_t *bytes);

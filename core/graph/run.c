@@ -63,7 +63,7 @@ apus_kernel_call apus_plan_call(const apus_plan *p, const apus_plan_node *n, voi
                               .out = n->views + n->n_in,
                               .attrs = n->attrs,
                               .scratch = scratch,
-                              .backend = p->device->backend,
+                              .backend = apus_device_instance(p->device, n->kernel),
                               .n_in = n->n_in,
                               .n_out = n->n_out,
                               .accumulate = n->accumulate};

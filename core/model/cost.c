@@ -136,6 +136,8 @@ apus_node *apus_model_chosen(const apus_model *m, const apus_plan *p)
         (void)NODE->append(kernels, NODE->make_string(line, (size_t)-1));
     }
     (void)NODE->set(chosen, "packed", apus_model_packed(m));
+    if (NODE->get(plan, "tuning") != NULL)
+        (void)NODE->set(chosen, "tuning", NODE->copy(NODE->get(plan, "tuning")));
     if (p != NULL)
         (void)NODE->set(chosen, "kernels", kernels);
     else

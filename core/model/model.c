@@ -415,6 +415,8 @@ apus_graph *apus_model_graph(apus_model *m, const apus_forward_options *options)
     apus_graph *g = apus_graph_new(&hooks);
     if (g != NULL && options->narrow)
         apus_graph_narrow(g);
+    if (g != NULL && options->tuned)
+        apus_graph_tune(g);
     return g;
 }
 

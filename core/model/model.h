@@ -71,6 +71,7 @@ typedef struct apus_forward_options {
     int tuner;             /* 1: with the tuner's adapter; 0: without */
     int dropout;           /* 1: the tuner's dropout is on */
     int narrow;            /* 1: apus_graph_narrow */
+    int tuned;             /* 1: apus_graph_tune */
     int32_t page;          /* CACHED: positions per page */
     int64_t slots;         /* CACHED: rows of each layer's cache */
     int64_t table_columns; /* CACHED: 4 + pages of a table row */

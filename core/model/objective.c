@@ -161,11 +161,14 @@ static apus_status build_gradients(apus_objective *o, apus_model *m, apus_error 
 static const char *const scale_names[APUS_MAX_TERMS] = {"term_scale.0", "term_scale.1", "term_scale.2", "term_scale.3",
                                                         "term_scale.4", "term_scale.5", "term_scale.6", "term_scale.7"};
 
-/* The graph from tokens to terms. */
-static apus_status build(apus_objective *o, apus_model *m, const apus_loss *l, int dropout, apus_error *err)
+/* The graph from tokens to terms. A training's log-probabilities that are held against the reference's have the same kernels as those. */
+static apus_status build(apus_objective *o, apus_model *m, const apus_loss *l, const apus_objective_options *options, apus_error *err)
 {
-    const apus_forward_options forward = {
-        .mode = APUS_FORWARD_PLAIN, .tuner = 1, .dropout = dropout && !(l->needs & APUS_LOSS_NO_DROPOUT), .narrow = 1};
+    const apus_forward_options forward = {.mode = APUS_FORWARD_PLAIN,
+                                          .tuner = 1,
+                                          .dropout = options->dropout && !(l->needs & APUS_LOSS_NO_DROPOUT),
+                                          .narrow = 1,
+                                          .tuned = options->train && !(l->needs & APUS_LOSS_NEEDS_REFERENCE)};
     apus_forward f;
     o->graph = apus_model_graph(m, &forward);
     if (o->graph == NULL)
@@ -180,9 +183,10 @@ static apus_status build(apus_objective *o, apus_model *m, const apus_loss *l, i
 apus_status apus_objective_settle(apus_model *m, const apus_loss *l, int train, apus_error *err)
 {
     apus_objective o = {0};
+    const apus_objective_options options = {.train = train};
     if (!apus_model_shrinks(m))
         return APUS_OK;
-    apus_status st = build(&o, m, l, 0, err);
+    apus_status st = build(&o, m, l, &options, err);
     if (st == APUS_OK && train)
         st = build_gradients(&o, m, err);
     if (st == APUS_OK)
@@ -198,7 +202,7 @@ apus_status apus_objective_open(apus_objective *o, apus_model *m, const apus_los
     o->feeds = calloc(APUS_BATCH_FEEDS + APUS_MAX_TERMS, sizeof *o->feeds);
     if (o->feeds == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
-    apus_status st = build(o, m, l, options->dropout, err);
+    apus_status st = build(o, m, l, options, err);
     apus_tensor outputs[2 * (APUS_MAX_TERMS + APUS_MAX_METRICS)], counts[APUS_MAX_TERMS];
     const apus_loss_context *c = &o->context;
     size_t n = 0;

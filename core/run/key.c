@@ -186,10 +186,10 @@ apus_status apus_pipeline_key(const apus_pipeline *p, size_t i, const char (*key
     apus_sha256_add(sha, s->component->name, strlen(s->component->name) + 1);
     apus_sha256_add(sha, s->name, strlen(s->name) + 1);
     apus_sha256_add(sha, &s->seed, sizeof s->seed);
-    char *backend = NODE->write_json(NODE->get(p->settings, "backend"), 0, NULL);
-    if (backend != NULL)
-        apus_sha256_add(sha, backend, strlen(backend) + 1);
-    apus_host_table()->free(backend);
+    const apus_node *backend = NODE->get(p->settings, "backend");
+    const apus_component *device = apus_component_find("backend", NODE->as_string(NODE->get(backend, "type"), NULL), err);
+    if (st == APUS_OK)
+        st = device != NULL ? add_params(p, keys, &cache, sha, device, backend, err) : APUS_E_NOT_FOUND;
     for (size_t k = 0; k < sizeof always / sizeof always[0]; k++)
         for (size_t c = 0; c < apus_component_count(always[k]); c++) {
             const apus_module *m = apus_component_module(apus_component_at(always[k], c));

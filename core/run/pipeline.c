@@ -334,9 +334,15 @@ void apus_pipeline_free(apus_pipeline *p)
 apus_status apus_check_file(const char *file, const apus_run_options *options, apus_error *err)
 {
     apus_pipeline p;
+    apus_device *device = NULL;
     apus_status st = apus_pipeline_load(file, options, &p, err);
-    if (st == APUS_OK)
-        apus_pipeline_free(&p);
+    if (st != APUS_OK)
+        return st;
+    const apus_node *backend = NODE->get(p.settings, "backend");
+    if (NODE->as_string(NODE->get(backend, "tuning"), NULL) != NULL) /* it is held against the device */
+        st = apus_device_open(backend, &device, err);
+    apus_device_close(device);
+    apus_pipeline_free(&p);
     return st;
 }
 

@@ -119,27 +119,25 @@ static apus_status plan_stage(apus_run_state *r, size_t i, int force, const unsi
     return st;
 }
 
-apus_status apus_plan_file(const char *file, const apus_run_options *options, apus_node **result, apus_error *err)
+/* All stages, into `plan`. */
+static apus_status plan_stages(apus_run_state *r, int force, apus_node *plan, apus_error *err)
 {
-    apus_run_state r;
-    apus_node *plan = NODE->make_map(), *stages = NODE->make_list(), *others = NODE->make_list();
-    apus_status st = apus_run_open(&r, file, options, err);
-    unsigned char *made = st == APUS_OK ? calloc(r.pipeline.n_stages + 1, 1) : NULL;
-    if (st == APUS_OK && made == NULL)
-        st = apus_fail(err, APUS_E_MEMORY, "out of memory");
+    unsigned char *made = calloc(r->pipeline.n_stages + 1, 1);
+    if (made == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
+    apus_node *stages = NODE->make_list(), *others = NODE->make_list();
+    apus_status st = APUS_OK;
     double seconds = 0.0;
-    r.now = (int64_t)time(NULL);
+    r->now = (int64_t)time(NULL);
     (void)NODE->set(plan, "stages", stages);
-    if (st == APUS_OK) {
-        (void)NODE->set(plan, "run", NODE->make_string(r.pipeline.run_dir, (size_t)-1));
-        (void)NODE->set(plan, "machine", NODE->make_string(apus_device_describe(r.device), (size_t)-1));
-    }
-    for (size_t i = 0; i < r.pipeline.n_stages && st == APUS_OK; i++) {
+    (void)NODE->set(plan, "run", NODE->make_string(r->pipeline.run_dir, (size_t)-1));
+    (void)NODE->set(plan, "machine", NODE->make_string(apus_device_describe(r->device), (size_t)-1));
+    for (size_t i = 0; i < r->pipeline.n_stages && st == APUS_OK; i++) {
         apus_node *entry = NODE->make_map();
         (void)NODE->append(stages, entry);
-        r.results[i] = options->force ? NULL : apus_run_done(&r, i);
-        made[i] = r.results[i] != NULL;
-        st = plan_stage(&r, i, options->force, made, entry, err);
+        r->results[i] = force ? NULL : apus_run_done(r, i);
+        made[i] = r->results[i] != NULL;
+        st = plan_stage(r, i, force, made, entry, err);
         seconds += NODE->as_float(NODE->get(entry, "seconds"), 0.0);
         if (!made[i] && NODE->get(entry, "seconds") == NULL)
             (void)NODE->append(others, NODE->copy(NODE->get(entry, "name")));
@@ -147,10 +145,65 @@ apus_status apus_plan_file(const char *file, const apus_run_options *options, ap
     (void)NODE->set(plan, "seconds", NODE->make_float(seconds));
     (void)NODE->set(plan, "not_estimated", others);
     free(made);
+    return st;
+}
+
+apus_status apus_plan_file(const char *file, const apus_run_options *options, apus_node **result, apus_error *err)
+{
+    apus_run_state r;
+    apus_node *plan = NODE->make_map();
+    apus_status st = apus_run_open(&r, file, options, err);
+    if (st == APUS_OK)
+        st = plan_stages(&r, options->force, plan, err);
     apus_run_close(&r);
     if (st == APUS_OK)
         *result = plan;
     else
         NODE->release(plan);
+    return st;
+}
+
+static char *copy_text(const char *text)
+{
+    char *copy = apus_host_table()->alloc(strlen(text) + 1);
+    return copy != NULL ? strcpy(copy, text) : NULL;
+}
+
+/* FILE.tuning.yaml of FILE.yaml */
+static char *tuning_name(const char *file)
+{
+    const char *dot = strrchr(file, '.'), *slash = strrchr(file, '/');
+    const int stem = (int)(dot != NULL && (slash == NULL || dot > slash) ? (size_t)(dot - file) : strlen(file));
+    const size_t room = strlen(file) + sizeof ".tuning.yaml";
+    char *name = apus_host_table()->alloc(room);
+    if (name != NULL)
+        (void)snprintf(name, room, "%.*s.tuning.yaml", stem, file);
+    return name;
+}
+
+apus_status apus_tune_file(const char *file, const apus_run_options *options, const char *out, const apus_trial_found *found, char **written,
+                           apus_error *err)
+{
+    enum { TRIAL_MS = 400 }; /* for one kind of product with all its kernels */
+    apus_run_state r;
+    const apus_run_options untuned = {.overrides = options->overrides, .n_overrides = options->n_overrides, .force = 1, .untuned = 1};
+    apus_node *plan = NODE->make_map();
+    char *name = NULL;
+    apus_status st = apus_run_open(&r, file, &untuned, err);
+    if (st == APUS_OK)
+        st = apus_device_try(r.device, err);
+    if (st == APUS_OK)
+        st = plan_stages(&r, 1, plan, err);
+    if (st == APUS_OK) {
+        const char *named = out != NULL ? out : NODE->as_string(NODE->get(NODE->get(r.pipeline.settings, "backend"), "tuning"), NULL);
+        name = named != NULL ? copy_text(named) : tuning_name(file);
+        st = name != NULL ? apus_device_tune(r.device, name, TRIAL_MS * 1e-3, found, err) : apus_fail(err, APUS_E_MEMORY, "out of memory");
+    }
+    NODE->release(plan);
+    apus_run_close(&r);
+    if (st == APUS_OK)
+        *written = name;
+    else
+        apus_host_table()->free(name);
     return st;
 }

@@ -85,6 +85,8 @@ static apus_status write_lock(apus_run_state *r, apus_error *err)
     (void)NODE->set(lock, "started", NODE->make_int(r->now));
     (void)NODE->set(lock, "seed", NODE->copy(NODE->get(r->pipeline.settings, "seed")));
     (void)NODE->set(lock, "machine", NODE->make_string(apus_device_describe(r->device), (size_t)-1));
+    if (apus_device_tuning(r->device) != NULL)
+        (void)NODE->set(lock, "tuning", apus_device_tuning(r->device));
     for (size_t i = 0; i < apus_module_count(); i++) {
         const apus_module *m = apus_module_at(i);
         (void)NODE->set(plugins, m->plugin->name, NODE->make_string(m->sha256, (size_t)-1));
@@ -256,8 +258,12 @@ apus_status apus_run_open(apus_run_state *r, const char *file, const apus_run_op
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
     for (size_t i = 0; i < r->pipeline.n_stages && st == APUS_OK; i++)
         st = apus_pipeline_key(&r->pipeline, i, (const char(*)[65])r->keys, r->cache_dir, r->keys[i], err);
+    apus_node *backend = NODE->copy(NODE->get(r->pipeline.settings, "backend"));
+    if (options->untuned && NODE->get(backend, "tuning") != NULL)
+        (void)NODE->set(backend, "tuning", NODE->make_null());
     if (st == APUS_OK)
-        st = apus_device_open(NODE->get(r->pipeline.settings, "backend"), &r->device, err);
+        st = apus_device_open(backend, &r->device, err);
+    NODE->release(backend);
     return st;
 }
 

@@ -15,7 +15,7 @@ wrong() {
 
 help=$("$apus" --help) || wrong "apus --help fails"
 verbs=$(sed -n 's/^  \([a-z]*\)  *[A-Za-z].*/\1/p' <<< "$help")
-[ "$(wc -w <<< "$verbs")" = 13 ] || wrong "apus --help lists $(wc -w <<< "$verbs") verbs: $verbs"
+[ "$(wc -w <<< "$verbs")" = 14 ] || wrong "apus --help lists $(wc -w <<< "$verbs") verbs: $verbs"
 for verb in $verbs; do
     text=$("$apus" "$verb" --help) || wrong "apus $verb --help fails"
     grep -q "^usage: apus $verb" <<< "$text" || wrong "apus $verb --help does not say how it is used"
@@ -23,7 +23,7 @@ for verb in $verbs; do
 done
 "$apus" --version | grep -q '^apus [0-9]' || wrong "apus --version"
 "$apus" schema > "$folder/schema.json" || wrong "apus schema"
-for kind in loss tuner optimizer stage tracker dataset format arch tokenizer sampler backend; do
+for kind in loss tuner optimizer stage tracker dataset format arch tokenizer sampler backend kernels; do
     "$apus" plugins "$kind" | grep -q . || wrong "apus plugins $kind says nothing"
 done
 
@@ -131,4 +131,54 @@ cp "$folder/planned/run.lock" "$folder/lock"
 cmp -s "$folder/planned/run.lock" "$folder/lock" || wrong "run.lock of what is done is changed by another start"
 "$apus" plan "$folder/plan.yaml" | grep -q '^in all about 0.0 s$' || wrong "plan of what is done"
 "$apus" plan --force "$folder/plan.yaml" | grep -q 'as an earlier run of it on this machine went' || wrong "plan --force does not look at the earlier run"
+
+# Which kernels are the fastest is measured, written and obeyed, the same way every time; where it is not true it is refused.
+cat > "$folder/tune.yaml" << END
+trackers: []
+backend: {type: cpu, threads: 2}
+stages:
+  - {name: first, stage: train, model: $golden, dataset: {type: tokens, path: $folder/tokens.jsonl}, tuner: full, batch_size: 2, max_steps: 3}
+  - {name: measured, stage: eval, model: $golden, dataset: {type: tokens, path: $folder/tokens.jsonl}}
+END
+tuning=$folder/here.yaml
+"$apus" tune "$folder/tune.yaml" --out "$tuning" > "$folder/out" 2>&1 || wrong "tune: $(cat "$folder/out")"
+grep -q "^written: $tuning$" "$folder/out" && grep -q "backend.tuning=$tuning" "$folder/out" || wrong "tune does not say what it wrote: $(cat "$folder/out")"
+grep -q '^threads: 2$' "$tuning" || wrong "the tuning file does not say for how many threads: $(cat "$tuning")"
+"$apus" check "$folder/tune.yaml" backend.tuning="$tuning" > "$folder/out" 2>&1 || wrong "check with a tuning file: $(cat "$folder/out")"
+if "$apus" plugins onednn > "$folder/out" 2>&1; then
+    grep -q 'use: ' "$tuning" || wrong "tune found nothing to choose: $(cat "$tuning")"
+    sed -i 's/use: cpu/use: onednn/' "$tuning"
+    "$apus" plan "$folder/tune.yaml" run="$folder/tuned0" backend.tuning="$tuning" > "$folder/out" 2>&1
+    grep -q "^  *tuned by $tuning: [1-9][0-9]* kinds of product by onednn$" "$folder/out" || wrong "plan does not say what is tuned: $(cat "$folder/out")"
+    for n in 1 2; do
+        "$apus" run "$folder/tune.yaml" run="$folder/tuned$n" backend.tuning="$tuning" > "$folder/out" 2>&1 || wrong "a tuned run: $(cat "$folder/out")"
+    done
+    cmp -s "$folder"/tuned[12]/first/model/model.safetensors || wrong "a tuned run gives other bytes the second time"
+    grep -q "$(sha256sum "$tuning" | cut -d' ' -f1)" "$folder/tuned1/run.lock" || wrong "run.lock does not hold the tuning file's sha256"
+    grep -q '"apus.linear_dw/1: onednn"' "$folder/tuned1/run.lock" || wrong "run.lock does not name tuned kernels: $(cat "$folder/tuned1/run.lock")"
+    "$apus" run "$folder/tune.yaml" run="$folder/tuned3" > "$folder/out" 2>&1 || wrong "an untuned run: $(cat "$folder/out")"
+    for n in 1 3; do grep -o '"eval_loss": [^,]*' "$folder/tuned$n/measured/result.json" > "$folder/loss$n" || wrong "no loss of an evaluation"; done
+    cmp -s "$folder"/loss[13] || wrong "a tuning file changes an evaluation"
+    sed -i 's/use: onednn/use: cpu/' "$tuning"
+    "$apus" plan "$folder/tune.yaml" run="$folder/tuned1" backend.tuning="$tuning" | grep -q 'done before' && wrong "another tuning file, and the stage is reused"
+    "$apus" tune "$folder/tune.yaml" backend.dtype=bfloat16 --out "$folder/bf16.yaml" | grep -q '^kernels onednn do not serve this backend: ' ||
+        wrong "tune does not say why oneDNN is out of it"
+else
+    grep -q '^choices: \[\]$' "$tuning" || wrong "tune without other plugins chooses: $(cat "$tuning")"
+    echo "skipped: tuned runs: kernels onednn is not built"
+fi
+refused() { # exit code, what is said, file, overrides
+    local code=$1 says=$2
+    shift 2
+    "$apus" check "$@" > "$folder/out" 2>&1
+    [ $? = "$code" ] && grep -q "$says" "$folder/out" || wrong "not refused with $code and '$says': $(cat "$folder/out")"
+}
+refused 5 "made with threads: 2, this run has 1" "$folder/tune.yaml" backend.tuning="$tuning" backend.threads=1
+refused 5 "made with products in F32, this run has BF16" "$folder/tune.yaml" backend.tuning="$tuning" backend.dtype=bfloat16
+refused 1 "$folder/none.yaml: .*No such file" "$folder/tune.yaml" backend.tuning="$folder/none.yaml"
+refused 1 "a tuning file needs\|unknown key" "$folder/tune.yaml" backend.tuning="$folder/tune.yaml"
+"$apus" tune "$folder/none.yaml" > "$folder/out" 2>&1
+[ $? = 1 ] || wrong "tune of a file that is not there: $(cat "$folder/out")"
+"$apus" tune > "$folder/out" 2>&1
+[ $? = 2 ] || wrong "tune of nothing: $(cat "$folder/out")"
 exit $bad

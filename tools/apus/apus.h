@@ -22,7 +22,7 @@ typedef struct apus_verb {
 } apus_verb;
 
 extern const apus_verb apus_verb_run, apus_verb_check, apus_verb_plan, apus_verb_plugins, apus_verb_schema, apus_verb_preview, apus_verb_chat,
-    apus_verb_generate, apus_verb_tokenize, apus_verb_render, apus_verb_score, apus_verb_inspect, apus_verb_export;
+    apus_verb_generate, apus_verb_tokenize, apus_verb_render, apus_verb_score, apus_verb_inspect, apus_verb_export, apus_verb_tune;
 
 enum { APUS_EXIT_USAGE = 2 };
 

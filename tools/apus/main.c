@@ -10,9 +10,9 @@
 #include "run/run.h"
 #include "value/node.h"
 
-static const apus_verb *const verbs[] = {&apus_verb_run,     &apus_verb_check,   &apus_verb_plan,     &apus_verb_plugins,  &apus_verb_schema,
-                                         &apus_verb_preview, &apus_verb_chat,    &apus_verb_generate, &apus_verb_tokenize, &apus_verb_render,
-                                         &apus_verb_score,   &apus_verb_inspect, &apus_verb_export};
+static const apus_verb *const verbs[] = {&apus_verb_run,    &apus_verb_check,   &apus_verb_plan,    &apus_verb_tune,     &apus_verb_plugins,
+                                         &apus_verb_schema, &apus_verb_preview, &apus_verb_chat,    &apus_verb_generate, &apus_verb_tokenize,
+                                         &apus_verb_render, &apus_verb_score,   &apus_verb_inspect, &apus_verb_export};
 enum { N_VERBS = sizeof verbs / sizeof verbs[0] };
 
 static const char *plugin_dirs[16];

@@ -104,6 +104,23 @@ static void print_packed(const apus_node *packed)
     }
 }
 
+/* What the tuning file chose of what it could. */
+static void print_tuning(const apus_node *tuning)
+{
+    const apus_node_api *node = apus_nodes();
+    const apus_node *kernels = node->get(tuning, "kernels"), *own = node->get(tuning, "own");
+    if (tuning == NULL)
+        return;
+    printf("%28stuned by %s:", "", node->as_string(node->get(tuning, "file"), NULL));
+    for (size_t i = 0; i < node->length(kernels); i++)
+        printf("%s %zu kinds of product by %s", i > 0 ? "," : "", node->length(node->at(kernels, i)), node->key_at(kernels, i));
+    if (node->length(own) > 0)
+        printf("%s %zu that it says nothing of by the backend's own", node->length(kernels) > 0 ? "," : "", node->length(own));
+    else if (node->length(kernels) == 0)
+        printf(" nothing to choose");
+    printf("\n");
+}
+
 static void print_costs(const apus_node *s)
 {
     const apus_node_api *node = apus_nodes();
@@ -117,6 +134,7 @@ static void print_costs(const apus_node *s)
     else if (node->get(s, "rows") != NULL)
         printf("%28s%.0f rows, %.0f tokens\n", "", number(s, "rows"), number(s, "tokens"));
     print_packed(node->get(s, "packed"));
+    print_tuning(node->get(node->get(s, "plan"), "tuning"));
 }
 
 static void print_stage(const apus_node *s)

@@ -71,6 +71,29 @@ static const apus_cpu_isa *choose_isa(apus_error *err)
     return NULL;
 }
 
+/* "AMD EPYC 9654": as the processor calls itself, spaces at its ends left out. */
+static void name_processor(char name[49])
+{
+#if defined(__x86_64__)
+    unsigned words[12];
+    for (unsigned i = 0; i < 3; i++) {
+        if (!__get_cpuid(0x80000002u + i, &words[4 * i], &words[4 * i + 1], &words[4 * i + 2], &words[4 * i + 3])) {
+            (void)snprintf(name, 49, "x86-64");
+            return;
+        }
+    }
+    memcpy(name, words, 48);
+    name[48] = '\0';
+    const size_t skip = strspn(name, " ");
+    memmove(name, name + skip, strlen(name + skip) + 1);
+    for (size_t n = strlen(name); n > 0 && name[n - 1] == ' '; n--) {
+        name[n - 1] = '\0';
+    }
+#else
+    (void)snprintf(name, 49, "a processor");
+#endif
+}
+
 static apus_status cpu_open(const apus_host *host, const apus_node *params, void **backend, apus_error *err)
 {
     const apus_cpu_isa *isa = choose_isa(err);
@@ -100,6 +123,9 @@ static apus_status cpu_open(const apus_host *host, const apus_node *params, void
                    : cpu->integers ? ", products in bfloat16"
                                    : ", products and kept activations in bfloat16",
                    cpu->integers ? ", with Q8_0 and Q4_0 weights in int8" : "");
+    char name[49];
+    name_processor(name);
+    (void)snprintf(cpu->hardware, sizeof cpu->hardware, "%s, %s", name, isa->name);
     *backend = cpu;
     return APUS_OK;
 }
@@ -182,6 +208,14 @@ static const char *cpu_describe(void *backend)
     return ((const apus_cpu *)backend)->description;
 }
 
+static void cpu_facts(void *backend, apus_backend_facts *facts)
+{
+    const apus_cpu *cpu = (const apus_cpu *)backend;
+    const apus_backend_facts ours = {
+        .size = facts->size, .threads = (uint32_t)cpu->threads, .products = cpu->bfloat16 ? APUS_BF16 : APUS_F32, .hardware = cpu->hardware};
+    memcpy(facts, &ours, facts->size < sizeof ours ? facts->size : sizeof ours);
+}
+
 static const apus_backend_ops backend_ops = {
     .size = sizeof backend_ops,
     .open = cpu_open,
@@ -196,6 +230,7 @@ static const apus_backend_ops backend_ops = {
     .finish = cpu_finish,
     .describe = cpu_describe,
     .kept = cpu_kept,
+    .facts = cpu_facts,
 };
 
 /* ---------------------------------------------------------------- the kernels: each goes through the instance's table */
@@ -330,6 +365,14 @@ static const apus_param params[] = {
      .unit = "bytes",
      .doc = "Most that a training may take (2GiB, 1500MB): weights, gradients, optimizer states, activations, scratch. Its batches are cut "
             "and blocks of the model computed again as needed; refused before the first step where that is not enough."},
+    {.size = sizeof(apus_param),
+     .name = "tuning",
+     .type = APUS_PARAM_PATH,
+     .flags = APUS_PARAM_NULLABLE,
+     .min = 1,
+     .max = 0,
+     .doc = "File that `apus tune` wrote here: which kernels a training takes where other plugins (kernels onednn) have some too. Without it, "
+            "this backend's own. Refused on another machine, with other threads, dtype or versions."},
 };
 
 static const apus_component components[] = {

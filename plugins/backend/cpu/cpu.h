@@ -117,7 +117,7 @@ typedef struct apus_cpu {
     int integers;            /* activations that meet a weight in Q8_0 or Q4_0 are rounded to 8 bits */
     int nodes;               /* of memory, that the process may use */
     unsigned long node_mask; /* which */
-    char description[208];
+    char description[208], hardware[80];
 } apus_cpu;
 
 enum { APUS_CPU_LARGE = 2 * 1024 * 1024 }; /* bytes: from here on a block is mapped */

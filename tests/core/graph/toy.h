@@ -52,7 +52,7 @@ static inline void toy_register(const char *name, const char *const *without, in
     assert_non_null(kernels);
     for (size_t i = 0; i < apus_kernel_count(); i++) {
         const apus_kernel_entry *e = apus_kernel_at(i);
-        int leave = strcmp(e->backend, "ref") != 0;
+        int leave = strcmp(e->table->ops.backend, "ref") != 0;
         for (const char *const *w = without; *w != NULL; w++)
             leave |= strcmp(e->kernel.op, *w) == 0;
         if (leave)
@@ -69,7 +69,7 @@ static inline void toy_register(const char *name, const char *const *without, in
         kernels[n++] =
             (apus_kernel){.size = sizeof *kernels, .op = "apus.linear/1", .then = "apus.add/1", .run = toy_pair, .run_siblings = toy_pairs_at_once};
     const apus_kernels_ops table = {.size = sizeof table, .backend = name, .real = APUS_F64, .kernels = kernels, .n_kernels = n};
-    if (apus_kernels_add(name, &table, &err) != APUS_OK)
+    if (apus_kernels_add(name, NULL, &table, &err) != APUS_OK)
         fail_msg("%s", err.message);
     free(kernels);
 }
@@ -91,7 +91,7 @@ static inline apus_device *toy_device(const char *name, int parallel, int brief)
     if (brief)
         ops.kept = toy_kept;
     apus_device *d = NULL;
-    assert_int_equal(apus_device_wrap(name, &ops, NULL, &d, &err), APUS_OK);
+    assert_int_equal(apus_device_wrap(name, NULL, &ops, NULL, &d, &err), APUS_OK);
     return d;
 }
 
