@@ -14,13 +14,21 @@ extern "C" {
 
 enum { APUS_LOGITS_LANES = 16 };
 
-/* exp(x) for x <= 0, within 2e-7 of it; 0 below -87. Cephes' expf: x = n ln 2 + r, a polynomial in r, n into the exponent. */
+/* exp(x) for x <= 0, within 2e-7 of it; 0 from -87 on down. Cephes' expf: x = n ln 2 + r, a polynomial in r, n into the exponent.
+ * Magnitudes are compared by their bits: of a choice between floats compilers make no lanes. */
 static inline float apus_logits_exp(float x)
 {
-    const float c = x > -87.0f ? x : -87.0f, shifted = c * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to whole numbers */
-    const float n = shifted - 12582912.0f, r = (c - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.98756915e-4f;
-    int32_t bits;
+    const int32_t most = 0x42ae0000; /* 87 */
+    int32_t bits, there;
+    float c, shifted, n, r, p = 1.98756915e-4f;
+    memcpy(&bits, &x, sizeof bits);
+    bits &= 0x7fffffff;
+    there = bits < most ? -1 : 0;
+    bits = bits < most ? bits : most;
+    memcpy(&c, &bits, sizeof c);
+    shifted = c * -1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to whole numbers */
+    n = shifted - 12582912.0f;
+    r = (-c - n * 0.693359375f) + n * 2.12194440e-4f;
     p = p * r + 1.39819995e-3f;
     p = p * r + 8.33345205e-3f;
     p = p * r + 4.16657962e-2f;
@@ -28,9 +36,9 @@ static inline float apus_logits_exp(float x)
     p = p * r + 5.00000012e-1f;
     p = p * (r * r) + r + 1.0f;
     memcpy(&bits, &p, sizeof bits);
-    bits += (int32_t)n * (1 << 23);
+    bits = (bits + (int32_t)n * (1 << 23)) & there;
     memcpy(&p, &bits, sizeof p);
-    return x > -87.0f ? p : 0.0f;
+    return p;
 }
 
 /* The largest of x[n], n > 0. None of them is NaN. */

@@ -224,14 +224,20 @@ typedef struct tile_keys {
     int64_t at[ATT_KEYS], next[ATT_KEYS];
 } tile_keys;
 
-/* Rows [first, first + n) of the next tile, where there are such. */
-LANES_INLINE void fetch_rows(const attention_spec *s, reals from, const tile_keys *k, int64_t first, int64_t n)
+/* n rows of keys or values, from memory. */
+LANES_INLINE void fetch_rows(const attention_spec *s, reals from, const int64_t *at, int64_t n)
 {
-    for (int64_t i = first; i < first + n && i < k->next_n; i++) {
+    for (int64_t i = 0; i < n; i++) {
         for (int64_t d = 0; d < s->dim; d += 16) {
-            __builtin_prefetch(element(from.p, from.halves, k->next[i] * s->narrow + d), 0, 2);
+            __builtin_prefetch(element(from.p, from.halves, at[i] * s->narrow + d), 0, 2);
         }
     }
+}
+
+/* Of `from`, n rows of the next tile from the i-th on, where there are such. */
+LANES_INLINE void fetch_next(const attention_spec *s, reals from, const tile_keys *k, int64_t i, int64_t n)
+{
+    fetch_rows(s, from, k->next + i, apus_cpu_min(n, k->next_n - i));
 }
 
 /* A few rows and a tile: a vector's lanes are keys, then elements of values. */
@@ -248,7 +254,7 @@ LANES_INLINE void few_tile(kind t, const forward *f, const attention_rows *rows,
         int64_t ld;
         run = key_run(keys->at + i, n - i);
         const reals k = key_factor(s, all_k, keys->at + i, run, m->k, &ld);
-        fetch_rows(s, all_k, keys, i, run);
+        fetch_next(s, all_k, keys, i, run);
         if (k.halves) {
             pack_rows(BFLOAT16, 1, ATT_KEYS, k.p, ld, run, (run + WIDE - 1) / WIDE * WIDE, dim, m->panel + i);
         } else {
@@ -265,7 +271,7 @@ LANES_INLINE void few_tile(kind t, const forward *f, const attention_rows *rows,
         int64_t ld;
         run = key_run(keys->at + i, n - i);
         const reals v = key_factor(s, all_v, keys->at + i, run, m->v, &ld);
-        fetch_rows(s, all_v, keys, i, run);
+        fetch_next(s, all_v, keys, i, run);
         const strided values = rows_across(t, v, ld, run, dim, dim % WIDE == 0, m->values);
         small_product(t, rows->n, wide / WIDE, units(summed, run), (strided){m->z + units(summed, i), ATT_KEYS, 1}, values.p, values.along, p.o, wide,
                       1);
@@ -320,6 +326,10 @@ LANES_INLINE void span_forward(kind t, const forward *f, const attention_block *
             memcpy(keys.at, keys.next, sizeof keys.at);
         } else {
             key_rows(f->keys, b->sequence, keys.tile, keys.n, keys.at);
+            if (is_few(rows)) { /* what a row costs then is the waiting for memory */
+                fetch_rows(f->s, reals_at(f->k, kv * f->s->dim), keys.at, keys.n);
+                fetch_rows(f->s, reals_at(f->v, kv * f->s->dim), keys.at, keys.n);
+            }
         }
         keys.next_n = apus_cpu_min(ATT_KEYS, stop - keys.tile - ATT_KEYS);
         if (keys.next_n > 0) {

@@ -49,11 +49,11 @@ LANES_INLINE vf halves(const uint8_t *p)
 #if defined(__F16C__)
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 #else
-    vf v;
-    for (int l = 0; l < LANES; l++) {
-        v[l] = half(p + 2 * l);
-    }
-    return v;
+    vh x;
+    memcpy(&x, p, sizeof x);
+    const vi h = __builtin_convertvector(x, vi), magnitude = h & v_alli(0x7fff), special = (magnitude > v_alli(0x7bff)) & v_alli(0x7f800000);
+    const vf v = (vf)(magnitude << 13) * v_all(0x1p112f); /* exact, of subnormals too */
+    return (vf)((vi)v | special | ((h & v_alli(0x8000)) << 16));
 #endif
 }
 

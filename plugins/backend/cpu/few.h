@@ -14,7 +14,8 @@
 enum {
     FEW_MOST = PACKED_ROWS,
     FEW_PIECE = 256, /* elements decoded at once: what the longest blocks have */
-    FEW_WIDEST = 2 * WIDE
+    FEW_WIDEST = 2 * WIDE,
+    FEW_QUADS = 4 /* rows of products in integers that are worked on together: more than registers hold cost twice as much each */
 };
 
 /* One strip's sums on their way. a: m rows of units, lda apart. */
@@ -106,7 +107,7 @@ LANES_INLINE void few_bfloat16(kind t, int m, int nr, const uint8_t *w, size_t b
                         acc[i * nr + j] = n_product(t, n_all(s->a[i * s->lda + e / 2 + x]), r[x], acc[i * nr + j]);
                     }
                 } else {
-                    few_two(t, m, nr, n_even(r[x]), n_odd(r[x]), s, e + 2 * x, acc + j);
+                    few_two(PLAIN, m, nr, n_even(r[x]), n_odd(r[x]), s, e + 2 * x, acc + j); /* they are rounded */
                 }
             }
         }
@@ -118,7 +119,11 @@ LANES_INLINE void few_q8_0(kind t, int m, int nr, const uint8_t *w, size_t bytes
 {
     half_scales(w, bytes, nr * WIDE, 34, k / 32, scales);
     for (int64_t b = 0; b < k / 32; b++) {
+        vn scale[2];
         fetch(&s->next, s->lines);
+        for (int j = 0; j < nr; j++) {
+            scale[j] = n_halves(scales + (b * nr + j) * WIDE);
+        }
         for (int64_t h = 0; h < 2; h++) {
             ni r[2][4];
             for (int j = 0; j < nr; j++) {
@@ -128,9 +133,8 @@ LANES_INLINE void few_q8_0(kind t, int m, int nr, const uint8_t *w, size_t bytes
                 const int64_t e = 32 * b + 16 * h + 4 * x;
                 for (int j = 0; j < nr; j++) {
                     const ni q = r[j][x];
-                    const vn scale = n_halves(scales + (b * nr + j) * WIDE);
-                    few_two(t, m, nr, n_whole((q << 24) >> 24) * scale, n_whole((q << 16) >> 24) * scale, s, e, acc + j);
-                    few_two(t, m, nr, n_whole((q << 8) >> 24) * scale, n_whole(q >> 24) * scale, s, e + 2, acc + j);
+                    few_two(t, m, nr, n_whole((q << 24) >> 24) * scale[j], n_whole((q << 16) >> 24) * scale[j], s, e, acc + j);
+                    few_two(t, m, nr, n_whole((q << 8) >> 24) * scale[j], n_whole(q >> 24) * scale[j], s, e + 2, acc + j);
                 }
             }
         }
@@ -151,9 +155,11 @@ LANES_INLINE void few_q4_0(kind t, int m, int nr, const uint8_t *w, size_t bytes
 {
     half_scales(w, bytes, nr * WIDE, 18, k / 32, scales);
     for (int64_t b = 0; b < k / 32; b++) {
+        vn scale[2];
         ni r[2][4];
         fetch(&s->next, s->lines);
         for (int j = 0; j < nr; j++) {
+            scale[j] = n_halves(scales + (b * nr + j) * WIDE);
             n_bytes16(w + (size_t)(j * WIDE) * bytes + b * 18 + 2, bytes, r[j]);
         }
         for (int64_t h = 0; h < 2; h++) { /* low nibbles are the first half of the block */
@@ -161,9 +167,8 @@ LANES_INLINE void few_q4_0(kind t, int m, int nr, const uint8_t *w, size_t bytes
                 const int64_t e = 32 * b + 16 * h + 4 * x;
                 for (int j = 0; j < nr; j++) {
                     const ni q = r[j][x] >> (int)(4 * h);
-                    const vn scale = n_halves(scales + (b * nr + j) * WIDE);
-                    few_two(t, m, nr, few_nibble(q) * scale, few_nibble(q >> 8) * scale, s, e, acc + j);
-                    few_two(t, m, nr, few_nibble(q >> 16) * scale, few_nibble(q >> 24) * scale, s, e + 2, acc + j);
+                    few_two(t, m, nr, few_nibble(q) * scale[j], few_nibble(q >> 8) * scale[j], s, e, acc + j);
+                    few_two(t, m, nr, few_nibble(q >> 16) * scale[j], few_nibble(q >> 24) * scale[j], s, e + 2, acc + j);
                 }
             }
         }
@@ -180,7 +185,7 @@ LANES_INLINE void quads_half(kind t, int m, int nr, int h, const uint8_t *w, siz
         for (int j = 0; j < nr; j++) {
             const ni q = t == NIBBLES ? nibbles_of(r[j][x], h) : quads_of(r[j][x]);
             for (int i = 0; i < m; i++) {
-                sums[i * nr + j] = n_quads(q, (ni)n_all(a[i * lda + 4 * h + x]), sums[i * nr + j]);
+                sums[i * nr + j] = n_quads(t, q, (ni)n_all(a[i * lda + 4 * h + x]), sums[i * nr + j]);
             }
         }
     }
@@ -293,21 +298,21 @@ LANES_INLINE void few_strip(kind t, int m, const product *p, const float *a, int
     few_store(m, nr, acc, p->m, columns, element_to(p->y, p->e.halves, j), p->ld, &e);
 }
 
-/* Rows that the strips of m rows have: those that do not exist are zeros. */
+/* Rows that are worked on together, of m: those that do not exist are zeros. */
 static int few_height(int64_t m)
 {
     return m <= 2 ? (int)m : m <= 4 ? 4 : FEW_MOST;
 }
 
-static void few_strip_of(const product *p, const float *a, int64_t lda, int64_t j, uint16_t *scales)
+static void few_rows_of(const product *p, const float *a, int64_t lda, int64_t j, uint16_t *scales)
 {
 #define FEW_ROWS(m)                                                                                                                                  \
     case m:                                                                                                                                          \
         if (is_packed(&p->b)) {                                                                                                                      \
             packed_strip(m, p, a, lda, j);                                                                                                           \
-        } else if (p->t == QUADS) {                                                                                                                  \
+        } else if (p->t == QUADS && (m) <= FEW_QUADS) {                                                                                              \
             few_strip(QUADS, m, p, a, lda, j, scales);                                                                                               \
-        } else if (p->t == NIBBLES) {                                                                                                                \
+        } else if (p->t == NIBBLES && (m) <= FEW_QUADS) {                                                                                            \
             few_strip(NIBBLES, m, p, a, lda, j, scales);                                                                                             \
         } else if (p->t == BFLOAT16) {                                                                                                               \
             few_strip(BFLOAT16, m, p, a, lda, j, scales);                                                                                            \
@@ -326,6 +331,23 @@ static void few_strip_of(const product *p, const float *a, int64_t lda, int64_t 
 #undef FEW_ROWS
 }
 
+/* All rows, a few at a time: the strip of W is near when the later ones come. */
+static void few_strip_of(const product *p, const float *a, int64_t lda, int64_t j, uint16_t *scales)
+{
+    const int64_t step = in_integers(p->t) ? FEW_QUADS : FEW_MOST;
+    if (p->m <= step) {
+        few_rows_of(p, a, lda, j, scales);
+        return;
+    }
+    product rows = *p;
+    for (int64_t i = 0; i < p->m; i += step) {
+        rows.m = apus_cpu_min(step, p->m - i);
+        rows.y = element_to(p->y, p->e.halves, i * p->ld);
+        rows.e.add = p->e.add != NULL ? p->e.add + i * p->e.ld_add : NULL;
+        few_rows_of(&rows, a + i * lda, lda, j, scales);
+    }
+}
+
 /* The product that strip *at of all belongs to; *at becomes its number there. NULL: beyond the last. */
 static const product *few_product(const product *p, uint32_t n, int64_t width, int64_t *at)
 {
@@ -339,6 +361,13 @@ static const product *few_product(const product *p, uint32_t n, int64_t width, i
     return NULL;
 }
 
+/* A thread's part of the strips: it takes them from the front, threads that help from the back, so that each reads memory in one
+ * direction. */
+typedef struct few_part {
+    int64_t taken, helped; /* strips; of those, by others */
+    char apart[COUNTER - 2 * sizeof(int64_t)];
+} few_part;
+
 static size_t few_scales_bytes(int64_t k)
 {
     return apus_cpu_lines((size_t)(k / 32 * FEW_WIDEST) * sizeof(uint16_t));
@@ -346,7 +375,7 @@ static size_t few_scales_bytes(int64_t k)
 
 static size_t few_bytes(kind t, int64_t k, int threads)
 {
-    return apus_cpu_lines((size_t)(FEW_MOST * units(t, k)) * sizeof(float)) + (size_t)threads * (few_scales_bytes(k) + COUNTER);
+    return apus_cpu_lines((size_t)(FEW_MOST * units(t, k)) * sizeof(float)) + (size_t)threads * (few_scales_bytes(k) + sizeof(few_part));
 }
 
 /* Whether this serves products of the same left factor: few rows, a strip's width of columns at least; strips of one kind. */
@@ -359,20 +388,31 @@ static int suits_few(const product *p, uint32_t n)
     return all;
 }
 
+/* A strip of a part of `all` strips; -1: none is left. taken: by its own thread. */
+static int64_t few_take(few_part *part, int64_t all, int own, int64_t *taken)
+{
+    if (__atomic_fetch_add(&part->taken, 1, __ATOMIC_RELAXED) >= all) {
+        return -1;
+    }
+    return own ? (*taken)++ : all - 1 - __atomic_fetch_add(&part->helped, 1, __ATOMIC_RELAXED);
+}
+
 /* n products of the same left factor, of which suits_few has said yes. Their strips lie one after the other; every thread has a part
  * of them of its own, which lies in one piece, and helps the others when it is through. scratch: few_bytes. */
 static void few(const product *p, uint32_t n, int threads, char *scratch)
 {
-    const int64_t lda = units(p->t, p->k), per = p->t == PAIRS ? 2 : 1, height = few_height(p->m), width = few_width(p, (int)height);
+    const int64_t lda = units(p->t, p->k), per = p->t == PAIRS ? 2 : 1, height = few_height(p->m);
+    const int64_t width = few_width(p, in_integers(p->t) ? FEW_QUADS : (int)height);
     float *a = (float *)(void *)scratch;
-    char *counters = scratch + apus_cpu_lines((size_t)(FEW_MOST * lda) * sizeof(float)), *scales = counters + (size_t)threads * COUNTER;
+    few_part *parts = (few_part *)(void *)(scratch + apus_cpu_lines((size_t)(FEW_MOST * lda) * sizeof(float)));
+    char *scales = (char *)(parts + threads);
     const int halves = p->a.dtype == APUS_BF16;
     int64_t strips = 0;
-    memset(counters, 0, (size_t)threads * COUNTER);
+    memset(parts, 0, (size_t)threads * sizeof *parts);
     for (uint32_t i = 0; i < n; i++) {
         strips += (p[i].n + width - 1) / width;
     }
-    const int64_t part = (strips + threads - 1) / threads;
+    const int64_t most = (strips + threads - 1) / threads;
     if (in_integers(p->t)) { /* panels of one row */
         pack_quads_left((const float *)p->a.p, p->a.ld, p->m, 1, p->k, a);
         memset(a + p->m * lda, 0, (size_t)((height - p->m) * lda) * sizeof *a);
@@ -388,17 +428,16 @@ static void few(const product *p, uint32_t n, int threads, char *scratch)
     {
         const int64_t me = omp_get_thread_num();
         uint16_t *own = (uint16_t *)(void *)(scales + (size_t)me * few_scales_bytes(p->k));
-        int64_t at = me * part;
+        int64_t at = me * most, taken = 0;
         const product *first = few_product(p, n, width, &at);
         if (first != NULL) {
             ahead begin = few_ahead(first, at * width, width);
             fetch(&begin, begin.bytes / 64 + 1);
         }
         for (int64_t i = 0; i < threads; i++) {
-            const int64_t whose = (me + i) % threads, end = apus_cpu_min(part, strips - whose * part);
-            int64_t *taken = (int64_t *)(void *)(counters + (size_t)whose * COUNTER);
-            for (int64_t x; (x = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED)) < end;) {
-                int64_t strip_at = whose * part + x;
+            const int64_t whose = (me + i) % threads, all = apus_cpu_min(most, strips - whose * most);
+            for (int64_t x; (x = few_take(&parts[whose], all, i == 0, &taken)) >= 0;) {
+                int64_t strip_at = whose * most + x;
                 const product *its = few_product(p, n, width, &strip_at);
                 few_strip_of(its, a, lda, strip_at * width, own);
             }

@@ -58,7 +58,7 @@ LANES_INLINE void n_bytes16(const uint8_t *p, size_t bytes, ni r[4])
     r[1] = (ni)_mm512_unpackhi_epi64(a, c);
     r[2] = (ni)_mm512_unpacklo_epi64(b, d);
     r[3] = (ni)_mm512_unpackhi_epi64(b, d);
-#else
+#elif defined(__AVX2__)
     vi z[4];
     for (size_t i = 0; i < 4; i++) {
         int32_t low __attribute__((vector_size(16))), high __attribute__((vector_size(16)));
@@ -72,6 +72,14 @@ LANES_INLINE void n_bytes16(const uint8_t *p, size_t bytes, ni r[4])
     r[1] = __builtin_shufflevector(a, c, 2, 3, 10, 11, 6, 7, 14, 15);
     r[2] = __builtin_shufflevector(b, d, 0, 1, 8, 9, 4, 5, 12, 13);
     r[3] = __builtin_shufflevector(b, d, 2, 3, 10, 11, 6, 7, 14, 15);
+#else
+    v4_at *x = (v4_at *)(void *)r; /* the halves of the vectors */
+    for (size_t i = 0; i < 4; i++) {
+        memcpy(&x[2 * i], p + i * bytes, sizeof x[i]);
+        memcpy(&x[2 * i + 1], p + (i + 4) * bytes, sizeof x[i]);
+    }
+    turn_quarter(&x[0], &x[2], &x[4], &x[6]);
+    turn_quarter(&x[1], &x[3], &x[5], &x[7]);
 #endif
 }
 
@@ -124,13 +132,16 @@ LANES_INLINE ni quads_begin(kind t, float sum)
     return t == NIBBLES ? (ni)n_all(sum) >> 4 : WIDE == 16 ? (ni)n_all(sum) : n_alli(0);
 }
 
-/* acc + the products of four bytes each; x lies in -127 … 127. */
-LANES_INLINE ni n_quads(ni w, ni x, ni acc)
+/* acc + the products of four bytes each, w as quads_of or nibbles_of gives it; x lies in -127 … 127. */
+LANES_INLINE ni n_quads(kind t, ni w, ni x, ni acc)
 {
+    (void)t;
 #if defined(__AVX512BF16__)
     return (ni)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)x);
 #elif defined(__AVX2__)
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)w), _mm256_sign_epi8((__m256i)x, (__m256i)w)); /* 2 * 128 * 127 fits */
+    const __m256i pairs = t == NIBBLES
+                              ? _mm256_maddubs_epi16((__m256i)w, (__m256i)x)
+                              : _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)w), _mm256_sign_epi8((__m256i)x, (__m256i)w)); /* 2 * 128 * 127 fits */
     return acc + (ni)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
     typedef int16_t pairs __attribute__((vector_size(sizeof(ni))));
@@ -169,7 +180,7 @@ LANES_INLINE void quads_sums(kind t, int mr, int nr, const float *a, int64_t row
                 for (int i = 0; i < mr; i++) {
                     const vn x = n_all(a[(u + 4 * h) * unit + i * row]);
                     for (int j = 0; j < nr; j++) {
-                        sums[i * nr + j] = n_quads(w[j], (ni)x, sums[i * nr + j]);
+                        sums[i * nr + j] = n_quads(t, w[j], (ni)x, sums[i * nr + j]);
                     }
                 }
             }

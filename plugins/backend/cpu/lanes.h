@@ -22,6 +22,7 @@ typedef float vf_at __attribute__((vector_size(32), aligned(2), may_alias));
 typedef int32_t vi_at __attribute__((vector_size(32), aligned(4), may_alias));
 typedef uint16_t vh __attribute__((vector_size(16))); /* as many bfloat16 */
 typedef float v4 __attribute__((vector_size(16)));
+typedef float v4_at __attribute__((vector_size(16), aligned(4), may_alias));
 typedef double vd __attribute__((vector_size(32))); /* half of a vf's lanes: wider ones would live in memory */
 typedef double vd_at __attribute__((vector_size(32), aligned(8), may_alias));
 
@@ -49,9 +50,22 @@ LANES_INLINE void v_store(float *p, vf x)
     *(vf_at *)p = x;
 }
 
+LANES_INLINE vf v_join(v4 low, v4 high)
+{
+#if defined(__AVX2__)
+    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+#else
+    vf x;
+    memcpy(&x, &low, sizeof low);
+    memcpy((float *)&x + 4, &high, sizeof high);
+    return x;
+#endif
+}
+
 LANES_INLINE vf v_all(float x)
 {
-    return (vf){x, x, x, x, x, x, x, x};
+    const v4 half = {x, x, x, x};
+    return v_join(half, half);
 }
 
 LANES_INLINE vi v_alli(int32_t x)
@@ -238,9 +252,15 @@ LANES_INLINE vd v_high(vf x)
     return __builtin_convertvector(__builtin_shufflevector(x, x, 4, 5, 6, 7), vd);
 }
 
-LANES_INLINE vf v_join(v4 low, v4 high)
+/* Four rows of four become columns. Of vectors that the processor has: compilers move wider ones element by element. */
+LANES_INLINE void turn_quarter(v4_at *a, v4_at *b, v4_at *c, v4_at *d)
 {
-    return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+    const v4 low = __builtin_shufflevector(*a, *b, 0, 4, 1, 5), high = __builtin_shufflevector(*a, *b, 2, 6, 3, 7);
+    const v4 low2 = __builtin_shufflevector(*c, *d, 0, 4, 1, 5), high2 = __builtin_shufflevector(*c, *d, 2, 6, 3, 7);
+    *a = __builtin_shufflevector(low, low2, 0, 1, 4, 5);
+    *b = __builtin_shufflevector(low, low2, 2, 3, 6, 7);
+    *c = __builtin_shufflevector(high, high2, 0, 1, 4, 5);
+    *d = __builtin_shufflevector(high, high2, 2, 3, 6, 7);
 }
 
 /* 2^k for k in [-126, 127]; 0 for -127. */

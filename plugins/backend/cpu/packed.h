@@ -13,7 +13,8 @@
 
 enum {
     PACKED_ROWS = 8,     /* of the left factor, at most */
-    PACKED_AHEAD = 4096, /* bytes: what is read next is fetched from memory so far ahead */
+    PACKED_AHEAD = 4096, /* bytes: what is read next is fetched from memory so far ahead, but nibbles: their loads are so far apart that the
+                            processor's own fetching keeps up, and does better undisturbed */
     PACKED_PIECE = 128   /* pairs of a row laid out at once */
 };
 
@@ -132,7 +133,7 @@ static void packed_row(const apus_view *w, int64_t r, float *y)
 LANES_INLINE int packed_vectors(kind t, int m)
 {
     if (in_integers(t)) { /* each is two */
-        return WIDE == 16 ? (m > 4 ? 1 : 3) : m > 2 ? 1 : 2;
+        return WIDE == 16 ? 3 : m > 2 ? 1 : 2;
     }
     return (int)WIDE == (int)LANES && m > 2 ? (m > 4 ? 1 : 2) : GROUP / WIDE;
 }
@@ -196,7 +197,7 @@ LANES_INLINE void packed_group(kind t, int pairs, int m, const product *p, const
 #define PACKED_SUMS(nr)                                                                                                                              \
     do {                                                                                                                                             \
         if (in_integers(t)) {                                                                                                                        \
-            quads_sums(t, m, nr, a, lda, 1, panel, c, width, p->k / 32, PACKED_AHEAD, acc);                                                          \
+            quads_sums(t, m, nr, a, lda, 1, panel, c, width, p->k / 32, t == NIBBLES ? 0 : PACKED_AHEAD, acc);                                       \
         } else if (pairs && t != PAIRS) {                                                                                                            \
             packed_halves(m, nr, a, lda, panel + c, width, p->k, acc);                                                                               \
         } else {                                                                                                                                     \
@@ -217,9 +218,9 @@ LANES_INLINE void packed_group(kind t, int pairs, int m, const product *p, const
 /* The same, whatever the panels hold. */
 LANES_INLINE void packed_strip(int m, const product *p, const float *a, int64_t lda, int64_t j)
 {
-    if (p->t == QUADS) {
+    if (m <= 4 && p->t == QUADS) {
         packed_group(QUADS, 0, m, p, a, lda, j);
-    } else if (p->t == NIBBLES) {
+    } else if (m <= 4 && p->t == NIBBLES) {
         packed_group(NIBBLES, 0, m, p, a, lda, j);
     } else if (p->t == BFLOAT16) {
         packed_group(BFLOAT16, 1, m, p, a, lda, j);

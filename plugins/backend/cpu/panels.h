@@ -239,6 +239,7 @@ LANES_INLINE vn across(kind t, vn first, vn second)
 
 LANES_INLINE void n_transpose(vn r[WIDE])
 {
+#if defined(__AVX2__)
     vf s[8], t[8];
     for (int i = 0; i < 8; i += 2) {
         s[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
@@ -254,6 +255,18 @@ LANES_INLINE void n_transpose(vn r[WIDE])
         r[c] = __builtin_shufflevector(t[c], t[c + 4], 0, 1, 2, 3, 8, 9, 10, 11);
         r[c + 4] = __builtin_shufflevector(t[c], t[c + 4], 4, 5, 6, 7, 12, 13, 14, 15);
     }
+#else
+    v4_at *x = (v4_at *)(void *)r; /* the halves of the rows */
+    for (int i = 0; i < 16; i += 8) {
+        turn_quarter(x + i, x + i + 2, x + i + 4, x + i + 6);
+        turn_quarter(x + i + 1, x + i + 3, x + i + 5, x + i + 7);
+    }
+    for (int i = 0; i < 8; i += 2) {
+        const v4 high = x[i + 1];
+        x[i + 1] = x[i + 8];
+        x[i + 8] = high;
+    }
+#endif
 }
 
 LANES_INLINE vn along(kind t, int halves, const void *p, int64_t left)

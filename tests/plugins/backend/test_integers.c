@@ -109,8 +109,8 @@ static void test_rows(void **state)
 static void test_packed(void **state)
 {
     (void)state;
-    static const int64_t ns[] = {1, 15, 16, 33, 49, 150}, ms[] = {1, 2, 3, 8, 9, 140};
-    for (int e = 0; e < 2 * 6 * 6; e++) {
+    static const int64_t ns[] = {1, 15, 16, 33, 49, 150}, ms[] = {1, 2, 3, 5, 6, 7, 8, 9, 140};
+    for (int e = 0; e < 2 * 6 * 9; e++) {
         const int64_t n = ns[e / 2 % 6], k = 32 * (1 + e % 5), m = ms[e / 12];
         weight_readers r = readers_of(types[e % 2], m, n, k);
         for (int isa = 0; isa < bench_isas; isa++) {
