@@ -172,11 +172,12 @@ static int takes(const apus_kernel *k, apus_dtype real, apus_dtype encoding)
     return 0;
 }
 
-const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, apus_dtype encoding)
+const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, const apus_op *with, apus_dtype encoding)
 {
     for (size_t i = apus_kernel_count(); i-- > 0;) { /* later tables win */
         const apus_kernel_entry *e = apus_kernel_at(i);
-        if (e->op == op && e->then == then && e->real == d->real && strcmp(e->backend, d->name) == 0 && takes(&e->kernel, d->real, encoding))
+        if (e->op == op && e->then == then && e->with == with && e->real == d->real && strcmp(e->backend, d->name) == 0 &&
+            takes(&e->kernel, d->real, encoding))
             return e;
     }
     return NULL;
@@ -185,7 +186,7 @@ const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op 
 const apus_kernel *apus_device_kernel(const apus_device *d, const char *op, apus_dtype encoding)
 {
     const apus_op *o = apus_op_find(op);
-    const apus_kernel_entry *e = o != NULL ? apus_device_choose(d, o, NULL, encoding) : NULL;
+    const apus_kernel_entry *e = o != NULL ? apus_device_choose(d, o, NULL, NULL, encoding) : NULL;
     return e != NULL ? &e->kernel : NULL;
 }
 

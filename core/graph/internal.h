@@ -27,7 +27,7 @@ typedef struct apus_kernel_entry {
     const char *table;   /* component's name */
     const char *backend; /* whom it serves */
     apus_dtype real;
-    const apus_op *op, *then; /* then: NULL unless a pair */
+    const apus_op *op, *then, *with; /* NULL: none */
 } apus_kernel_entry;
 
 /* Register ops or a kernel table directly: what apus_ops_load does with components. Strings are static. */
@@ -129,7 +129,7 @@ struct apus_device {
 
 /* A device around a backend that no plugin brought (tests). */
 apus_status apus_device_wrap(const char *name, const apus_backend_ops *ops, const apus_node *params, apus_device **device, apus_error *err);
-/* Kernel of op (then NULL), or of the pair. */
-const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, apus_dtype encoding);
+/* Kernel of op (then and with NULL), or of the pattern. */
+const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, const apus_op *with, apus_dtype encoding);
 
 #endif

@@ -87,6 +87,11 @@ enum {
 #undef X
             APUS_CPU_linear,
     APUS_CPU_linear_add,
+    APUS_CPU_linear_relu,
+    APUS_CPU_linear_silu,
+    APUS_CPU_linear_tanh,
+    APUS_CPU_linear_gelu,
+    APUS_CPU_linear_swiglu,
     APUS_CPU_linear_dx_add,
     APUS_CPU_N_KERNELS
 };
