@@ -26,11 +26,17 @@ static apus_dtype encoding_of(const apus_plan *p, const apus_plan_node *n)
     return APUS_REAL;
 }
 
+/* Whether the node is its op and no more. */
+static int is_plain(const apus_plan_node *n)
+{
+    return n->kernel->then == NULL && n->n_in <= n->op->max_inputs;
+}
+
 /* Whether the op's result goes to one node alone, and nobody wants what else it gives. */
 static int is_lone(const fusion *f, const apus_plan_node *a)
 {
     const apus_plan_tensor *t = &f->p->tensors.at[a->out[0]];
-    int lone = !a->dead && a->kernel->then == NULL && t->used == 1 && !t->keep && !t->block_point && f->reader[a->out[0]] >= 0;
+    int lone = !a->dead && is_plain(a) && t->used == 1 && !t->keep && !t->block_point && f->reader[a->out[0]] >= 0;
     for (uint32_t k = 1; k < a->n_out; k++)
         lone &= !f->p->tensors.at[a->out[k]].used;
     return lone;
@@ -132,7 +138,7 @@ static void fuse_all(const fusion *f)
         if (!is_lone(f, a))
             continue;
         apus_plan_node *b = &p->nodes.at[f->reader[a->out[0]]];
-        if (b->dead || b->n_in < 1 || b->n_in > 2 || b->n_out != 1 || b->kernel->then != NULL || b->op == a->op ||
+        if (b->dead || b->n_in < 1 || b->n_in > 2 || b->n_out != 1 || !is_plain(b) || b->op == a->op ||
             !apus_shape_equal(&p->tensors.at[b->out[0]].shape, &p->tensors.at[a->out[0]].shape))
             continue;
         if (b->n_in == 1 || !fuse_three(f, b))
