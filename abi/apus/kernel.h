@@ -69,12 +69,13 @@ enum {
 
 enum { APUS_SIBLINGS_MAX = 4 };
 
-/* An implementation of one op, or of a pair: `op` whose output 0 feeds only `then`'s first or second input. */
+/* An implementation of one op, or of a pattern: of `op` whose output 0 feeds only `then`, of one input or two. Where the order of two
+ * matters, of a kernel `with` the other one's op. */
 typedef struct apus_kernel {
     uint32_t size;
     const char *op;            /* "apus.linear/1" */
-    const char *then;          /* NULL, or "apus.add/1": in = op's inputs, then `then`'s other input; attrs are op's; out = then's.
-                                  out[0] may be the same memory as `then`'s other input. */
+    const char *then;          /* NULL, or "apus.add/1", "apus.silu/1": in = op's inputs, then `then`'s other input where it has one; attrs are
+                                  op's, then `then`'s; out = then's. out[0] may be the same memory as `then`'s other input. */
     uint32_t flags;
     const apus_dtype *encodings; /* zero-terminated: element types it takes for a weight operand (W of linear, linear_dx, embedding,
                                     token_logprob*) beside the real type; NULL: the real type only */
@@ -100,6 +101,10 @@ typedef struct apus_kernel {
      * ties to even. Each of them by itself: any mixture may come. An output only where rounding it does no harm: not what losses are
      * computed with. Of a pair: its inputs and its result. */
     uint32_t narrow_in, narrow_out;
+    /* NULL, or the op whose output 0 feeds only `then` as its second input, where op's is the first, and that is like op: it has as many
+     * inputs, the same first one and the others of the same types and shapes; no attributes. "apus.linear/1" of a gate and of what it is
+     * multiplied with, then "apus.swiglu/1": in = op's inputs, then with's. */
+    const char *with;
 } apus_kernel;
 
 /*

@@ -21,9 +21,14 @@ static double node_flops(const apus_plan *p, const apus_plan_node *n, int produc
     apus_kernel_call call = apus_plan_call(p, n, NULL);
     call.in = views;
     call.out = views + n->n_in;
-    if (products)
-        return apus_op_product_flops(&call, n->op->name);
-    return n->kernel->kernel.flops != NULL ? n->kernel->kernel.flops(&call) : apus_op_flops(&call, n->op->name);
+    if (!products && n->kernel->kernel.flops != NULL)
+        return n->kernel->kernel.flops(&call);
+    double flops = products ? apus_op_product_flops(&call, n->op->name) : apus_op_flops(&call, n->op->name);
+    if (n->kernel->with != NULL) { /* half of the inputs are its own */
+        call.in += n->n_in / 2;
+        flops += products ? apus_op_product_flops(&call, n->kernel->with->name) : apus_op_flops(&call, n->kernel->with->name);
+    }
+    return flops;
 }
 
 void apus_plan_count_flops(apus_plan *p)

@@ -225,12 +225,12 @@ static int serves(const apus_device *d, const apus_kernel_table *t)
     return t->index < d->n_tables && d->tables[t->index].serves;
 }
 
-const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, apus_dtype encoding)
+const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, const apus_op *with, apus_dtype encoding)
 {
     for (int own = 1; own >= 0; own--)
         for (size_t i = apus_kernel_count(); i-- > 0;) { /* of others, the one loaded last */
             const apus_kernel_entry *e = apus_kernel_at(i);
-            if (e->op == op && e->then == then && (e->table->module == d->module) == own && serves(d, e->table) &&
+            if (e->op == op && e->then == then && e->with == with && (e->table->module == d->module) == own && serves(d, e->table) &&
                 (e->kernel.flags & APUS_KERNEL_ROWS_VARY) == 0 && takes(&e->kernel, d->real, encoding))
                 return e;
         }
@@ -240,7 +240,7 @@ const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op 
 const apus_kernel_entry *apus_device_offer(const apus_device *d, const apus_kernel_table *t, const apus_op *op, const apus_op *then)
 {
     for (size_t i = 0; i < apus_kernel_count() && serves(d, t); i++)
-        if (apus_kernel_at(i)->table == t && apus_kernel_at(i)->op == op && apus_kernel_at(i)->then == then)
+        if (apus_kernel_at(i)->table == t && apus_kernel_at(i)->op == op && apus_kernel_at(i)->then == then && apus_kernel_at(i)->with == NULL)
             return apus_kernel_at(i);
     return NULL;
 }
@@ -253,12 +253,12 @@ void *apus_device_instance(const apus_device *d, const apus_kernel_entry *e)
 const apus_kernel *apus_device_kernel(const apus_device *d, const char *op, apus_dtype encoding)
 {
     const apus_op *o = apus_op_find(op);
-    const apus_kernel_entry *e = o != NULL ? apus_device_choose(d, o, NULL, encoding) : NULL;
+    const apus_kernel_entry *e = o != NULL ? apus_device_choose(d, o, NULL, NULL, encoding) : NULL;
     return e != NULL ? &e->kernel : NULL;
 }
 
 size_t apus_device_pack(const apus_device *d, const apus_view *weight, apus_dtype *packed, void *to)
 {
-    const apus_kernel_entry *e = apus_device_choose(d, apus_op_find("apus.linear/1"), NULL, weight->dtype);
+    const apus_kernel_entry *e = apus_device_choose(d, apus_op_find("apus.linear/1"), NULL, NULL, weight->dtype);
     return e != NULL && e->kernel.pack != NULL ? e->kernel.pack(apus_device_instance(d, e), weight, packed, to) : 0;
 }

@@ -34,7 +34,7 @@ typedef struct apus_kernel_table {
 typedef struct apus_kernel_entry {
     apus_kernel kernel;
     const apus_kernel_table *table;
-    const apus_op *op, *then; /* then: NULL unless a pair */
+    const apus_op *op, *then, *with; /* NULL: none */
 } apus_kernel_entry;
 
 /* Register ops or a kernel table directly: what apus_ops_load does with components. Strings are static. module: whose; NULL: no plugin's. */
@@ -155,8 +155,8 @@ struct apus_device {
 /* A device around a backend that is `module`'s; NULL: that no plugin brought (tests). It serves the tables registered before. */
 apus_status apus_device_wrap(const char *name, const apus_module *module, const apus_backend_ops *ops, const apus_node *params, apus_device **device,
                              apus_error *err);
-/* Kernel of op (then NULL), or of the pair: the backend's own; where it has none, another table's. Never one whose rows vary. */
-const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, apus_dtype encoding);
+/* Kernel of op (then and with NULL), or of the pattern: the backend's own; where it has none, another table's. Never one whose rows vary. */
+const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, const apus_op *with, apus_dtype encoding);
 /* The kernel that table `t` has for it on this device; NULL: none. Of plain operands. */
 const apus_kernel_entry *apus_device_offer(const apus_device *d, const apus_kernel_table *t, const apus_op *op, const apus_op *then);
 /* What the kernels of a table get as apus_kernel_call.backend. */

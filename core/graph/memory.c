@@ -106,7 +106,7 @@ static int32_t reusable(const apus_plan *p, int32_t step, int32_t a, const apus_
 {
     const apus_plan_step *s = &p->steps.at[step];
     const apus_plan_node *n = node_at(p, s, a);
-    const int pair = n->kernel->then != NULL;
+    const int pair = n->kernel->then != NULL && n->kernel->with == NULL && n->kernel->then->max_inputs == 2; /* the last input is `then`'s */
     if (n->n_out != 1 || !(s->elementwise || (pair && s->count == 1)))
         return -1;
     for (uint32_t k = pair ? n->n_in - 1 : 0; k < n->n_in; k++) {

@@ -182,8 +182,9 @@ static apus_status add_kernel(const apus_kernel_table *t, uint32_t i, apus_error
     e->table = t;
     e->op = apus_op_find(e->kernel.op);
     e->then = e->kernel.then != NULL ? apus_op_find(e->kernel.then) : NULL;
-    if (e->kernel.run == NULL || e->op == NULL || (e->kernel.then != NULL && e->then == NULL)) {
-        const char *unknown = e->op == NULL ? e->kernel.op : e->kernel.then;
+    e->with = e->kernel.with != NULL ? apus_op_find(e->kernel.with) : NULL;
+    if (e->kernel.run == NULL || e->op == NULL || (e->kernel.then != NULL && e->then == NULL) || (e->kernel.with != NULL && e->with == NULL)) {
+        const char *unknown = e->op == NULL ? e->kernel.op : e->kernel.then != NULL && e->then == NULL ? e->kernel.then : e->kernel.with;
         const apus_status st = apus_fail(err, APUS_E_INVALID, "kernels '%s': kernel %u: %s%s", t->name, i,
                                          e->kernel.run == NULL ? "it has no function" : "no op named ", e->kernel.run == NULL ? "" : unknown);
         free(e);

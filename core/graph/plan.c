@@ -1,6 +1,6 @@
 /*
- * core/graph/plan: from a graph to an order of kernels: what is needed, which kernel computes it, which pairs one kernel
- * takes. Owns the plan's life; the other passes are named in plan.h.
+ * core/graph/plan: from a graph to an order of kernels: what is needed, which kernel computes it. Owns the plan's life; the other
+ * passes are named in plan.h.
  */
 #include "graph/plan.h"
 
@@ -61,7 +61,7 @@ int32_t apus_plan_add_node(apus_plan *p, const apus_plan_node *node)
 int32_t apus_plan_make(apus_plan *p, const char *op, const int32_t *in, uint32_t n_in, const double *attrs, int32_t like, apus_error *err)
 {
     apus_plan_node n = {.op = apus_op_find(op), .n_in = n_in, .n_out = 1};
-    n.kernel = apus_device_choose(p->device, n.op, NULL, APUS_REAL);
+    n.kernel = apus_device_choose(p->device, n.op, NULL, NULL, APUS_REAL);
     if (n.kernel == NULL) {
         (void)apus_fail(err, APUS_E_UNSUPPORTED, "backend %s has no kernel for %s", p->device->name, op);
         return -1;
@@ -241,7 +241,7 @@ static apus_status need(collector *c, int32_t root)
         c->needed[k] = 1;
         if (n->kind == APUS_NODE_OP) {
             const apus_dtype encoding = encoding_of(c, n);
-            c->kernel[k] = apus_device_choose(c->p->device, n->op, NULL, encoding);
+            c->kernel[k] = apus_device_choose(c->p->device, n->op, NULL, NULL, encoding);
             if (c->kernel[k] == NULL && n->op->decompose != NULL) {
                 c->needed[k] = 0;
                 st = decompose(c, k);
@@ -412,72 +412,6 @@ static apus_status collect(apus_plan *p, apus_graph *g, const apus_tensor *outpu
     return st;
 }
 
-/* ---------------------------------------------------------------- fuse */
-
-static apus_dtype plan_encoding(const apus_plan *p, const apus_plan_node *n)
-{
-    for (uint32_t i = 0; i < n->n_in; i++) {
-        const apus_dtype t = p->tensors.at[n->in[i]].shape.dtype;
-        if (t != p->device->real && t != APUS_I32 && t != APUS_I64 && t != APUS_U8 && apus_plan_reads(n, i))
-            return t;
-    }
-    return APUS_REAL;
-}
-
-/* One kernel for a and b where b is the only reader of a's result. From the end, so that of two candidates for one b the
- * later, whose operands live shorter, is taken. */
-static void fuse(apus_plan *p, int32_t *reader /* by tensor: the last reading node */)
-{
-    for (size_t i = p->order.n; i-- > 0;) {
-        const int32_t ia = p->order.at[i];
-        apus_plan_node *a = &p->nodes.at[ia];
-        const apus_plan_tensor *t = &p->tensors.at[a->out[0]];
-        if (a->dead || a->kernel->then != NULL || t->used != 1 || t->keep || t->block_point || reader[a->out[0]] < 0)
-            continue;
-        apus_plan_node *b = &p->nodes.at[reader[a->out[0]]];
-        if (b->dead || b->n_in != 2 || b->n_out != 1 || b->kernel->then != NULL || b->op == a->op)
-            continue;
-        const int32_t other = b->in[0] == a->out[0] ? b->in[1] : b->in[0];
-        int whole = other != a->out[0] && apus_shape_equal(&p->tensors.at[other].shape, &t->shape) && a->n_in < APUS_MAX_INPUTS;
-        for (uint32_t k = 1; k < a->n_out; k++)
-            whole &= !p->tensors.at[a->out[k]].used;
-        const apus_kernel_entry *pair = whole ? apus_device_choose(p->device, a->op, b->op, plan_encoding(p, a)) : NULL;
-        if (pair == NULL)
-            continue;
-        memcpy(b->in, a->in, sizeof a->in);
-        b->in[a->n_in] = other;
-        b->n_in = a->n_in + 1;
-        b->op = a->op;
-        b->shape_only = a->shape_only;
-        b->kernel = pair;
-        memcpy(b->attrs, a->attrs, sizeof b->attrs);
-        a->dead = 1;
-        for (uint32_t k = 0; k < b->n_in; k++)
-            reader[b->in[k]] = (int32_t)(b - p->nodes.at);
-    }
-}
-
-static apus_status fuse_pairs(apus_plan *p, apus_error *err)
-{
-    int32_t *reader = malloc((p->tensors.n + 1) * sizeof *reader);
-    if (reader == NULL)
-        return out_of_memory(err);
-    memset(reader, 0xff, (p->tensors.n + 1) * sizeof *reader);
-    apus_plan_prune(p);
-    for (size_t i = 0; i < p->order.n; i++) {
-        const apus_plan_node *n = &p->nodes.at[p->order.at[i]];
-        for (uint32_t k = 0; k < n->n_in; k++)
-            if (apus_plan_reads(n, k))
-                reader[n->in[k]] = p->order.at[i];
-    }
-    for (size_t i = 0; i < p->effects.n; i++) /* an effect's value has a reader that cannot be fused */
-        reader[p->effects.at[i].value] = -1;
-    fuse(p, reader);
-    free(reader);
-    apus_plan_prune(p);
-    return APUS_OK;
-}
-
 /* ---------------------------------------------------------------- life */
 
 static apus_status make(apus_plan *p, apus_graph *g, const apus_tensor *outputs, size_t n_outputs, int recompute, apus_error *err)
@@ -486,13 +420,15 @@ static apus_status make(apus_plan *p, apus_graph *g, const apus_tensor *outputs,
     if (st == APUS_OK)
         st = apus_plan_flatten_effects(p, err);
     if (st == APUS_OK)
-        st = fuse_pairs(p, err);
+        st = apus_plan_fuse(p, g->narrow, err);
     if (st == APUS_OK && g->tuned)
         apus_plan_tune(p);
     if (st == APUS_OK && g->narrow)
         apus_plan_narrow(p);
     if (st == APUS_OK && recompute != APUS_RECOMPUTE_NONE)
         st = apus_plan_recompute(p, recompute, err);
+    if (st == APUS_OK && recompute != APUS_RECOMPUTE_NONE) /* what is computed again has fewer readers the first time */
+        st = apus_plan_fuse(p, g->narrow, err);
     if (st == APUS_OK)
         st = apus_plan_lower_effects(p, err);
     if (st == APUS_OK)

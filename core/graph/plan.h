@@ -2,7 +2,7 @@
  * core/graph/plan: a plan under construction and as it runs: what the passes share. The passes, in order:
  *
  *   collect    plan.c      what outputs and effects need, kernels chosen, decompositions, build order
- *   fuse       plan.c      pairs that one kernel computes
+ *   fuse       fuse.c      patterns that one kernel computes
  *   tune       tuning.c    kernels of other tables, where a tuning file names them
  *   narrow     narrow.c    results that are kept in fewer bits
  *   recompute  recompute.c forward nodes cloned into the backward pass
@@ -134,6 +134,7 @@ int apus_plan_reads(const apus_plan_node *n, uint32_t k); /* 0 where only the sh
 /* Marks what is used, drops dead nodes from the order. */
 void apus_plan_prune(apus_plan *p);
 
+apus_status apus_plan_fuse(apus_plan *p, int narrow, apus_error *err); /* narrow: apus_plan_narrow follows */
 apus_status apus_plan_flatten_effects(apus_plan *p, apus_error *err);
 apus_status apus_plan_lower_effects(apus_plan *p, apus_error *err);
 void apus_plan_tune(apus_plan *p);

@@ -395,7 +395,8 @@ static apus_status run_kernel(const apus_plan *p, const apus_plan_step *s, apus_
     }
     if (n_calls == 0)
         return APUS_OK;
-    apus_error why = {.message = "", .hint = ""};
+    apus_error why; /* not cleared: two kilobytes for each kernel */
+    why.message[0] = why.hint[0] = '\0';
     const apus_status st = n_calls == 1 ? kernel->run(&calls[0], &why) : kernel->run_siblings(calls, n_calls, &why);
     return st == APUS_OK ? APUS_OK : named_failure(p->nodes.at[p->order.at[s->first]].op, st, &why, err);
 }

@@ -46,7 +46,7 @@ static int plain(const apus_plan *p, int32_t tensor)
 int apus_tuning_key_of(const apus_plan *p, const apus_plan_node *n, apus_tuning_key *key)
 {
     size_t used = 0;
-    if (!p->tuned || n->dead || (n->op->flags & APUS_OP_ELEMENTWISE) != 0)
+    if (!p->tuned || n->dead || (n->op->flags & APUS_OP_ELEMENTWISE) != 0 || n->kernel->with != NULL) /* three ops are the backend's own */
         return 0;
     *key = (apus_tuning_key){.op = n->op, .then = n->kernel->then};
     for (uint32_t i = 0; i < n->n_in; i++) {
@@ -75,7 +75,7 @@ int apus_tuning_same(const apus_tuning_key *a, const apus_tuning_key *b)
 size_t apus_tuning_rivals(const apus_device *d, const apus_tuning_key *key, const apus_kernel_entry **rivals, size_t most)
 {
     size_t n = 0;
-    const apus_kernel_entry *own = apus_device_choose(d, key->op, key->then, APUS_REAL);
+    const apus_kernel_entry *own = apus_device_choose(d, key->op, key->then, NULL, APUS_REAL);
     if (own != NULL)
         rivals[n++] = own;
     for (size_t i = 0; i < apus_kernel_table_count() && n < most; i++) {

@@ -9,22 +9,11 @@
 #ifndef APUS_CPU_ATTENTION_TILES_H
 #define APUS_CPU_ATTENTION_TILES_H
 
-#include "panels.h"
+#include "functions.h"
 
 enum { ATT_ROWS = 64, ATT_KEYS = 64, ATT_VECTORS = ATT_ROWS / WIDE };
 
 #define ATT_FLOOR (-1e30f) /* less than any score; twice that minus it is still a number */
-
-typedef int32_t ni __attribute__((vector_size(sizeof(vn))));
-
-LANES_INLINE vn n_max(vn a, vn b)
-{
-#if defined(__AVX512BF16__)
-    return (vn)_mm512_max_ps((__m512)a, (__m512)b);
-#else
-    return v_larger(a, b);
-#endif
-}
 
 /* The largest lane; NaN lanes may be passed over. */
 LANES_INLINE float n_most(vn x)
@@ -34,11 +23,6 @@ LANES_INLINE float n_most(vn x)
 #else
     return v_most(x);
 #endif
-}
-
-LANES_INLINE vn n_select(ni mask, vn a, vn b)
-{
-    return (vn)((mask & (ni)a) | (~mask & (ni)b));
 }
 
 /* The nearest bfloat16, ties to even. */

@@ -262,6 +262,16 @@ RUN(linear)
 SCRATCH(linear)
 RUN(linear_add)
 SCRATCH(linear_add)
+RUN(linear_relu)
+SCRATCH(linear_relu)
+RUN(linear_silu)
+SCRATCH(linear_silu)
+RUN(linear_tanh)
+SCRATCH(linear_tanh)
+RUN(linear_gelu)
+SCRATCH(linear_gelu)
+RUN(linear_swiglu)
+SCRATCH(linear_swiglu)
 RUN(linear_dx_add)
 SCRATCH(linear_dx_add)
 
@@ -274,6 +284,13 @@ static size_t pack_linear(void *backend, const apus_view *weight, apus_dtype *pa
 {
     return ((const apus_cpu *)backend)->isa->pack_weight(backend, weight, packed, to);
 }
+
+/* linear and the activation of its result. */
+#define LINEAR_THEN(id)                                                                                                                              \
+    {                                                                                                                                                \
+        .size = sizeof(apus_kernel), .op = "apus.linear/1", .then = "apus." #id "/1", .encodings = packed_too, .scratch = scratch_linear_##id,       \
+        .run = run_linear_##id, .narrow_in = 1, .narrow_out = 1                                                                                      \
+    }
 
 static const apus_kernel kernels[] = {
 #define X(id, in, out) {.size = sizeof(apus_kernel), .op = "apus." #id "/1", .run = run_##id, .narrow_in = (in), .narrow_out = (out)},
@@ -309,6 +326,19 @@ static const apus_kernel kernels[] = {
      .run = run_linear_add,
      .narrow_in = 1,
      .narrow_out = 1},
+    LINEAR_THEN(relu),
+    LINEAR_THEN(silu),
+    LINEAR_THEN(tanh),
+    LINEAR_THEN(gelu),
+    {.size = sizeof(apus_kernel),
+     .op = "apus.linear/1",
+     .then = "apus.swiglu/1",
+     .encodings = packed_too,
+     .scratch = scratch_linear_swiglu,
+     .run = run_linear_swiglu,
+     .narrow_in = 1 | 4 | 8, /* x stands before each W */
+     .narrow_out = 1,
+     .with = "apus.linear/1"},
     {.size = sizeof(apus_kernel),
      .op = "apus.linear_dx/1",
      .then = "apus.add/1",

@@ -1,8 +1,8 @@
 /*
  * The cpu backend's inside: the instance, and the table of kernels that one instruction set provides.
  *
- * Every kernel is written once, in the headers that isa.h includes, over vectors of eight floats (lanes.h). That text is
- * compiled once per instruction set: portable.c at the compiler's baseline, avx2.c with AVX2, FMA and F16C, avx512.c with
+ * Every kernel is written once, in the headers that isa.h includes, over vectors of eight floats (lanes.h) or as wide as the set has (panels.h).
+ * That text is compiled once per instruction set: portable.c at the compiler's baseline, avx2.c with AVX2, FMA and F16C, avx512.c with
  * AVX-512 and its products of bfloat16. An instance picks its table when it is opened; the plugin's kernels go through it.
  */
 #ifndef APUS_CPU_H
@@ -87,6 +87,11 @@ enum {
 #undef X
             APUS_CPU_linear,
     APUS_CPU_linear_add,
+    APUS_CPU_linear_relu,
+    APUS_CPU_linear_silu,
+    APUS_CPU_linear_tanh,
+    APUS_CPU_linear_gelu,
+    APUS_CPU_linear_swiglu,
     APUS_CPU_linear_dx_add,
     APUS_CPU_N_KERNELS
 };

@@ -2,16 +2,15 @@
 #ifndef APUS_CPU_ELEMENTWISE_H
 #define APUS_CPU_ELEMENTWISE_H
 
-#include "cpu.h"
-#include "lanes.h"
+#include "functions.h"
 
-typedef void elementwise(const vf *x, const float *a, vf *y);
+typedef void elementwise(const vn *x, const float *a, vn *y);
 
 /* What one call works on: inputs of one element are spread over all. */
 typedef struct mapped {
     const void *in[3];
     void *out[2];
-    vf all[3];
+    vn all[3];
     float a[2]; /* the first two attributes */
 } mapped;
 
@@ -23,18 +22,18 @@ typedef struct operands {
 
 enum { UNROLL = 4 };
 
-/* Elements i … i + n * LANES, or so many of one vector: part. */
+/* Elements i … i + n * WIDE, or so many of one vector: part. */
 LANES_INLINE void map_vectors(const mapped *m, int n_in, int n_out, operands o, elementwise *fn, int64_t i, int n, int64_t part)
 {
-    for (int u = 0; u < n; u++, i += LANES) {
-        vf x[3], y[2];
+    for (int u = 0; u < n; u++, i += WIDE) {
+        vn x[3], y[2];
         for (int k = 0; k < n_in; k++) {
-            x[k] = o.spread >> k & 1u ? m->all[k] : v_take(o.halves >> k & 1u, element(m->in[k], o.halves >> k & 1u, i), part);
+            x[k] = o.spread >> k & 1u ? m->all[k] : n_take(o.halves >> k & 1u, element(m->in[k], o.halves >> k & 1u, i), part);
         }
         fn(x, m->a, y);
         for (int k = 0; k < n_out; k++) {
             if ((o.skip >> k & 1u) == 0) {
-                v_give(o.halved >> k & 1u, element_to(m->out[k], o.halved >> k & 1u, i), y[k], part);
+                n_give(o.halved >> k & 1u, element_to(m->out[k], o.halved >> k & 1u, i), y[k], part);
             }
         }
     }
@@ -43,11 +42,11 @@ LANES_INLINE void map_vectors(const mapped *m, int n_in, int n_out, operands o, 
 LANES_INLINE void map_range(const mapped *m, int n_in, int n_out, operands o, elementwise *fn, int64_t n)
 {
     int64_t i = 0;
-    for (; i + UNROLL * LANES <= n; i += UNROLL * LANES) {
-        map_vectors(m, n_in, n_out, o, fn, i, UNROLL, LANES);
+    for (; i + UNROLL * WIDE <= n; i += UNROLL * WIDE) {
+        map_vectors(m, n_in, n_out, o, fn, i, UNROLL, WIDE);
     }
-    for (; i + LANES <= n; i += LANES) {
-        map_vectors(m, n_in, n_out, o, fn, i, 1, LANES);
+    for (; i + WIDE <= n; i += WIDE) {
+        map_vectors(m, n_in, n_out, o, fn, i, 1, WIDE);
     }
     if (i < n) {
         map_vectors(m, n_in, n_out, o, fn, i, 1, n - i);
@@ -64,7 +63,7 @@ LANES_INLINE apus_status map(const apus_kernel_call *call, int n_in, int n_out, 
     for (int k = 0; k < n_in; k++) {
         m.in[k] = call->in[k].data;
         const int one = n != 1 && call->in[k].dims[0] == 1;
-        m.all[k] = v_all(one ? *(const float *)m.in[k] : 0.0f);
+        m.all[k] = n_all(one ? *(const float *)m.in[k] : 0.0f);
         o.spread |= (unsigned)one << k;
         o.halves |= (unsigned)(call->in[k].dtype == APUS_BF16) << k;
     }
@@ -92,7 +91,7 @@ LANES_INLINE apus_status map(const apus_kernel_call *call, int n_in, int n_out, 
 }
 
 #define ELEMENTWISE(id, n_in, n_out, n_attrs, ...)                                                                                                   \
-    LANES_INLINE void each_##id(const vf *x, const float *a, vf *y)                                                                                  \
+    LANES_INLINE void each_##id(const vn *x, const float *a, vn *y)                                                                                  \
     {                                                                                                                                                \
         (void)a;                                                                                                                                     \
         __VA_ARGS__                                                                                                                                  \
@@ -103,63 +102,45 @@ LANES_INLINE apus_status map(const apus_kernel_call *call, int n_in, int n_out, 
         return map(call, n_in, n_out, n_attrs, (operands){0, 0, APUS_CPU_IN_##id, APUS_CPU_OUT_##id}, each_##id);                                    \
     }
 
-/* d/dx of x sigmoid(x). */
-LANES_INLINE vf silu_slope(vf x, vf s)
-{
-    return s * v_fma(x, v_all(1.0f) - s, v_all(1.0f));
-}
-
-/* Argument of the tanh form and its slope. Beyond 30 the gate is exactly 0 or 1. */
-LANES_INLINE vf gelu_argument(vf x, vf *slope)
-{
-    x = v_min(v_max(x, v_all(-30.0f)), v_all(30.0f));
-    const vf z = x * x;
-    *slope = v_all(0.79788456080286536f) * v_fma(z, v_all(0.134145f), v_all(1.0f));
-    return v_all(0.79788456080286536f) * x * v_fma(z, v_all(0.044715f), v_all(1.0f));
-}
-
 ELEMENTWISE(add, 2, 1, 0, y[0] = x[0] + x[1];)
 ELEMENTWISE(sub, 2, 1, 0, y[0] = x[0] - x[1];)
 ELEMENTWISE(mul, 2, 1, 0, y[0] = x[0] * x[1];)
 ELEMENTWISE(div, 2, 1, 0, y[0] = x[0] / x[1];)
-ELEMENTWISE(maximum, 2, 1, 0, y[0] = v_max(x[0], x[1]);)
-ELEMENTWISE(minimum, 2, 1, 0, y[0] = v_min(x[0], x[1]);)
-ELEMENTWISE(greater, 2, 1, 0, y[0] = v_select(x[0] > x[1], v_all(1.0f), v_all(0.0f));)
-ELEMENTWISE(where, 3, 1, 0, y[0] = v_select(x[0] != v_all(0.0f), x[1], x[2]);)
-ELEMENTWISE(affine, 1, 1, 2, y[0] = v_fma(x[0], v_all(a[0]), v_all(a[1]));)
-ELEMENTWISE(exp, 1, 1, 0, y[0] = v_exp(x[0]);)
-ELEMENTWISE(log, 1, 1, 0, y[0] = v_log(x[0]);)
-ELEMENTWISE(log1p, 1, 1, 0, y[0] = v_log1p(x[0]);)
-ELEMENTWISE(expm1, 1, 1, 0, y[0] = v_expm1(x[0]);)
-ELEMENTWISE(sqrt, 1, 1, 0, y[0] = v_sqrt(x[0]);)
-ELEMENTWISE(abs, 1, 1, 0, y[0] = v_abs(x[0]);)
+ELEMENTWISE(maximum, 2, 1, 0, y[0] = n_select((x[0] > x[1]) | (x[0] != x[0]), x[0], x[1]); /* NaN wins */)
+ELEMENTWISE(minimum, 2, 1, 0, y[0] = n_select((x[0] < x[1]) | (x[0] != x[0]), x[0], x[1]);)
+ELEMENTWISE(greater, 2, 1, 0, y[0] = n_select(x[0] > x[1], n_all(1.0f), n_all(0.0f));)
+ELEMENTWISE(where, 3, 1, 0, y[0] = n_select(x[0] != n_all(0.0f), x[1], x[2]);)
+ELEMENTWISE(affine, 1, 1, 2, y[0] = n_fma(x[0], n_all(a[0]), n_all(a[1]));)
+ELEMENTWISE(exp, 1, 1, 0, y[0] = n_exp(x[0]);)
+ELEMENTWISE(log, 1, 1, 0, y[0] = n_log(x[0]);)
+ELEMENTWISE(log1p, 1, 1, 0, y[0] = n_log1p(x[0]);)
+ELEMENTWISE(expm1, 1, 1, 0, y[0] = n_expm1(x[0]);)
+ELEMENTWISE(sqrt, 1, 1, 0, y[0] = n_sqrt(x[0]);)
+ELEMENTWISE(abs, 1, 1, 0, y[0] = n_abs(x[0]);)
 ELEMENTWISE(square, 1, 1, 0, y[0] = x[0] * x[0];)
-ELEMENTWISE(tanh, 1, 1, 0, y[0] = v_tanh(x[0]);)
-ELEMENTWISE(sigmoid, 1, 1, 0, y[0] = v_sigmoid(x[0]);)
-ELEMENTWISE(log_sigmoid, 1, 1, 0, y[0] = -v_softplus(-x[0]);)
-ELEMENTWISE(softplus, 1, 1, 0, y[0] = v_softplus(x[0]);)
-ELEMENTWISE(relu, 1, 1, 0, y[0] = v_select(x[0] <= v_all(0.0f), v_all(0.0f), x[0]);)
-ELEMENTWISE(silu, 1, 1, 0, y[0] = x[0] * v_sigmoid(x[0]);)
-ELEMENTWISE(sign, 1, 1, 0, y[0] = v_select(x[0] > v_all(0.0f), v_all(1.0f), v_select(x[0] < v_all(0.0f), v_all(-1.0f), v_all(0.0f)));)
+ELEMENTWISE(tanh, 1, 1, 0, y[0] = n_tanh(x[0]);)
+ELEMENTWISE(sigmoid, 1, 1, 0, y[0] = n_sigmoid(x[0]);)
+ELEMENTWISE(log_sigmoid, 1, 1, 0, y[0] = -n_softplus(-x[0]);)
+ELEMENTWISE(softplus, 1, 1, 0, y[0] = n_softplus(x[0]);)
+ELEMENTWISE(relu, 1, 1, 0, y[0] = n_relu(x[0]);)
+ELEMENTWISE(silu, 1, 1, 0, y[0] = n_silu(x[0]);)
+ELEMENTWISE(sign, 1, 1, 0, y[0] = n_select(x[0] > n_all(0.0f), n_all(1.0f), n_select(x[0] < n_all(0.0f), n_all(-1.0f), n_all(0.0f)));)
 ELEMENTWISE(stop_gradient, 1, 1, 0, y[0] = x[0];)
 ELEMENTWISE(fill, 1, 1, 0, y[0] = x[0];)
-ELEMENTWISE(silu_grad, 2, 1, 0, y[0] = x[0] * silu_slope(x[1], v_sigmoid(x[1]));)
-ELEMENTWISE(swiglu, 2, 1, 0, y[0] = x[0] * v_sigmoid(x[0]) * x[1];)
-ELEMENTWISE(swiglu_grad, 3, 2, 0, const vf s = v_sigmoid(x[1]); y[0] = x[0] * x[2] * silu_slope(x[1], s); y[1] = x[0] * (x[1] * s);)
+ELEMENTWISE(silu_grad, 2, 1, 0, y[0] = x[0] * silu_slope(x[1], n_sigmoid(x[1]));)
+ELEMENTWISE(swiglu, 2, 1, 0, y[0] = n_swiglu(x[0], x[1]);)
+ELEMENTWISE(swiglu_grad, 3, 2, 0, const vn s = n_sigmoid(x[1]); y[0] = x[0] * x[2] * silu_slope(x[1], s); y[1] = x[0] * (x[1] * s);)
 
-LANES_INLINE void each_gelu_erf(const vf *x, const float *a, vf *y)
+LANES_INLINE void each_gelu_erf(const vn *x, const float *a, vn *y)
 {
     (void)a;
-    y[0] = x[0] * v_normal(x[0]);
+    y[0] = n_gelu_erf(x[0]);
 }
 
-/* (1 + tanh u) / 2 is sigmoid(2 u), which loses nothing where x is negative. */
-LANES_INLINE void each_gelu_tanh(const vf *x, const float *a, vf *y)
+LANES_INLINE void each_gelu_tanh(const vn *x, const float *a, vn *y)
 {
     (void)a;
-    vf slope;
-    const vf u = gelu_argument(x[0], &slope);
-    y[0] = x[0] * v_sigmoid(u + u);
+    y[0] = n_gelu_tanh(x[0]);
 }
 
 static apus_status run_gelu(const apus_kernel_call *call, apus_error *err)
@@ -169,20 +150,20 @@ static apus_status run_gelu(const apus_kernel_call *call, apus_error *err)
     return call->attrs[0] != 0.0 ? map(call, 1, 1, 0, gelu_narrow, each_gelu_tanh) : map(call, 1, 1, 0, gelu_narrow, each_gelu_erf);
 }
 
-LANES_INLINE void each_gelu_erf_grad(const vf *x, const float *a, vf *y)
+LANES_INLINE void each_gelu_erf_grad(const vn *x, const float *a, vn *y)
 {
     (void)a;
-    const vf density = v_all(0.39894228040143268f) * v_exp(x[1] * x[1] * v_all(-0.5f));
-    y[0] = x[0] * v_fma(v_select(density == v_all(0.0f), v_all(0.0f), x[1]), density, v_normal(x[1]));
+    const vn density = n_all(0.39894228040143268f) * n_exp(x[1] * x[1] * n_all(-0.5f));
+    y[0] = x[0] * n_fma(n_select(density == n_all(0.0f), n_all(0.0f), x[1]), density, n_normal(x[1]));
 }
 
-LANES_INLINE void each_gelu_tanh_grad(const vf *x, const float *a, vf *y)
+LANES_INLINE void each_gelu_tanh_grad(const vn *x, const float *a, vn *y)
 {
     (void)a;
-    vf slope;
-    const vf u = gelu_argument(x[1], &slope), s = v_sigmoid(u + u);
-    const vf bend = s * v_sigmoid(-(u + u)) * v_all(2.0f) * slope;
-    y[0] = x[0] * v_fma(v_select(bend == v_all(0.0f), v_all(0.0f), x[1]), bend, s);
+    vn slope;
+    const vn u = gelu_argument(x[1], &slope), s = n_sigmoid(u + u);
+    const vn bend = s * n_sigmoid(-(u + u)) * n_all(2.0f) * slope;
+    y[0] = x[0] * n_fma(n_select(bend == n_all(0.0f), n_all(0.0f), x[1]), bend, s);
 }
 
 static apus_status run_gelu_grad(const apus_kernel_call *call, apus_error *err)

@@ -295,7 +295,7 @@ LANES_INLINE void few_strip(kind t, int m, const product *p, const float *a, int
     vn acc[2 * FEW_MOST];
     s.lines = s.next.bytes / 64 / steps + 1;
     few_sums(t, m, nr, &p->b, j + columns - width, p->k, scales, &s, acc);
-    few_store(m, nr, acc, p->m, columns, element_to(p->y, p->e.halves, j), p->ld, &e);
+    few_store(m, nr, acc, p->m, columns, element_to(p->y, p->e.halves, j - p->y_column), p->ld, &e);
 }
 
 /* Rows that are worked on together, of m: those that do not exist are zeros. */
@@ -346,6 +346,21 @@ static void few_strip_of(const product *p, const float *a, int64_t lda, int64_t 
         rows.e.add = p->e.add != NULL ? p->e.add + i * p->e.ld_add : NULL;
         few_rows_of(&rows, a + i * lda, lda, j, scales);
     }
+}
+
+/* The strip of a product with an activation: its sums, and the other product's, then what becomes of them. */
+static void few_activated(const product *p, const float *a, int64_t lda, int64_t j, int64_t width, uint16_t *scales)
+{
+    float sums[2][FEW_MOST * GROUP];
+    for (int s = 0; s < (p->other != NULL ? 2 : 1); s++) {
+        product its = s == 0 ? *p : *p->other;
+        its.y = sums[s];
+        its.ld = GROUP;
+        its.y_column = j;
+        its.e = (epilogue){its.e.bias, NULL, 0, 0};
+        few_strip_of(&its, a, lda, j, scales);
+    }
+    activate(p->act, p->e.halves, sums[0], sums[1], p->m, apus_cpu_min(width, p->n - j), element_to(p->y, p->e.halves, j), p->ld);
 }
 
 /* The product that strip *at of all belongs to; *at becomes its number there. NULL: beyond the last. */
@@ -439,7 +454,11 @@ static void few(const product *p, uint32_t n, int threads, char *scratch)
             for (int64_t x; (x = few_take(&parts[whose], all, i == 0, &taken)) >= 0;) {
                 int64_t strip_at = whose * most + x;
                 const product *its = few_product(p, n, width, &strip_at);
-                few_strip_of(its, a, lda, strip_at * width, own);
+                if (its->act == ACT_NONE) {
+                    few_strip_of(its, a, lda, strip_at * width, own);
+                } else {
+                    few_activated(its, a, lda, strip_at * width, width, own);
+                }
             }
         }
     }

@@ -11,6 +11,7 @@
 #ifndef APUS_CPU_GEMM_H
 #define APUS_CPU_GEMM_H
 
+#include "activate.h"
 #include "integers.h"
 
 enum {
@@ -450,8 +451,10 @@ typedef struct product {
     int64_t m, n, k;
     factor a, b;
     void *y;
-    int64_t ld;
+    int64_t ld, y_column; /* y_column: of few rows, the column that y begins with */
     epilogue e;
+    int act;                     /* what becomes of the sums (activate.h); then nothing is added to them but the bias */
+    const struct product *other; /* of ACT_SWIGLU: what the gate's sums are multiplied with, like it but for its own b and bias */
 } product;
 
 static kind kind_of(const apus_kernel_call *c)
@@ -533,13 +536,39 @@ static items items_of(int64_t rows, int64_t groups, int64_t threads, int alone)
     return w;
 }
 
-/* Rows [first, first + rows), by groups that `taken` counts, shared by `threads`; alone: no other thread will help. a, b: the thread's own
+/* Panels of the right factor that a thread holds, and the sums of its rows that are not results yet. */
+typedef struct room {
+    float *b[2], *sums[2];
+} room;
+
+/* Bytes of what a product with an activation needs besides, of each thread. */
+static size_t activate_bytes(kind t, int64_t n, int64_t k)
+{
+    return right_bytes(t, n, k) + 2 * apus_cpu_lines(ACT_ROOM * sizeof(float));
+}
+
+/* The same tiles as a product's without: sums of ACT_ROWS rows at a time, while they are near. y: the first row; j: the group's column. */
+static void tiles_activated(const product *p, int64_t height, const float *a, const float *const panel[2], int64_t n, int64_t y, int64_t j,
+                            int64_t rows, int64_t columns, ahead next[2], const room *own)
+{
+    for (int64_t i = 0; i < rows; i += ACT_ROWS) {
+        const int64_t some = apus_cpu_min(ACT_ROWS, rows - i);
+        for (int s = 0; s < (p->other != NULL ? 2 : 1); s++) {
+            const float *bias = s == 0 ? p->e.bias : p->other->e.bias;
+            const epilogue e = {bias != NULL ? bias + j : NULL, NULL, 0, 0};
+            tiles(p->t, height, a + i * n, panel[s], panel_width(columns), n, own->sums[s], GROUP, &e, some, columns, &next[s]);
+        }
+        activate(p->act, p->e.halves, own->sums[0], own->sums[1], some, columns, element_to(p->y, p->e.halves, (y + i) * p->ld + j), p->ld);
+    }
+}
+
+/* Rows [first, first + rows), by groups that `taken` counts, shared by `threads`; alone: no other thread will help. a, own: the thread's own
  * panels. Of a only what its items need: one that helps at the end finds it in another core's cache. */
-static void multiply_block(const product *p, int64_t first, int64_t rows, int64_t threads, int alone, int64_t *taken, float *a, float *b)
+static void multiply_block(const product *p, int64_t first, int64_t rows, int64_t threads, int alone, int64_t *taken, float *a, const room *own)
 {
     const int64_t n = units(p->t, p->k), groups = (p->n + GROUP - 1) / GROUP, height = panel_height(rows);
     const items work = items_of(rows, groups, threads, alone);
-    const float *panel = NULL;
+    const float *panel[2] = {NULL, NULL};
     int64_t packed = -1;
     for (unsigned have = 0;;) { /* bits: parts of a */
         const int64_t item = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
@@ -560,14 +589,25 @@ static void multiply_block(const product *p, int64_t first, int64_t rows, int64_
             }
         }
         if (packed != j) {
-            panel = right_panel(p->t, &p->b, j, columns, p->k, b);
+            panel[0] = right_panel(p->t, &p->b, j, columns, p->k, own->b[0]);
+            if (p->other != NULL) {
+                panel[1] = right_panel(p->t, &p->other->b, j, columns, p->k, own->b[1]);
+            }
             packed = j;
         }
         /* The next group of this thread, where all are equally fast. */
         const int64_t after = whole ? j + threads * GROUP : p->n;
-        ahead next = ahead_of(&p->b, after, apus_cpu_min(GROUP, p->n - after), p->k);
-        tiles(p->t, height, a + i * n, panel, panel_width(columns), n, element_to(p->y, p->e.halves, y * p->ld + j), p->ld, &e,
-              whole ? rows : apus_cpu_min(work.part_rows, rows - i), columns, &next);
+        const int64_t its = whole ? rows : apus_cpu_min(work.part_rows, rows - i);
+        ahead next[2] = {ahead_of(&p->b, after, apus_cpu_min(GROUP, p->n - after), p->k), {.rows = 0}};
+        if (p->act == ACT_NONE) {
+            tiles(p->t, height, a + i * n, panel[0], panel_width(columns), n, element_to(p->y, p->e.halves, y * p->ld + j), p->ld, &e, its, columns,
+                  &next[0]);
+            continue;
+        }
+        if (p->other != NULL) {
+            next[1] = ahead_of(&p->other->b, after, apus_cpu_min(GROUP, p->n - after), p->k);
+        }
+        tiles_activated(p, height, a + i * n, panel, n, y, j, its, columns, next, own);
     }
 }
 
@@ -580,22 +620,25 @@ static int64_t block_at(const split *s, int64_t m, int64_t me, int64_t i, int64_
     return band * s->blocks + block;
 }
 
-/* scratch: multiply_bytes. */
+/* scratch: multiply_bytes; with an activation, activate_bytes for each thread too. */
 static void multiply(const product *p, int threads, char *scratch)
 {
     const split s = split_of(p->m, block_most(p->t, p->k), threads);
     const size_t left = left_bytes(p->t, s.block_rows, p->k), right = right_bytes(p->t, p->n, p->k);
-    char *counters = scratch + (size_t)threads * (left + right);
+    const size_t each = left + right + (p->act != ACT_NONE ? activate_bytes(p->t, p->n, p->k) : 0);
+    char *counters = scratch + (size_t)threads * each;
     memset(counters, 0, (size_t)(s.bands * s.blocks) * COUNTER);
 #pragma omp parallel num_threads(threads) if (p->m * p->n * p->k > 32768)
     {
         const int64_t me = omp_get_thread_num();
-        float *a = (float *)(void *)(scratch + (size_t)me * (left + right)), *b = (float *)(void *)((char *)a + left);
+        char *at = scratch + (size_t)me * each;
+        float *a = (float *)(void *)at, *b = (float *)(void *)(at + left), *sums = (float *)(void *)(at + left + 2 * right);
+        const room own = {{b, (float *)(void *)((char *)b + right)}, {sums, sums + ACT_ROOM}};
         for (int64_t i = 0; i < s.bands * s.blocks; i++) {
             int64_t first, rows;
             int64_t *taken = (int64_t *)(void *)(counters + block_at(&s, p->m, me, i, &first, &rows) * COUNTER);
             if (rows > 0) {
-                multiply_block(p, first, rows, threads / s.bands, threads == 1, taken, a, b);
+                multiply_block(p, first, rows, threads / s.bands, threads == 1, taken, a, &own);
             }
         }
     }

@@ -23,6 +23,11 @@ const apus_cpu_isa APUS_CPU_TABLE = {
 #undef X
                     [APUS_CPU_linear] = {.run = run_linear, .scratch = scratch_linear, .run_siblings = run_siblings_linear},
             [APUS_CPU_linear_add] = {.run = run_linear_add, .scratch = scratch_linear},
+            [APUS_CPU_linear_relu] = {.run = run_linear_relu, .scratch = scratch_linear_act},
+            [APUS_CPU_linear_silu] = {.run = run_linear_silu, .scratch = scratch_linear_act},
+            [APUS_CPU_linear_tanh] = {.run = run_linear_tanh, .scratch = scratch_linear_act},
+            [APUS_CPU_linear_gelu] = {.run = run_linear_gelu, .scratch = scratch_linear_act},
+            [APUS_CPU_linear_swiglu] = {.run = run_linear_swiglu, .scratch = scratch_linear_act},
             [APUS_CPU_linear_dx_add] = {.run = run_linear_dx_add, .scratch = scratch_linear_dx},
         },
     .pack_weight = pack_weight,

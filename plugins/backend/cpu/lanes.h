@@ -186,11 +186,6 @@ LANES_INLINE vf v_max(vf a, vf b)
     return v_select((a > b) | (a != a), a, b);
 }
 
-LANES_INLINE vf v_min(vf a, vf b)
-{
-    return v_select((a < b) | (a != a), a, b);
-}
-
 /* a > b ? a : b: one instruction; where either is NaN, b. */
 LANES_INLINE vf v_larger(vf a, vf b)
 {
@@ -269,12 +264,24 @@ LANES_INLINE vf v_power(vi k)
     return (vf)((k + v_alli(127)) << 23);
 }
 
-/* x = k ln 2 + r, |r| <= ln 2 / 2: gives exp(r) - 1. */
-LANES_INLINE vf v_exp_reduce(vf x, vi *k)
+/* a < b ? a : b: one instruction; where either is NaN, b. */
+LANES_INLINE vf v_smaller(vf a, vf b)
 {
-    const vf magic = v_all(12582912.0f); /* 1.5 * 2^23: adding it rounds to whole numbers */
-    const vf t = v_fma(x, v_all(1.44269504088896341f), magic), n = t - magic;
-    *k = (vi)t - (vi)magic;
+#if defined(__AVX2__)
+    return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return v_select(a < b, a, b);
+#endif
+}
+
+#define EXP_MAGIC 12582912.0f /* 1.5 * 2^23: adding it rounds to whole numbers */
+
+/* x = k ln 2 + r, |r| <= ln 2 / 2: gives exp(r) - 1. rounded: k + EXP_MAGIC. */
+LANES_INLINE vf v_exp_reduce(vf x, vf *rounded)
+{
+    const vf magic = v_all(EXP_MAGIC);
+    *rounded = v_fma(x, v_all(1.44269504088896341f), magic);
+    const vf n = *rounded - magic;
     vf r = v_fma(n, v_all(-0.693359375f), x);
     r = v_fma(n, v_all(2.12194440e-4f), r);
     vf p = v_all(1.9875691500e-4f);
@@ -286,30 +293,42 @@ LANES_INLINE vf v_exp_reduce(vf x, vi *k)
     return v_fma(p, r * r, r);
 }
 
+LANES_INLINE vi v_exp_power(vf rounded)
+{
+    return (vi)rounded - (vi)v_all(EXP_MAGIC);
+}
+
+/* exp for x up to 89. */
+LANES_INLINE vf v_exp_below(vf x)
+{
+    vf rounded;
+    const vf y = v_exp_reduce(v_larger(v_all(-104.0f), x), &rounded) + v_all(1.0f);
+#if defined(__AVX512BF16__)
+    return (vf)_mm256_scalef_ps((__m256)y, (__m256)(rounded - v_all(EXP_MAGIC)));
+#else
+    const vi k = v_exp_power(rounded), half = k >> 1;
+    return y * v_power(half) * v_power(k - half); /* two steps: 2^k alone may not be a float */
+#endif
+}
+
 LANES_INLINE vf v_exp(vf x)
 {
-    x = v_select(x > v_all(89.0f), v_all(89.0f), x);
-    x = v_select(x < v_all(-104.0f), v_all(-104.0f), x);
-    vi k;
-    const vf y = v_exp_reduce(x, &k) + v_all(1.0f);
-    const vi half = k >> 1;
-    return y * v_power(half) * v_power(k - half); /* two steps: 2^k alone may not be a float */
+    return v_exp_below(v_smaller(v_all(89.0f), x));
 }
 
 /* exp for x up to 88, and 0 below -87.7: the softmax's. */
 LANES_INLINE vf v_exp_fast(vf x)
 {
-    vi k; /* -127 at least: there v_power gives 0 */
-    const vf y = v_exp_reduce(v_larger(v_all(-88.0f), x), &k) + v_all(1.0f);
-    return y * v_power(k);
+    vf rounded; /* a power of -127 at least: there v_power gives 0 */
+    const vf y = v_exp_reduce(v_larger(v_all(-88.0f), x), &rounded) + v_all(1.0f);
+    return y * v_power(v_exp_power(rounded));
 }
 
 LANES_INLINE vf v_expm1(vf x)
 {
-    x = v_select(x > v_all(89.0f), v_all(89.0f), x);
-    x = v_select(x < v_all(-30.0f), v_all(-30.0f), x);
-    vi k;
-    const vf e = v_exp_reduce(x, &k), half = v_power(k - v_alli(1));
+    x = v_larger(v_all(-30.0f), v_smaller(v_all(89.0f), x));
+    vf rounded;
+    const vf e = v_exp_reduce(x, &rounded), half = v_power(v_exp_power(rounded) - v_alli(1));
     return v_all(2.0f) * v_fma(e, half, half - v_all(0.5f));
 }
 
@@ -356,15 +375,9 @@ LANES_INLINE vf v_tanh(vf x)
     return (vf)((vi)(t / (t + v_all(2.0f))) | ((vi)x & v_alli(INT32_MIN)));
 }
 
-LANES_INLINE vf v_sigmoid(vf x)
-{
-    const vf e = v_exp(-v_abs(x));
-    return v_select(x < v_all(0.0f), e, v_all(1.0f)) / (v_all(1.0f) + e);
-}
-
 LANES_INLINE vf v_softplus(vf x)
 {
-    return v_max(x, v_all(0.0f)) + v_log1p(v_exp(-v_abs(x)));
+    return v_max(x, v_all(0.0f)) + v_log1p(v_exp_below(-v_abs(x)));
 }
 
 /* Distribution function of the standard normal: half of erfc(-x / sqrt 2), by the Chebyshev fit of Numerical Recipes

@@ -74,6 +74,56 @@ static apus_status run_linear_add(const apus_kernel_call *c, apus_error *err)
     return linear(&p, 1, threads_of(c), (char *)c->scratch);
 }
 
+static size_t scratch_linear_act(const apus_kernel_call *c)
+{
+    const int64_t n = apus_cpu_rows(&c->in[1]), k = apus_cpu_width(&c->in[1]);
+    return scratch_linear(c) + (size_t)threads_of(c) * activate_bytes(kind_with(c, &c->in[1]), n, k);
+}
+
+static apus_status linear_act(const apus_kernel_call *c, int act)
+{
+    product p = linear_of(c, c->n_in > 2 ? (const float *)c->in[2].data : NULL, NULL);
+    p.act = act;
+    return linear(&p, 1, threads_of(c), (char *)c->scratch);
+}
+
+static apus_status run_linear_relu(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    return linear_act(c, ACT_RELU);
+}
+
+static apus_status run_linear_silu(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    return linear_act(c, ACT_SILU);
+}
+
+static apus_status run_linear_tanh(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    return linear_act(c, ACT_TANH);
+}
+
+static apus_status run_linear_gelu(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    return linear_act(c, c->attrs[0] != 0.0 ? ACT_GELU_TANH : ACT_GELU_ERF);
+}
+
+/* x, W and bias of the gate, then of what it is multiplied with. */
+static apus_status run_linear_swiglu(const apus_kernel_call *c, apus_error *err)
+{
+    const uint32_t each = c->n_in / 2;
+    product gate = linear_of(c, each > 2 ? (const float *)c->in[2].data : NULL, NULL), up = gate;
+    (void)err;
+    up.b.p = c->in[each + 1].data;
+    up.e.bias = each > 2 ? (const float *)c->in[each + 2].data : NULL;
+    gate.act = ACT_SWIGLU;
+    gate.other = &up;
+    return linear(&gate, 1, threads_of(c), (char *)c->scratch);
+}
+
 /* Decode rows [first, first + n) of w into panel on all threads. */
 static void decode_rows(const apus_view *w, int64_t first, int64_t n, int64_t k, float *panel, int threads)
 {

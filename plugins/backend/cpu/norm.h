@@ -15,6 +15,8 @@ NO_SCRATCH(layer_norm)
 NO_SCRATCH(rope)
 #undef NO_SCRATCH
 
+enum { NORM_LEAST = 32768, ROPE_LEAST = 16384 }; /* elements: fewer are not worth a second thread */
+
 LANES_INLINE float dot_row(const float *a, const float *b, int64_t n)
 {
     vf s[4] = {v_all(0.0f), v_all(0.0f), v_all(0.0f), v_all(0.0f)};
@@ -39,27 +41,32 @@ LANES_INLINE float sum_row(const float *a, int64_t n)
     return v_sum(s[0] + s[1]);
 }
 
-static apus_status run_rms_norm(const apus_kernel_call *c, apus_error *err)
+static int64_t norm_width(const apus_kernel_call *c, int rms)
 {
-    (void)err;
+    return rms && c->attrs[1] != 0.0 ? (int64_t)c->attrs[1] : apus_cpu_width(&c->in[1]);
+}
+
+static void rms_norm_rows(const apus_kernel_call *c, int64_t begin, int64_t end)
+{
     const float *x = (const float *)c->in[0].data, *w = (const float *)c->in[1].data;
     const int halves = c->out[0].dtype == APUS_BF16;
-    const int64_t n = c->attrs[1] != 0.0 ? (int64_t)c->attrs[1] : apus_cpu_width(&c->in[0]), groups = apus_cpu_elements(&c->in[0]) / n;
+    const int64_t n = norm_width(c, 1);
     const vf offset = v_all((float)c->attrs[2]);
-#pragma omp parallel for num_threads(threads_of(c)) schedule(static) if (groups * n > 32768)
-    for (int64_t g = 0; g < groups; g++) {
+    for (int64_t g = begin; g < end; g++) {
         const float *a = x + g * n;
         const vf r = v_all((float)(1.0 / sqrt((double)dot_row(a, a, n) / (double)n + c->attrs[0])));
         for (int64_t i = 0; i < n; i += LANES) {
             v_give(halves, element_to(c->out[0].data, halves, g * n + i), get(a + i, n - i) * r * (offset + get(w + i, n - i)), n - i);
         }
     }
-    return APUS_OK;
 }
 
-static int64_t norm_width(const apus_kernel_call *c, int rms)
+static apus_status run_rms_norm(const apus_kernel_call *c, apus_error *err)
 {
-    return rms && c->attrs[1] != 0.0 ? (int64_t)c->attrs[1] : apus_cpu_width(&c->in[1]);
+    const int64_t elements = apus_cpu_elements(&c->in[0]);
+    (void)err;
+    over_rows(c, elements / norm_width(c, 1), elements, NORM_LEAST, rms_norm_rows);
+    return APUS_OK;
 }
 
 static size_t scratch_rms_norm_grad(const apus_kernel_call *c)
@@ -129,15 +136,13 @@ LANES_INLINE void moments(const float *a, int64_t n, double eps, float *mean, fl
     *r = (float)(1.0 / sqrt((double)v_sum(s) / (double)n + eps));
 }
 
-static apus_status run_layer_norm(const apus_kernel_call *c, apus_error *err)
+static void layer_norm_rows(const apus_kernel_call *c, int64_t begin, int64_t end)
 {
-    (void)err;
     const float *x = (const float *)c->in[0].data, *w = (const float *)c->in[1].data;
     const float *b = c->n_in > 2 ? (const float *)c->in[2].data : NULL;
     const int halves = c->out[0].dtype == APUS_BF16;
-    const int64_t n = norm_width(c, 0), groups = apus_cpu_elements(&c->in[0]) / n;
-#pragma omp parallel for num_threads(threads_of(c)) schedule(static) if (groups * n > 32768)
-    for (int64_t g = 0; g < groups; g++) {
+    const int64_t n = norm_width(c, 0);
+    for (int64_t g = begin; g < end; g++) {
         float mean, r;
         moments(x + g * n, n, c->attrs[0], &mean, &r);
         for (int64_t i = 0; i < n; i += LANES) {
@@ -145,6 +150,13 @@ static apus_status run_layer_norm(const apus_kernel_call *c, apus_error *err)
             v_give(halves, element_to(c->out[0].data, halves, g * n + i), b != NULL ? v + get(b + i, n - i) : v, n - i);
         }
     }
+}
+
+static apus_status run_layer_norm(const apus_kernel_call *c, apus_error *err)
+{
+    const int64_t elements = apus_cpu_elements(&c->in[0]);
+    (void)err;
+    over_rows(c, elements / norm_width(c, 0), elements, NORM_LEAST, layer_norm_rows);
     return APUS_OK;
 }
 
@@ -229,13 +241,12 @@ static void rope_angles(const rope *r, int32_t position, int32_t length, float *
     }
 }
 
-static apus_status run_rope(const apus_kernel_call *c, apus_error *err)
+static void rope_rows(const apus_kernel_call *c, int64_t begin, int64_t end)
 {
     const float *x = (const float *)c->in[0].data;
     const int32_t *positions = (const int32_t *)c->in[1].data, *lengths = (const int32_t *)c->in[2].data;
     const int halves = c->out[0].dtype == APUS_BF16;
-    const int64_t head = (int64_t)c->attrs[0], rotary = (int64_t)c->attrs[1], half = rotary / 2;
-    const int64_t rows = apus_cpu_rows(&c->in[0]), width = apus_cpu_width(&c->in[0]);
+    const int64_t head = (int64_t)c->attrs[0], rotary = (int64_t)c->attrs[1], half = rotary / 2, width = apus_cpu_width(&c->in[0]);
     const rope r = {.freqs = (const float *)c->in[3].data,
                     .half = half,
                     .scale = c->attrs[2],
@@ -244,12 +255,7 @@ static apus_status run_rope(const apus_kernel_call *c, apus_error *err)
                     .limit = c->attrs[5],
                     .factor = c->attrs[6],
                     .base = c->attrs[7]};
-    if (half > ROPE_MAX - LANES) {
-        return apus_fail(err, APUS_E_UNSUPPORTED, "rope: rotary_dim %lld is more than the cpu backend takes (%d)", (long long)rotary,
-                         2 * (ROPE_MAX - LANES));
-    }
-#pragma omp parallel for num_threads(threads_of(c)) schedule(static) if (rows * width > 16384)
-    for (int64_t t = 0; t < rows; t++) {
+    for (int64_t t = begin; t < end; t++) {
         float cosine[ROPE_MAX], sine[ROPE_MAX];
         rope_angles(&r, positions[t], lengths != NULL ? lengths[t] : 0, cosine, sine);
         for (int64_t h = 0; h < width; h += head) {
@@ -266,6 +272,16 @@ static apus_status run_rope(const apus_kernel_call *c, apus_error *err)
             }
         }
     }
+}
+
+static apus_status run_rope(const apus_kernel_call *c, apus_error *err)
+{
+    const int64_t rotary = (int64_t)c->attrs[1], rows = apus_cpu_rows(&c->in[0]);
+    if (rotary / 2 > ROPE_MAX - LANES) {
+        return apus_fail(err, APUS_E_UNSUPPORTED, "rope: rotary_dim %lld is more than the cpu backend takes (%d)", (long long)rotary,
+                         2 * (ROPE_MAX - LANES));
+    }
+    over_rows(c, rows, rows * apus_cpu_width(&c->in[0]), ROPE_LEAST, rope_rows);
     return APUS_OK;
 }
 

@@ -203,7 +203,7 @@ LANES_INLINE void packed_group(kind t, int pairs, int m, const product *p, const
         } else {                                                                                                                                     \
             packed_sums(t == BFLOAT16 ? SUMMED : PLAIN, m, nr, a, lda, panel + c, width, p->k, acc);                                                 \
         }                                                                                                                                            \
-        tile_store(m, nr, acc, element_to(p->y, p->e.halves, j + c), p->ld, &e, p->m, columns - c);                                                  \
+        tile_store(m, nr, acc, element_to(p->y, p->e.halves, j - p->y_column + c), p->ld, &e, p->m, columns - c);                                    \
         c += (nr)*WIDE;                                                                                                                              \
     } while (0)
         if (now == nr) {

@@ -113,6 +113,7 @@ static void call(apus_device *d, const apus_kernel_entry *e, kase *k, const vari
     const apus_dtype real = d->real;
     const size_t size = apus_dtype_size(real);
     const int elementwise = (e->op->flags & APUS_OP_ELEMENTWISE) != 0;
+    const uint32_t each = e->with != NULL ? k->n_in / 2 : k->n_in; /* inputs of each op */
     apus_view in[OPERANDS], out[APUS_MAX_OUTPUTS];
     buffer bin[OPERANDS], bout[APUS_MAX_OUTPUTS];
     for (uint32_t i = 0; i < k->n_in; i++) {
@@ -121,7 +122,7 @@ static void call(apus_device *d, const apus_kernel_entry *e, kase *k, const vari
         in[i] = o->view;
         if (o->view.dtype == APUS_I32 || o->view.dtype == APUS_I64) {
             bin[i] = to_device(d, o->raw, (size_t)n * apus_dtype_size(o->view.dtype));
-        } else if ((int)i == k->weight && v->encoding != APUS_REAL && v->encoding != real) {
+        } else if ((int)(i % each) == k->weight && v->encoding != APUS_REAL && v->encoding != real) {
             in[i].dtype = v->encoding;
             bin[i] = to_device(d, rows, k->weight_bytes);
         } else {
@@ -192,13 +193,19 @@ static int in_place_input(const apus_op *op)
     return (op->flags & APUS_OP_IN_PLACE) != 0 ? 0 : -1;
 }
 
-/* What the reference gives for the case: op, then perhaps the second op of a pair on the case's last input. */
+/* Whether the case's last input is the other one of a pair's second op. */
+static int has_other(const apus_kernel_entry *e)
+{
+    return e->then != NULL && e->with == NULL && e->then->max_inputs == 2;
+}
+
+/* What the reference gives for the case: op, then perhaps what follows, on the case's last input or with the same result twice. */
 static void reference(const apus_kernel_entry *e, kase *k, const variant *v)
 {
-    const apus_kernel_entry *first = apus_device_choose(ref, e->op, NULL, APUS_REAL);
+    const apus_kernel_entry *first = apus_device_choose(ref, e->op, NULL, NULL, APUS_REAL);
     assert_non_null(first);
-    if (e->then != NULL)
-        k->n_in--;
+    const uint32_t n_in = k->n_in;
+    k->n_in = e->with != NULL ? n_in / 2 : n_in - (uint32_t)has_other(e);
     const variant plain = {.skip = v->skip, .in_place = in_place_input(e->op)};
     double *before[APUS_MAX_OUTPUTS];
     for (uint32_t i = 0; i < k->n_out; i++) {
@@ -212,14 +219,16 @@ static void reference(const apus_kernel_entry *e, kase *k, const variant *v)
             k->out[i].real[j] += before[i][j];
         free(before[i]);
     }
+    k->n_in = n_in;
     if (e->then == NULL)
         return;
-    kase second = {.n_in = 2, .n_out = 1};
+    kase second = {.n_in = e->then->max_inputs, .n_out = 1};
     second.in[0] = k->out[0];
-    second.in[1] = k->in[k->n_in++];
+    second.in[1] = has_other(e) ? k->in[n_in - 1] : k->out[0];
     second.out[0] = k->out[0];
+    memcpy(second.attrs, k->attrs + ((const apus_op_entry *)e->op)->n_attrs, ((const apus_op_entry *)e->then)->n_attrs * sizeof second.attrs[0]);
     const variant none = {.in_place = -1};
-    call(ref, apus_device_choose(ref, e->then, NULL, APUS_REAL), &second, &none, NULL, "ref");
+    call(ref, apus_device_choose(ref, e->then, NULL, NULL, APUS_REAL), &second, &none, NULL, "ref");
 }
 
 static void compare(const kase *k, double *const *expected, uint32_t skip, const char *what)
@@ -310,10 +319,19 @@ static void check_case(apus_device *d, const apus_kernel_entry *e, kase *k, apus
         if (encoding != stored && (rows = pack(d, k, encoding, rows)) == NULL)
             return;
     }
-    if (e->then != NULL) { /* the other operand, like the result */
-        real_in(k, k->out[0].view.dims[0], k->out[0].view.dims[1], -1, 1);
+    if (e->then != NULL) {
+        const uint32_t n_in = k->n_in;
+        memcpy(k->attrs + ((const apus_op_entry *)e->op)->n_attrs, ((const apus_op_entry *)e->then)->defaults,
+               ((const apus_op_entry *)e->then)->n_attrs * sizeof k->attrs[0]);
+        if (has_other(e)) /* like the result */
+            real_in(k, k->out[0].view.dims[0], k->out[0].view.dims[1], -1, 1);
+        for (uint32_t i = 0; i < n_in && e->with != NULL; i++)
+            k->in[k->n_in++] = k->in[i];
         run_variant(d, e, k, (variant){.encoding = encoding, .in_place = -1}, rows, what);
-        run_variant(d, e, k, (variant){.encoding = encoding, .in_place = (int)k->n_in - 1}, rows, what);
+        if (has_other(e))
+            run_variant(d, e, k, (variant){.encoding = encoding, .in_place = (int)k->n_in - 1}, rows, what);
+        else
+            k->n_in = n_in;
         free(rows);
         return;
     }
@@ -413,7 +431,7 @@ static void check_neighbours(apus_device *d)
 /* A query's bits depend on its own row alone. */
 static void check_row_invariance(apus_device *d)
 {
-    const apus_kernel_entry *e = apus_device_choose(d, apus_op_find("apus.attention_cached/1"), NULL, APUS_REAL);
+    const apus_kernel_entry *e = apus_device_choose(d, apus_op_find("apus.attention_cached/1"), NULL, NULL, APUS_REAL);
     const variant plain = {.in_place = -1};
     for (int c = 0; c < N_ATTENTIONS && e != NULL; c++) {
         kase k;

@@ -526,6 +526,49 @@ static void pairs_are_fused(void **state)
     bed_end(&b);
 }
 
+/* What follows with one input, or joins two that are alike; not where somebody else reads what lies between. */
+static void patterns_are_fused(void **state)
+{
+    (void)state;
+    bed b;
+    size_t n;
+    bed_begin(&b, 27);
+    const apus_tensor x = bed_real(&b, 2, DIMS(5, 6), -1, 1), z = bed_real(&b, 2, DIMS(5, 6), -1, 1), w = bed_real(&b, 2, DIMS(6, 6), -1, 1);
+    const apus_tensor u = bed_real(&b, 2, DIMS(6, 6), -1, 1), s = apus_exp(b.g, x), kept = apus_matmul(b.g, x, w);
+#define XW apus_matmul(b.g, x, w)
+    const struct {
+        apus_tensor out[2];
+        size_t n_out;
+        int patterns;
+    } cases[] = {
+        {{apus_affine(b.g, XW, 2, 3)}, 1, 1},
+        {{apus_affine(b.g, apus_matmul(b.g, s, w), 2, 3)}, 1, 1}, /* s is as large as the result, and is read until the end */
+        {{apus_affine(b.g, kept, 2, 3), kept}, 2, 0},
+        {{apus_maximum(b.g, XW, apus_matmul(b.g, x, u))}, 1, 1},
+        {{apus_maximum(b.g, apus_matmul(b.g, s, w), apus_matmul(b.g, s, u))}, 1, 1},
+        {{apus_maximum(b.g, kept, apus_matmul(b.g, x, u)), kept}, 2, 0},
+        {{apus_maximum(b.g, XW, apus_matmul(b.g, z, u))}, 1, 0}, /* of another x */
+        {{apus_maximum(b.g, kept, kept)}, 1, 0},
+        {{apus_maximum(b.g, apus_affine(b.g, XW, 2, 3), apus_affine(b.g, apus_matmul(b.g, x, u), 4, 5))}, 1, 2},
+    };
+#undef XW
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        apus_plan *p = bed_plan(&b, toy, cases[c].out, cases[c].n_out, APUS_RECOMPUTE_NONE);
+        toy_patterns = 0;
+        bed_run(&b, p);
+        if (toy_patterns != cases[c].patterns)
+            fail_msg("case %zu: %d patterns", c, toy_patterns);
+        for (size_t k = 0; k < cases[c].n_out; k++) {
+            double *y = bed_output(p, k, &n), *expected = bed_value(&b, ref, cases[c].out[k], &n);
+            bed_same(expected, y, n, 1e-14, "a pattern");
+            free(y);
+            free(expected);
+        }
+        apus_plan_free(p);
+    }
+    bed_end(&b);
+}
+
 /* Pairs that read one left factor and add the same: neither result may lie where the other still reads. */
 static void siblings_do_not_share_memory(void **state)
 {
@@ -719,13 +762,21 @@ static void a_tile_reads_what_it_writes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(recomputing_changes_no_bit),   cmocka_unit_test(results_are_narrowed),
-        cmocka_unit_test(extents_below_capacity),       cmocka_unit_test(short_runs_touch_little),
-        cmocka_unit_test(memory_is_reused_safely),      cmocka_unit_test(adamw_is_one_pass),
-        cmocka_unit_test(reads_see_the_old_value),      cmocka_unit_test(tied_weights_accumulate_in_place),
-        cmocka_unit_test(a_tile_reads_what_it_writes),  cmocka_unit_test(pairs_are_fused),
-        cmocka_unit_test(siblings_do_not_share_memory), cmocka_unit_test(unused_parts_are_pruned),
-        cmocka_unit_test(plans_describe_themselves),    cmocka_unit_test(errors),
+        cmocka_unit_test(recomputing_changes_no_bit),
+        cmocka_unit_test(results_are_narrowed),
+        cmocka_unit_test(extents_below_capacity),
+        cmocka_unit_test(short_runs_touch_little),
+        cmocka_unit_test(memory_is_reused_safely),
+        cmocka_unit_test(adamw_is_one_pass),
+        cmocka_unit_test(reads_see_the_old_value),
+        cmocka_unit_test(tied_weights_accumulate_in_place),
+        cmocka_unit_test(a_tile_reads_what_it_writes),
+        cmocka_unit_test(pairs_are_fused),
+        cmocka_unit_test(patterns_are_fused),
+        cmocka_unit_test(siblings_do_not_share_memory),
+        cmocka_unit_test(unused_parts_are_pruned),
+        cmocka_unit_test(plans_describe_themselves),
+        cmocka_unit_test(errors),
         cmocka_unit_test(numbers_are_checked),
     };
     return cmocka_run_group_tests(tests, toy_setup, toy_teardown);

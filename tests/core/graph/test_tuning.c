@@ -174,8 +174,8 @@ static void own_kernels_come_first(void **state)
     assert_int_equal(is_theirs(d, 0), 0);
     assert_ptr_equal(instance_seen, &opened); /* tanh is theirs: the backend has none */
     assert_int_equal(is_theirs(d, 1), 0);
-    assert_string_equal(apus_device_choose(d, apus_op_find("apus.rms_norm/1"), NULL, APUS_REAL)->table->name, "mine");
-    assert_null(apus_device_choose(d, apus_op_find("apus.sum_rows/1"), NULL, APUS_REAL)); /* its rows vary, and no file names it */
+    assert_string_equal(apus_device_choose(d, apus_op_find("apus.rms_norm/1"), NULL, NULL, APUS_REAL)->table->name, "mine");
+    assert_null(apus_device_choose(d, apus_op_find("apus.sum_rows/1"), NULL, NULL, APUS_REAL)); /* its rows vary, and no file names it */
     apus_device_close(d);
     assert_int_equal(closed, 1);
 }

@@ -1,7 +1,7 @@
 /*
- * Devices for the plan's tests, made of the reference kernels: "toy" has a kernel for linear followed by add, which takes siblings, and lacks a
- * few ops (they must be decomposed); "serial" has no threads, so elementwise nodes run one by one; "brief" keeps activations in bfloat16 and
- * says so of some kernels: for plans that are looked at, not run.
+ * Devices for the plan's tests, made of the reference kernels: "toy" has kernels for linear followed by add, which takes siblings, by affine,
+ * and for two of them followed by maximum, and lacks a few ops (they must be decomposed); "serial" has no threads, so elementwise nodes run one by
+ * one; "brief" keeps activations in bfloat16 and says so of some kernels: for plans that are looked at, not run.
  */
 #ifndef APUS_TEST_TOY_H
 #define APUS_TEST_TOY_H
@@ -39,6 +39,41 @@ static inline apus_status toy_pairs_at_once(const apus_kernel_call *calls, uint3
     return APUS_OK;
 }
 
+static int toy_patterns; /* calls of the two kernels below */
+
+static inline double toy_dot(const apus_view *x, const apus_view *w, int64_t i, int64_t j)
+{
+    const int64_t n = x->dims[1];
+    double s = 0.0;
+    for (int64_t k = 0; k < n; k++)
+        s += ((const double *)x->data)[i * n + k] * ((const double *)w->data)[j * n + k];
+    return s;
+}
+
+/* linear, then affine: scale and shift are the only attributes. */
+static inline apus_status toy_affine(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    const int64_t m = c->in[0].dims[0], o = c->in[1].dims[0];
+    toy_patterns++;
+    for (int64_t i = 0; i < m * o; i++)
+        ((double *)c->out[0].data)[i] = toy_dot(&c->in[0], &c->in[1], i / o, i % o) * c->attrs[0] + c->attrs[1];
+    return APUS_OK;
+}
+
+/* The larger of two linears of the same x. */
+static inline apus_status toy_larger(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    const int64_t m = c->in[0].dims[0], o = c->in[1].dims[0];
+    toy_patterns++;
+    for (int64_t i = 0; i < m * o; i++) {
+        const double a = toy_dot(&c->in[0], &c->in[1], i / o, i % o), b = toy_dot(&c->in[2], &c->in[3], i / o, i % o);
+        ((double *)c->out[0].data)[i] = a > b ? a : b;
+    }
+    return APUS_OK;
+}
+
 typedef struct toy_mask {
     const char *op;
     uint32_t in, out;
@@ -47,7 +82,7 @@ typedef struct toy_mask {
 static inline void toy_register(const char *name, const char *const *without, int pair, const toy_mask *narrow, size_t n_narrow)
 {
     apus_error err;
-    apus_kernel *kernels = calloc(apus_kernel_count() + 1, sizeof *kernels); /* kept: registered kernels are never freed */
+    apus_kernel *kernels = calloc(apus_kernel_count() + 3, sizeof *kernels); /* kept: registered kernels are never freed */
     uint32_t n = 0;
     assert_non_null(kernels);
     for (size_t i = 0; i < apus_kernel_count(); i++) {
@@ -65,9 +100,13 @@ static inline void toy_register(const char *name, const char *const *without, in
             }
         kernels[n++].size = sizeof *kernels;
     }
-    if (pair)
+    if (pair) {
         kernels[n++] =
             (apus_kernel){.size = sizeof *kernels, .op = "apus.linear/1", .then = "apus.add/1", .run = toy_pair, .run_siblings = toy_pairs_at_once};
+        kernels[n++] = (apus_kernel){.size = sizeof *kernels, .op = "apus.linear/1", .then = "apus.affine/1", .run = toy_affine};
+        kernels[n++] =
+            (apus_kernel){.size = sizeof *kernels, .op = "apus.linear/1", .then = "apus.maximum/1", .with = "apus.linear/1", .run = toy_larger};
+    }
     const apus_kernels_ops table = {.size = sizeof table, .backend = name, .real = APUS_F64, .kernels = kernels, .n_kernels = n};
     if (apus_kernels_add(name, NULL, &table, &err) != APUS_OK)
         fail_msg("%s", err.message);
