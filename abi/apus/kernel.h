@@ -50,12 +50,15 @@ typedef struct apus_kernel_call {
 } apus_kernel_call;
 
 enum {
-    APUS_KERNEL_ACCUMULATES = 1u /* honours `accumulate` for every output */
+    APUS_KERNEL_ACCUMULATES = 1u, /* honours `accumulate` for every output */
+    /* Gives the sum of two results of `op`, which has one output and no attributes: a weight's product and its adapter's. in = the inputs of
+     * one of them, which are two, then the other's; with `then`, an addition, its other input last: (one + other) + it, each sum rounded. */
+    APUS_KERNEL_TWICE = 2u
 };
 
 enum { APUS_SIBLINGS_MAX = 4 };
 
-/* An implementation of one op, or of a pair: `op` whose output 0 feeds only `then`'s first or second input. */
+/* An implementation of one op, of a pair: `op` whose output 0 feeds only `then`'s first or second input, or of a sum of two (TWICE). */
 typedef struct apus_kernel {
     uint32_t size;
     const char *op;            /* "apus.linear/1" */
@@ -86,6 +89,9 @@ typedef struct apus_kernel {
      * ties to even. Each of them by itself: any mixture may come. An output only where rounding it does no harm: not what losses are
      * computed with. Of a pair: its inputs and its result. */
     uint32_t narrow_in, narrow_out;
+    /* Of kernels flagged TWICE: 1 where it takes a call of these shapes (dims at capacity, data NULL). It must not depend on what is data's
+     * extent: a row is computed alike in every plan. NULL: always. */
+    int (*suits)(const apus_kernel_call *capacity);
 } apus_kernel;
 
 /* vtable of a component of kind "kernels". Later-loaded tables win where several claim the same. */

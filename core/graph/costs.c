@@ -21,9 +21,15 @@ static double node_flops(const apus_plan *p, const apus_plan_node *n, int produc
     apus_kernel_call call = apus_plan_call(p, n, NULL);
     call.in = views;
     call.out = views + n->n_in;
-    if (products)
-        return apus_op_product_flops(&call, n->op->name);
-    return n->kernel->kernel.flops != NULL ? n->kernel->kernel.flops(&call) : apus_op_flops(&call, n->op->name);
+    if (!products && n->kernel->kernel.flops != NULL)
+        return n->kernel->kernel.flops(&call);
+    double flops = products ? apus_op_product_flops(&call, n->op->name) : apus_op_flops(&call, n->op->name);
+    if ((n->kernel->kernel.flags & APUS_KERNEL_TWICE) != 0) { /* the other one's inputs come after two */
+        call.in += 2;
+        call.n_in -= 2;
+        flops += products ? apus_op_product_flops(&call, n->op->name) : apus_op_flops(&call, n->op->name);
+    }
+    return flops;
 }
 
 void apus_plan_count_flops(apus_plan *p)
@@ -177,8 +183,9 @@ static void describe_step(const apus_plan *p, const apus_plan_step *s, apus_node
     const apus_node_api *api = apus_nodes();
     const apus_plan_node *n = &p->nodes.at[p->order.at[s->first]];
     const char *name = step_name(p, s), *then = n->kernel->kernel.then;
+    const char *twice = (n->kernel->kernel.flags & APUS_KERNEL_TWICE) != 0 ? " twice" : "";
     char kernel[160];
-    (void)snprintf(kernel, sizeof kernel, "%s%s%s", n->kernel->table, then != NULL ? " + " : "", then != NULL ? then : "");
+    (void)snprintf(kernel, sizeof kernel, "%s%s%s%s", n->kernel->table, twice, then != NULL ? " + " : "", then != NULL ? then : "");
     apus_node *row = NULL;
     int64_t count = 0, nodes = 0;
     double flops = 0, seconds = 0;

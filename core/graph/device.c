@@ -172,11 +172,29 @@ static int takes(const apus_kernel *k, apus_dtype real, apus_dtype encoding)
     return 0;
 }
 
+static int serves(const apus_kernel_entry *e, const apus_device *d, const apus_op *op, const apus_op *then, uint32_t twice)
+{
+    return e->op == op && e->then == then && e->real == d->real && (e->kernel.flags & APUS_KERNEL_TWICE) == twice && strcmp(e->backend, d->name) == 0;
+}
+
 const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, apus_dtype encoding)
 {
     for (size_t i = apus_kernel_count(); i-- > 0;) { /* later tables win */
         const apus_kernel_entry *e = apus_kernel_at(i);
-        if (e->op == op && e->then == then && e->real == d->real && strcmp(e->backend, d->name) == 0 && takes(&e->kernel, d->real, encoding))
+        if (serves(e, d, op, then, 0) && takes(&e->kernel, d->real, encoding))
+            return e;
+    }
+    return NULL;
+}
+
+const apus_kernel_entry *apus_device_choose_twice(const apus_device *d, const apus_op *op, const apus_op *then, const apus_kernel_call *capacity)
+{
+    for (size_t i = apus_kernel_count(); i-- > 0;) {
+        const apus_kernel_entry *e = apus_kernel_at(i);
+        int fits = serves(e, d, op, then, APUS_KERNEL_TWICE);
+        for (uint32_t k = 0; k < capacity->n_in && fits; k++)
+            fits = takes(&e->kernel, d->real, capacity->in[k].dtype);
+        if (fits && (e->kernel.suits == NULL || e->kernel.suits(capacity)))
             return e;
     }
     return NULL;

@@ -131,5 +131,7 @@ struct apus_device {
 apus_status apus_device_wrap(const char *name, const apus_backend_ops *ops, const apus_node *params, apus_device **device, apus_error *err);
 /* Kernel of op (then NULL), or of the pair. */
 const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, apus_dtype encoding);
+/* Kernel of the sum of two results of op (APUS_KERNEL_TWICE) for a call of these types and shapes; NULL: none. */
+const apus_kernel_entry *apus_device_choose_twice(const apus_device *d, const apus_op *op, const apus_op *then, const apus_kernel_call *capacity);
 
 #endif

@@ -88,6 +88,10 @@ enum {
             APUS_CPU_linear,
     APUS_CPU_linear_add,
     APUS_CPU_linear_dx_add,
+    APUS_CPU_linear_twice,
+    APUS_CPU_linear_twice_add,
+    APUS_CPU_linear_dx_twice,
+    APUS_CPU_linear_dx_twice_add,
     APUS_CPU_N_KERNELS
 };
 
