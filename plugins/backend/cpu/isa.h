@@ -25,7 +25,7 @@ const apus_cpu_isa APUS_CPU_TABLE = {
             [APUS_CPU_linear_add] = {.run = run_linear_add, .scratch = scratch_linear},
             [APUS_CPU_linear_dx_add] = {.run = run_linear_dx_add, .scratch = scratch_linear_dx},
             [APUS_CPU_linear_twice] = {.run = run_linear_twice, .scratch = scratch_linear_twice},
-            [APUS_CPU_linear_twice_add] = {.run = run_linear_twice_add, .scratch = scratch_linear_twice},
+            [APUS_CPU_linear_twice_add] = {.run = run_linear_twice_add, .scratch = scratch_linear_twice_add},
             [APUS_CPU_linear_dx_twice] = {.run = run_linear_dx_twice, .scratch = scratch_linear_dx_twice},
             [APUS_CPU_linear_dx_twice_add] = {.run = run_linear_dx_twice_add, .scratch = scratch_linear_dx_twice},
         },

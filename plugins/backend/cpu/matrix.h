@@ -76,11 +76,12 @@ static apus_status run_linear_add(const apus_kernel_call *c, apus_error *err)
 }
 
 /* The sum of two products. Inputs: x and W of one, then of the other, and its bias. The one of the shorter sum is worked into the tiles of
- * the other, unless that has the bias. */
-static product linear_twice_of(const apus_kernel_call *c, const float *add)
+ * the other, unless that has the bias. added: the last input is what the sum is added to. */
+static product linear_twice_of(const apus_kernel_call *c, uint32_t added)
 {
     const apus_view *in = c->in;
-    const int biased = c->n_in - (add != NULL) > 4, turned = !biased && apus_cpu_width(&in[1]) > apus_cpu_width(&in[3]);
+    const float *add = added ? (const float *)in[c->n_in - 1].data : NULL;
+    const int biased = c->n_in - added > 4, turned = !biased && apus_cpu_width(&in[1]) > apus_cpu_width(&in[3]);
     const apus_view *x = &in[turned ? 0 : 2], *more = &in[turned ? 2 : 0];
     const int64_t k = apus_cpu_width(&x[1]), k_more = apus_cpu_width(&more[1]), n = apus_cpu_rows(&x[1]);
     return (product){.t = kind_of(c),
@@ -110,15 +111,25 @@ static product second_of(const product *p, float *y)
     return more;
 }
 
-static size_t scratch_linear_twice(const apus_kernel_call *c)
+static size_t twice_bytes(const apus_kernel_call *c, uint32_t added)
 {
-    const product p = linear_twice_of(c, NULL);
+    const product p = linear_twice_of(c, added);
     const int threads = threads_of(c);
     const int64_t k = p.k > p.k_more ? p.k : p.k_more, few_rows = apus_cpu_min(p.m, FEW_MOST);
     const size_t many = multiply_bytes(p.t, p.m, p.n, p.k, threads) + more_bytes(p.t, p.m, p.n, p.k_more, threads);
     const size_t least = few_bytes(p.t, k, threads), alone = multiply_bytes(p.t, few_rows, p.n, k, threads);
     const size_t few_all = apus_cpu_lines((size_t)(few_rows * p.n) * sizeof(float)) + (least > alone ? least : alone);
     return many > few_all ? many : few_all;
+}
+
+static size_t scratch_linear_twice(const apus_kernel_call *c)
+{
+    return twice_bytes(c, 0);
+}
+
+static size_t scratch_linear_twice_add(const apus_kernel_call *c)
+{
+    return twice_bytes(c, 1);
 }
 
 /* Of a few rows: each by itself, as W is read; the same bits. */
@@ -143,9 +154,9 @@ static void few_twice(const product *p, int threads, char *scratch)
     }
 }
 
-static apus_status linear_twice(const apus_kernel_call *c, const float *add)
+static apus_status linear_twice(const apus_kernel_call *c, uint32_t added)
 {
-    const product p = linear_twice_of(c, add);
+    const product p = linear_twice_of(c, added);
     if (suits_few(&p, 1)) {
         few_twice(&p, threads_of(c), (char *)c->scratch);
     } else {
@@ -157,7 +168,7 @@ static apus_status linear_twice(const apus_kernel_call *c, const float *add)
 static apus_status run_linear_twice(const apus_kernel_call *c, apus_error *err)
 {
     (void)err;
-    return linear_twice(c, NULL);
+    return linear_twice(c, 0);
 }
 
 static apus_status run_linear_twice_add(const apus_kernel_call *c, apus_error *err)
@@ -165,7 +176,7 @@ static apus_status run_linear_twice_add(const apus_kernel_call *c, apus_error *e
     if (apus_cpu_elements(&c->in[c->n_in - 1]) != apus_cpu_elements(&c->out[0])) {
         return apus_fail(err, APUS_E_INTERNAL, "linear twice + add: the shapes differ");
     }
-    return linear_twice(c, (const float *)c->in[c->n_in - 1].data);
+    return linear_twice(c, 1);
 }
 
 /* Decode rows [first, first + n) of w into panel on all threads. */
