@@ -64,13 +64,16 @@ enum {
     APUS_KERNEL_ACCUMULATES = 1u, /* honours `accumulate` for every output */
     /* A row's bits may depend on how many other rows there are, as those of most libraries' products do. Such a kernel runs in trainings
      * alone, and only where a tuning file names its table: answers and evaluations are the same in any company. */
-    APUS_KERNEL_ROWS_VARY = 2u
+    APUS_KERNEL_ROWS_VARY = 2u,
+    /* Gives the sum of two results of `op`, which has one output and no attributes: a weight's product and its adapter's. in = the inputs of
+     * one of them, which are two, then the other's; with `then`, an addition, its other input last: (one + other) + it, each sum rounded. */
+    APUS_KERNEL_TWICE = 4u
 };
 
 enum { APUS_SIBLINGS_MAX = 4 };
 
 /* An implementation of one op, or of a pattern: of `op` whose output 0 feeds only `then`, of one input or two. Where the order of two
- * matters, of a kernel `with` the other one's op. */
+ * matters, of a kernel `with` the other one's op; or of a sum of two (TWICE). */
 typedef struct apus_kernel {
     uint32_t size;
     const char *op;            /* "apus.linear/1" */
@@ -105,6 +108,9 @@ typedef struct apus_kernel {
      * inputs, the same first one and the others of the same types and shapes; no attributes. "apus.linear/1" of a gate and of what it is
      * multiplied with, then "apus.swiglu/1": in = op's inputs, then with's. */
     const char *with;
+    /* Of kernels flagged TWICE: 1 where it takes a call of these shapes (dims at capacity, data NULL). It must not depend on what is data's
+     * extent: a row is computed alike in every plan. NULL: always. */
+    int (*suits)(const apus_kernel_call *capacity);
 } apus_kernel;
 
 /*

@@ -225,13 +225,34 @@ static int serves(const apus_device *d, const apus_kernel_table *t)
     return t->index < d->n_tables && d->tables[t->index].serves;
 }
 
+/* Whether it is one of the device's kernels for that pattern, of the backend's own table or of another's. */
+static int fits(const apus_device *d, const apus_kernel_entry *e, int own, const apus_op *op, const apus_op *then, const apus_op *with,
+                uint32_t twice)
+{
+    return e->op == op && e->then == then && e->with == with && (e->table->module == d->module) == own && serves(d, e->table) &&
+           (e->kernel.flags & (APUS_KERNEL_ROWS_VARY | APUS_KERNEL_TWICE)) == twice;
+}
+
 const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, const apus_op *with, apus_dtype encoding)
 {
     for (int own = 1; own >= 0; own--)
         for (size_t i = apus_kernel_count(); i-- > 0;) { /* of others, the one loaded last */
             const apus_kernel_entry *e = apus_kernel_at(i);
-            if (e->op == op && e->then == then && e->with == with && (e->table->module == d->module) == own && serves(d, e->table) &&
-                (e->kernel.flags & APUS_KERNEL_ROWS_VARY) == 0 && takes(&e->kernel, d->real, encoding))
+            if (fits(d, e, own, op, then, with, 0) && takes(&e->kernel, d->real, encoding))
+                return e;
+        }
+    return NULL;
+}
+
+const apus_kernel_entry *apus_device_choose_twice(const apus_device *d, const apus_op *op, const apus_op *then, const apus_kernel_call *capacity)
+{
+    for (int own = 1; own >= 0; own--)
+        for (size_t i = apus_kernel_count(); i-- > 0;) {
+            const apus_kernel_entry *e = apus_kernel_at(i);
+            int all = fits(d, e, own, op, then, NULL, APUS_KERNEL_TWICE);
+            for (uint32_t k = 0; k < capacity->n_in && all; k++)
+                all = takes(&e->kernel, d->real, capacity->in[k].dtype);
+            if (all && (e->kernel.suits == NULL || e->kernel.suits(capacity)))
                 return e;
         }
     return NULL;
@@ -240,7 +261,8 @@ const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op 
 const apus_kernel_entry *apus_device_offer(const apus_device *d, const apus_kernel_table *t, const apus_op *op, const apus_op *then)
 {
     for (size_t i = 0; i < apus_kernel_count() && serves(d, t); i++)
-        if (apus_kernel_at(i)->table == t && apus_kernel_at(i)->op == op && apus_kernel_at(i)->then == then && apus_kernel_at(i)->with == NULL)
+        if (apus_kernel_at(i)->table == t && apus_kernel_at(i)->op == op && apus_kernel_at(i)->then == then && apus_kernel_at(i)->with == NULL &&
+            (apus_kernel_at(i)->kernel.flags & APUS_KERNEL_TWICE) == 0)
             return apus_kernel_at(i);
     return NULL;
 }

@@ -157,6 +157,8 @@ apus_status apus_device_wrap(const char *name, const apus_module *module, const 
                              apus_error *err);
 /* Kernel of op (then and with NULL), or of the pattern: the backend's own; where it has none, another table's. Never one whose rows vary. */
 const apus_kernel_entry *apus_device_choose(const apus_device *d, const apus_op *op, const apus_op *then, const apus_op *with, apus_dtype encoding);
+/* Kernel of the sum of two results of op (APUS_KERNEL_TWICE) for a call of these types and shapes; NULL: none. */
+const apus_kernel_entry *apus_device_choose_twice(const apus_device *d, const apus_op *op, const apus_op *then, const apus_kernel_call *capacity);
 /* The kernel that table `t` has for it on this device; NULL: none. Of plain operands. */
 const apus_kernel_entry *apus_device_offer(const apus_device *d, const apus_kernel_table *t, const apus_op *op, const apus_op *then);
 /* What the kernels of a table get as apus_kernel_call.backend. */

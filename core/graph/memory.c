@@ -128,19 +128,7 @@ static size_t scratch_bytes(const apus_plan *p, const apus_plan_node *n)
     if (n->kernel->kernel.scratch == NULL)
         return 0;
     apus_view views[APUS_PLAN_INPUTS + APUS_MAX_OUTPUTS];
-    for (uint32_t i = 0; i < n->n_in + n->n_out; i++) {
-        const apus_shape *s = &p->tensors.at[i < n->n_in ? n->in[i] : n->out[i - n->n_in]].shape;
-        views[i] = (apus_view){.dtype = s->dtype, .ndim = s->ndim};
-        for (int32_t d = 0; d < s->ndim; d++)
-            views[i].dims[d] = s->dims[d] >= 0 ? s->dims[d] : p->capacity[-1 - s->dims[d]];
-    }
-    const apus_kernel_call call = {.in = views,
-                                   .out = views + n->n_in,
-                                   .attrs = n->attrs,
-                                   .backend = apus_device_instance(p->device, n->kernel),
-                                   .n_in = n->n_in,
-                                   .n_out = n->n_out,
-                                   .accumulate = n->accumulate};
+    const apus_kernel_call call = apus_plan_capacity(p, n, views);
     return n->kernel->kernel.scratch(&call);
 }
 

@@ -87,6 +87,23 @@ size_t apus_plan_bytes(const apus_plan_tensor *t)
     return (size_t)(t->elements / row) * apus_dtype_row_bytes(t->shape.dtype, row);
 }
 
+apus_kernel_call apus_plan_capacity(const apus_plan *p, const apus_plan_node *n, apus_view *views)
+{
+    for (uint32_t i = 0; i < n->n_in + n->n_out; i++) {
+        const apus_shape *s = &p->tensors.at[i < n->n_in ? n->in[i] : n->out[i - n->n_in]].shape;
+        views[i] = (apus_view){.dtype = s->dtype, .ndim = s->ndim};
+        for (int32_t d = 0; d < s->ndim; d++)
+            views[i].dims[d] = s->dims[d] >= 0 ? s->dims[d] : p->capacity[-1 - s->dims[d]];
+    }
+    return (apus_kernel_call){.in = views,
+                              .out = views + n->n_in,
+                              .attrs = n->attrs,
+                              .backend = apus_device_instance(p->device, n->kernel),
+                              .n_in = n->n_in,
+                              .n_out = n->n_out,
+                              .accumulate = n->accumulate};
+}
+
 int apus_plan_is_elementwise(const apus_plan_node *n)
 {
     return (n->op->flags & APUS_OP_ELEMENTWISE) != 0 && n->kernel->then == NULL;
@@ -421,6 +438,8 @@ static apus_status make(apus_plan *p, apus_graph *g, const apus_tensor *outputs,
         st = apus_plan_flatten_effects(p, err);
     if (st == APUS_OK)
         st = apus_plan_fuse(p, g->narrow, err);
+    if (st == APUS_OK)
+        apus_plan_twice(p);
     if (st == APUS_OK && g->tuned)
         apus_plan_tune(p);
     if (st == APUS_OK && g->narrow)

@@ -3,6 +3,7 @@
  *
  *   collect    plan.c      what outputs and effects need, kernels chosen, decompositions, build order
  *   fuse       fuse.c      patterns that one kernel computes
+ *   twice      twice.c     sums of two results of one op that one kernel computes
  *   tune       tuning.c    kernels of other tables, where a tuning file names them
  *   narrow     narrow.c    results that are kept in fewer bits
  *   recompute  recompute.c forward nodes cloned into the backward pass
@@ -128,13 +129,15 @@ int32_t apus_plan_add_tensor(apus_plan *p, const apus_shape *shape); /* -1: out 
 int32_t apus_plan_add_node(apus_plan *p, const apus_plan_node *node);
 /* A node of one output like tensor `like`: op(in…); -1 with err. Not put into the order. */
 int32_t apus_plan_make(apus_plan *p, const char *op, const int32_t *in, uint32_t n_in, const double *attrs, int32_t like, apus_error *err);
-size_t apus_plan_bytes(const apus_plan_tensor *t); /* at capacity */
+size_t apus_plan_bytes(const apus_plan_tensor *t);                                                  /* at capacity */
+apus_kernel_call apus_plan_capacity(const apus_plan *p, const apus_plan_node *n, apus_view *views); /* views: of n's inputs, then outputs */
 int apus_plan_is_elementwise(const apus_plan_node *n);
 int apus_plan_reads(const apus_plan_node *n, uint32_t k); /* 0 where only the shape of input k counts */
 /* Marks what is used, drops dead nodes from the order. */
 void apus_plan_prune(apus_plan *p);
 
 apus_status apus_plan_fuse(apus_plan *p, int narrow, apus_error *err); /* narrow: apus_plan_narrow follows */
+void apus_plan_twice(apus_plan *p);
 apus_status apus_plan_flatten_effects(apus_plan *p, apus_error *err);
 apus_status apus_plan_lower_effects(apus_plan *p, apus_error *err);
 void apus_plan_tune(apus_plan *p);

@@ -239,6 +239,7 @@ static const apus_backend_ops backend_ops = {
 #define ENCODINGS                                                                                                                                    \
     APUS_F16, APUS_BF16, APUS_Q4_0, APUS_Q4_1, APUS_Q5_0, APUS_Q5_1, APUS_Q8_0, APUS_IQ4_NL, APUS_Q2_K, APUS_Q3_K, APUS_Q4_K, APUS_Q5_K, APUS_Q6_K
 static const apus_dtype encodings[] = {ENCODINGS, 0}, pairs_too[] = {ENCODINGS, APUS_PACKED | APUS_BF16, 0},
+                        floats_too[] = {APUS_BF16, APUS_PACKED | APUS_BF16, 0},
                         packed_too[] = {ENCODINGS, APUS_PACKED | APUS_F32, APUS_PACKED | APUS_BF16, APUS_PACKED | APUS_Q8_0, APUS_PACKED | APUS_Q4_0,
                                         0};
 
@@ -274,6 +275,36 @@ RUN(linear_swiglu)
 SCRATCH(linear_swiglu)
 RUN(linear_dx_add)
 SCRATCH(linear_dx_add)
+RUN(linear_twice)
+SCRATCH(linear_twice)
+RUN(linear_twice_add)
+SCRATCH(linear_twice_add)
+RUN(linear_dx_twice)
+SCRATCH(linear_dx_twice)
+RUN(linear_dx_twice_add)
+SCRATCH(linear_dx_twice_add)
+
+/* One of two sums, of these lengths, is short enough to be worked into the tiles of the other. */
+static int one_is_thin(int64_t a, int64_t b)
+{
+    const int64_t thin = a < b ? a : b, other = a < b ? b : a;
+    return thin <= 256 && 4 * thin <= other;
+}
+
+/* Not of integers, whose units are other ones. A bias belongs to the last two. */
+static int suits_linear_twice(const apus_kernel_call *c)
+{
+    const apus_dtype a = c->in[1].dtype & ~APUS_PACKED, b = c->in[3].dtype & ~APUS_PACKED;
+    const int64_t first = apus_cpu_width(&c->in[1]), second = apus_cpu_width(&c->in[3]);
+    const int integers = apus_cpu_of(c)->integers && (a == APUS_Q8_0 || a == APUS_Q4_0 || b == APUS_Q8_0 || b == APUS_Q4_0);
+    const int biased = c->n_in > 4 && c->in[4].ndim == 1;
+    return !integers && one_is_thin(first, second) && (!biased || first < second);
+}
+
+static int suits_linear_dx_twice(const apus_kernel_call *c)
+{
+    return one_is_thin(apus_cpu_rows(&c->in[1]), apus_cpu_rows(&c->in[3]));
+}
 
 static apus_status run_siblings_linear(const apus_kernel_call *calls, uint32_t n, apus_error *err)
 {
@@ -346,6 +377,42 @@ static const apus_kernel kernels[] = {
      .scratch = scratch_linear_dx_add,
      .run = run_linear_dx_add,
      .narrow_in = 1},
+    {.size = sizeof(apus_kernel),
+     .op = "apus.linear/1",
+     .flags = APUS_KERNEL_TWICE,
+     .encodings = packed_too,
+     .scratch = scratch_linear_twice,
+     .run = run_linear_twice,
+     .narrow_in = 5,
+     .narrow_out = 1,
+     .suits = suits_linear_twice},
+    {.size = sizeof(apus_kernel),
+     .op = "apus.linear/1",
+     .then = "apus.add/1",
+     .flags = APUS_KERNEL_TWICE,
+     .encodings = packed_too,
+     .scratch = scratch_linear_twice_add,
+     .run = run_linear_twice_add,
+     .narrow_in = 5,
+     .narrow_out = 1,
+     .suits = suits_linear_twice},
+    {.size = sizeof(apus_kernel),
+     .op = "apus.linear_dx/1",
+     .flags = APUS_KERNEL_TWICE,
+     .encodings = floats_too,
+     .scratch = scratch_linear_dx_twice,
+     .run = run_linear_dx_twice,
+     .narrow_in = 5,
+     .suits = suits_linear_dx_twice},
+    {.size = sizeof(apus_kernel),
+     .op = "apus.linear_dx/1",
+     .then = "apus.add/1",
+     .flags = APUS_KERNEL_TWICE,
+     .encodings = floats_too,
+     .scratch = scratch_linear_dx_twice_add,
+     .run = run_linear_dx_twice_add,
+     .narrow_in = 5,
+     .suits = suits_linear_dx_twice},
 };
 
 static const apus_kernels_ops kernels_ops = {

@@ -93,6 +93,10 @@ enum {
     APUS_CPU_linear_gelu,
     APUS_CPU_linear_swiglu,
     APUS_CPU_linear_dx_add,
+    APUS_CPU_linear_twice,
+    APUS_CPU_linear_twice_add,
+    APUS_CPU_linear_dx_twice,
+    APUS_CPU_linear_dx_twice_add,
     APUS_CPU_N_KERNELS
 };
 

@@ -104,11 +104,32 @@ LANES_INLINE void fetch(ahead *f, int64_t lines)
     }
 }
 
+/* A second term's panels, of the heights and widths that the first one's have; n: its units, 0: there is none. */
+typedef struct second {
+    const float *a, *b;
+    int64_t n;
+} second;
+
+/* Adds the second term's sums, each summed by itself, to the first's with their bias. a: its rows of the tile. */
+LANES_INLINE void tile_second(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, const float *bias, int64_t columns,
+                              vn *acc)
+{
+    vn first[24];
+    for (int i = 0; i < mr * nr; i++) {
+        first[i] = bias != NULL ? acc[i] + n_load_part(bias + i % nr * WIDE, columns - i % nr * WIDE) : acc[i];
+        acc[i] = n_all(0.0f);
+    }
+    tile_sums(t, mr, nr, a, b, width, n, acc);
+    for (int i = 0; i < mr * nr; i++) {
+        acc[i] += first[i];
+    }
+}
+
 /* A tile, and between its sums what memory will be needed for: a few lines at a time, or the panels' loads would wait behind them. y and
  * what is added are first touched when the tile is stored, and lie in no cache either. c: column of the panel from which on. lines: of
- * next, to be fetched with each SPELL. */
-LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, int64_t c, int64_t width, int64_t n, void *y, int64_t ld,
-                       const epilogue *e, int64_t rows, int64_t columns, ahead *next, int64_t lines)
+ * next, to be fetched with each SPELL. more: its rows are those of the tile. */
+LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, int64_t c, int64_t width, int64_t n, const second *more, void *y,
+                       int64_t ld, const epilogue *e, int64_t rows, int64_t columns, ahead *next, int64_t lines)
 {
     const int64_t spells = (n + SPELL - 1) / SPELL, each = (mr + spells) / (spells + 1);
     vn acc[24];
@@ -133,19 +154,26 @@ LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, i
         }
         tile_sums(t, mr, nr, a + u * mr, b + c + u * width, width, apus_cpu_min(SPELL, n - u), acc);
     }
+    if (more->n > 0) {
+        const epilogue rest = {NULL, e->add, e->ld_add, e->halves};
+        tile_second(t, mr, nr, more->a, more->b + c, width, more->n, e->bias, columns, acc);
+        tile_store(mr, nr, acc, y, ld, &rest, rows, columns);
+        return;
+    }
     tile_store(mr, nr, acc, y, ld, e, rows, columns);
 }
 
 /* All rows of a (panels of height mr) by one group of b, nr vectors at a time. */
-LANES_INLINE void tiles_by(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, void *y, int64_t ld, const epilogue *e,
-                           int64_t rows, int64_t columns, ahead *next)
+LANES_INLINE void tiles_by(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, const second *more, void *y, int64_t ld,
+                           const epilogue *e, int64_t rows, int64_t columns, ahead *next)
 {
     const int64_t spells = (rows + mr - 1) / mr * (width / (nr * WIDE)) * ((n + SPELL - 1) / SPELL);
     const int64_t lines = (next->bytes + 63) / 64 * next->rows / (spells > 0 ? spells : 1) + 1;
     for (int64_t i = 0; i < rows; i += mr, a += mr * n) {
+        const second its = {more->a + i * more->n, more->b, more->n};
         for (int64_t j = 0; j < width; j += (int64_t)nr * WIDE) {
             const epilogue here = {e->bias != NULL ? e->bias + j : NULL, e->add != NULL ? e->add + i * e->ld_add + j : NULL, e->ld_add, e->halves};
-            tile(t, mr, nr, a, b, j, width, n, element_to(y, e->halves, i * ld + j), ld, &here, rows - i, columns - j, next, lines);
+            tile(t, mr, nr, a, b, j, width, n, &its, element_to(y, e->halves, i * ld + j), ld, &here, rows - i, columns - j, next, lines);
         }
     }
 }
@@ -156,42 +184,42 @@ LANES_INLINE int panel_height(int64_t rows)
     return rows == 1 ? 1 : rows == 2 ? 2 : rows <= 4 && HIGH > 4 ? 4 : HIGH;
 }
 
-LANES_INLINE void tiles_high(kind t, int mr, const float *a, const float *b, int64_t width, int64_t n, void *y, int64_t ld, const epilogue *e,
-                             int64_t rows, int64_t columns, ahead *next)
+LANES_INLINE void tiles_high(kind t, int mr, const float *a, const float *b, int64_t width, int64_t n, const second *more, void *y, int64_t ld,
+                             const epilogue *e, int64_t rows, int64_t columns, ahead *next)
 {
 #if defined(__AVX512BF16__)
     if (width == GROUP) {
-        tiles_by(t, mr, 3, a, b, GROUP, n, y, ld, e, rows, columns, next);
+        tiles_by(t, mr, 3, a, b, GROUP, n, more, y, ld, e, rows, columns, next);
     } else if (width == 2 * STRIP) {
-        tiles_by(t, mr, 2, a, b, 2 * STRIP, n, y, ld, e, rows, columns, next);
+        tiles_by(t, mr, 2, a, b, 2 * STRIP, n, more, y, ld, e, rows, columns, next);
     } else {
-        tiles_by(t, mr, 1, a, b, STRIP, n, y, ld, e, rows, columns, next);
+        tiles_by(t, mr, 1, a, b, STRIP, n, more, y, ld, e, rows, columns, next);
     }
 #else
     if (width == GROUP && mr <= 2 && HIGH > 2 && !in_integers(t)) {
-        tiles_by(t, mr, 6, a, b, GROUP, n, y, ld, e, rows, columns, next);
+        tiles_by(t, mr, 6, a, b, GROUP, n, more, y, ld, e, rows, columns, next);
     } else {
-        tiles_by(t, mr, 2, a, b, width, n, y, ld, e, rows, columns, next);
+        tiles_by(t, mr, 2, a, b, width, n, more, y, ld, e, rows, columns, next);
     }
 #endif
 }
 
-LANES_INLINE void tiles_of(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, void *y, int64_t ld, const epilogue *e,
-                           int64_t rows, int64_t columns, ahead *next)
+LANES_INLINE void tiles_of(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, const second *more, void *y, int64_t ld,
+                           const epilogue *e, int64_t rows, int64_t columns, ahead *next)
 {
     switch (height) {
     case 1:
-        tiles_high(t, 1, a, b, width, n, y, ld, e, rows, columns, next);
+        tiles_high(t, 1, a, b, width, n, more, y, ld, e, rows, columns, next);
         return;
     case 2:
-        tiles_high(t, 2, a, b, width, n, y, ld, e, rows, columns, next);
+        tiles_high(t, 2, a, b, width, n, more, y, ld, e, rows, columns, next);
         return;
 #if defined(__AVX2__) || defined(__aarch64__)
     case 4:
-        tiles_high(t, 4, a, b, width, n, y, ld, e, rows, columns, next);
+        tiles_high(t, 4, a, b, width, n, more, y, ld, e, rows, columns, next);
         return;
     default:
-        tiles_high(t, HIGH, a, b, width, n, y, ld, e, rows, columns, next);
+        tiles_high(t, HIGH, a, b, width, n, more, y, ld, e, rows, columns, next);
         return;
 #else
     default:
@@ -201,31 +229,39 @@ LANES_INLINE void tiles_of(kind t, int64_t height, const float *a, const float *
 }
 
 /* Panels higher than QUADS_HIGH are of that height. */
-LANES_INLINE void tiles_quads(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, void *y, int64_t ld,
-                              const epilogue *e, int64_t rows, int64_t columns, ahead *next)
+LANES_INLINE void tiles_quads(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, const second *more, void *y,
+                              int64_t ld, const epilogue *e, int64_t rows, int64_t columns, ahead *next)
 {
     if (height == 1) {
-        tiles_high(t, 1, a, b, width, n, y, ld, e, rows, columns, next);
+        tiles_high(t, 1, a, b, width, n, more, y, ld, e, rows, columns, next);
     } else if (height == 2) {
-        tiles_high(t, 2, a, b, width, n, y, ld, e, rows, columns, next);
+        tiles_high(t, 2, a, b, width, n, more, y, ld, e, rows, columns, next);
     } else {
-        tiles_high(t, QUADS_HIGH, a, b, width, n, y, ld, e, rows, columns, next);
+        tiles_high(t, QUADS_HIGH, a, b, width, n, more, y, ld, e, rows, columns, next);
     }
 }
 
 /* rows of packed a, in panels of this height, by one group of packed b of n units: y and e's pointers at the first element. */
+static void tiles_twice(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, const second *more, void *y, int64_t ld,
+                        const epilogue *e, int64_t rows, int64_t columns, ahead *next)
+{
+    if (t == QUADS) {
+        tiles_quads(QUADS, height, a, b, width, n, more, y, ld, e, rows, columns, next);
+    } else if (t == NIBBLES) {
+        tiles_quads(NIBBLES, height, a, b, width, n, more, y, ld, e, rows, columns, next);
+    } else if (t == BFLOAT16) {
+        tiles_of(SUMMED, height, a, b, width, n, more, y, ld, e, rows, columns, next);
+    } else {
+        tiles_of(PLAIN, height, a, b, width, n, more, y, ld, e, rows, columns, next);
+    }
+}
+
+/* One term alone. */
 static void tiles(kind t, int64_t height, const float *a, const float *b, int64_t width, int64_t n, void *y, int64_t ld, const epilogue *e,
                   int64_t rows, int64_t columns, ahead *next)
 {
-    if (t == QUADS) {
-        tiles_quads(QUADS, height, a, b, width, n, y, ld, e, rows, columns, next);
-    } else if (t == NIBBLES) {
-        tiles_quads(NIBBLES, height, a, b, width, n, y, ld, e, rows, columns, next);
-    } else if (t == BFLOAT16) {
-        tiles_of(SUMMED, height, a, b, width, n, y, ld, e, rows, columns, next);
-    } else {
-        tiles_of(PLAIN, height, a, b, width, n, y, ld, e, rows, columns, next);
-    }
+    const second none = {NULL, NULL, 0};
+    tiles_twice(t, height, a, b, width, n, &none, y, ld, e, rows, columns, next);
 }
 
 /* ---------------------------------------------------------------- factors */
@@ -448,8 +484,8 @@ static ahead ahead_of(const factor *f, int64_t first, int64_t count, int64_t k)
 
 typedef struct product {
     kind t;
-    int64_t m, n, k;
-    factor a, b;
+    int64_t m, n, k, k_more;
+    factor a, b, a_more, b_more; /* of a second term y is the sum with; its k 0: there is none. Not of integers */
     void *y;
     int64_t ld, y_column; /* y_column: of few rows, the column that y begins with */
     epilogue e;
@@ -513,6 +549,12 @@ static size_t counters_bytes(int64_t m, int64_t most, int threads)
     return (size_t)(threads * ((m + most - 1) / most)) * COUNTER;
 }
 
+/* What a second term takes besides. */
+static size_t more_bytes(kind t, int64_t m, int64_t n, int64_t k, int threads)
+{
+    return (size_t)threads * (left_bytes(t, m, k) + right_bytes(t, n, k));
+}
+
 /* Enough for any m and k up to these: fewer rows may be cut into fewer bands of more rows each, a shorter sum into longer blocks. */
 static size_t multiply_bytes(kind t, int64_t m, int64_t n, int64_t k, int threads)
 {
@@ -536,9 +578,9 @@ static items items_of(int64_t rows, int64_t groups, int64_t threads, int alone)
     return w;
 }
 
-/* Panels of the right factor that a thread holds, and the sums of its rows that are not results yet. */
+/* A thread's own panels: of a, of b and the other product's; the sums of its rows that are not results yet; the second term's panels. */
 typedef struct room {
-    float *b[2], *sums[2];
+    float *a, *b[2], *sums[2], *a_more, *b_more;
 } room;
 
 /* Bytes of what a product with an activation needs besides, of each thread. */
@@ -562,13 +604,13 @@ static void tiles_activated(const product *p, int64_t height, const float *a, co
     }
 }
 
-/* Rows [first, first + rows), by groups that `taken` counts, shared by `threads`; alone: no other thread will help. a, own: the thread's own
- * panels. Of a only what its items need: one that helps at the end finds it in another core's cache. */
-static void multiply_block(const product *p, int64_t first, int64_t rows, int64_t threads, int alone, int64_t *taken, float *a, const room *own)
+/* Rows [first, first + rows), by groups that `taken` counts, shared by `threads`; alone: no other thread will help. Of a only what its
+ * items need: one that helps at the end finds it in another core's cache. */
+static void multiply_block(const product *p, int64_t first, int64_t rows, int64_t threads, int alone, int64_t *taken, const room *own)
 {
-    const int64_t n = units(p->t, p->k), groups = (p->n + GROUP - 1) / GROUP, height = panel_height(rows);
+    const int64_t n = units(p->t, p->k), n_more = units(p->t, p->k_more), groups = (p->n + GROUP - 1) / GROUP, height = panel_height(rows);
     const items work = items_of(rows, groups, threads, alone);
-    const float *panel[2] = {NULL, NULL};
+    const float *panel[2] = {NULL, NULL}, *panel_more = NULL;
     int64_t packed = -1;
     for (unsigned have = 0;;) { /* bits: parts of a */
         const int64_t item = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);
@@ -584,7 +626,11 @@ static void multiply_block(const product *p, int64_t first, int64_t rows, int64_
         for (int64_t x = part; x < end; x++) {
             const int64_t at = x * work.part_rows;
             if ((have >> x & 1u) == 0) {
-                pack_left(p->t, &p->a, first + at, apus_cpu_min(work.part_rows, rows - at), height, p->k, a + at * n);
+                const int64_t now = apus_cpu_min(work.part_rows, rows - at);
+                pack_left(p->t, &p->a, first + at, now, height, p->k, own->a + at * n);
+                if (n_more > 0) {
+                    pack_left(p->t, &p->a_more, first + at, now, height, p->k_more, own->a_more + at * n_more);
+                }
                 have |= 1u << x;
             }
         }
@@ -593,6 +639,7 @@ static void multiply_block(const product *p, int64_t first, int64_t rows, int64_
             if (p->other != NULL) {
                 panel[1] = right_panel(p->t, &p->other->b, j, columns, p->k, own->b[1]);
             }
+            panel_more = n_more > 0 ? right_panel(p->t, &p->b_more, j, columns, p->k_more, own->b_more) : NULL;
             packed = j;
         }
         /* The next group of this thread, where all are equally fast. */
@@ -600,14 +647,15 @@ static void multiply_block(const product *p, int64_t first, int64_t rows, int64_
         const int64_t its = whole ? rows : apus_cpu_min(work.part_rows, rows - i);
         ahead next[2] = {ahead_of(&p->b, after, apus_cpu_min(GROUP, p->n - after), p->k), {.rows = 0}};
         if (p->act == ACT_NONE) {
-            tiles(p->t, height, a + i * n, panel[0], panel_width(columns), n, element_to(p->y, p->e.halves, y * p->ld + j), p->ld, &e, its, columns,
-                  &next[0]);
+            const second more = {own->a_more + i * n_more, panel_more, n_more};
+            tiles_twice(p->t, height, own->a + i * n, panel[0], panel_width(columns), n, &more, element_to(p->y, p->e.halves, y * p->ld + j), p->ld,
+                        &e, its, columns, &next[0]);
             continue;
         }
         if (p->other != NULL) {
             next[1] = ahead_of(&p->other->b, after, apus_cpu_min(GROUP, p->n - after), p->k);
         }
-        tiles_activated(p, height, a + i * n, panel, n, y, j, its, columns, next, own);
+        tiles_activated(p, height, own->a + i * n, panel, n, y, j, its, columns, next, own);
     }
 }
 
@@ -620,25 +668,31 @@ static int64_t block_at(const split *s, int64_t m, int64_t me, int64_t i, int64_
     return band * s->blocks + block;
 }
 
-/* scratch: multiply_bytes; with an activation, activate_bytes for each thread too. */
+/* scratch: multiply_bytes; with an activation, activate_bytes for each thread too; with a second term, more_bytes. */
 static void multiply(const product *p, int threads, char *scratch)
 {
     const split s = split_of(p->m, block_most(p->t, p->k), threads);
     const size_t left = left_bytes(p->t, s.block_rows, p->k), right = right_bytes(p->t, p->n, p->k);
-    const size_t each = left + right + (p->act != ACT_NONE ? activate_bytes(p->t, p->n, p->k) : 0);
+    const size_t left_more = left_bytes(p->t, s.block_rows, p->k_more);
+    const size_t each = left + right + (p->act != ACT_NONE ? activate_bytes(p->t, p->n, p->k) : left_more + right_bytes(p->t, p->n, p->k_more));
     char *counters = scratch + (size_t)threads * each;
     memset(counters, 0, (size_t)(s.bands * s.blocks) * COUNTER);
 #pragma omp parallel num_threads(threads) if (p->m * p->n * p->k > 32768)
     {
         const int64_t me = omp_get_thread_num();
         char *at = scratch + (size_t)me * each;
-        float *a = (float *)(void *)at, *b = (float *)(void *)(at + left), *sums = (float *)(void *)(at + left + 2 * right);
-        const room own = {{b, (float *)(void *)((char *)b + right)}, {sums, sums + ACT_ROOM}};
+        char *more = at + left + right; /* an activation's, or the second term's */
+        float *sums = (float *)(void *)(more + right);
+        const room own = {.a = (float *)(void *)at,
+                          .b = {(float *)(void *)(at + left), (float *)(void *)more},
+                          .sums = {sums, sums + ACT_ROOM},
+                          .a_more = (float *)(void *)more,
+                          .b_more = (float *)(void *)(more + left_more)};
         for (int64_t i = 0; i < s.bands * s.blocks; i++) {
             int64_t first, rows;
             int64_t *taken = (int64_t *)(void *)(counters + block_at(&s, p->m, me, i, &first, &rows) * COUNTER);
             if (rows > 0) {
-                multiply_block(p, first, rows, threads / s.bands, threads == 1, taken, a, &own);
+                multiply_block(p, first, rows, threads / s.bands, threads == 1, taken, &own);
             }
         }
     }

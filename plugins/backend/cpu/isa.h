@@ -29,6 +29,10 @@ const apus_cpu_isa APUS_CPU_TABLE = {
             [APUS_CPU_linear_gelu] = {.run = run_linear_gelu, .scratch = scratch_linear_act},
             [APUS_CPU_linear_swiglu] = {.run = run_linear_swiglu, .scratch = scratch_linear_act},
             [APUS_CPU_linear_dx_add] = {.run = run_linear_dx_add, .scratch = scratch_linear_dx},
+            [APUS_CPU_linear_twice] = {.run = run_linear_twice, .scratch = scratch_linear_twice},
+            [APUS_CPU_linear_twice_add] = {.run = run_linear_twice_add, .scratch = scratch_linear_twice_add},
+            [APUS_CPU_linear_dx_twice] = {.run = run_linear_dx_twice, .scratch = scratch_linear_dx_twice},
+            [APUS_CPU_linear_dx_twice_add] = {.run = run_linear_dx_twice_add, .scratch = scratch_linear_dx_twice},
         },
     .pack_weight = pack_weight,
 };

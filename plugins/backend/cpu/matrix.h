@@ -1,11 +1,12 @@
 /*
- * linear and its gradients, by gemm.h and few.h. An encoded W gives the bits of the same W in float32, unless x is rounded to 8 bits
+ * linear and its gradients, by gemm.h, few.h and thin.h. An encoded W gives the bits of the same W in float32, unless x is rounded to 8 bits
  * (integers.h), which gradients know nothing of.
  */
 #ifndef APUS_CPU_MATRIX_H
 #define APUS_CPU_MATRIX_H
 
 #include "few.h"
+#include "thin.h"
 
 enum { DX_PANEL = 256 /* decoded rows of W at once */ };
 
@@ -43,7 +44,7 @@ static apus_status linear(const product *p, uint32_t n, int threads, char *scrat
         if (suits_few(&p[i], 1)) {
             few(&p[i], 1, threads, scratch);
         } else {
-            multiply(&p[i], threads, scratch);
+            run_product(&p[i], threads, scratch);
         }
     }
     return APUS_OK;
@@ -124,6 +125,110 @@ static apus_status run_linear_swiglu(const apus_kernel_call *c, apus_error *err)
     return linear(&gate, 1, threads_of(c), (char *)c->scratch);
 }
 
+/* The sum of two products. Inputs: x and W of one, then of the other, and its bias. The one of the shorter sum is worked into the tiles of
+ * the other, unless that has the bias. added: the last input is what the sum is added to. */
+static product linear_twice_of(const apus_kernel_call *c, uint32_t added)
+{
+    const apus_view *in = c->in;
+    const float *add = added ? (const float *)in[c->n_in - 1].data : NULL;
+    const int biased = c->n_in - added > 4, turned = !biased && apus_cpu_width(&in[1]) > apus_cpu_width(&in[3]);
+    const apus_view *x = &in[turned ? 0 : 2], *more = &in[turned ? 2 : 0];
+    const int64_t k = apus_cpu_width(&x[1]), k_more = apus_cpu_width(&more[1]), n = apus_cpu_rows(&x[1]);
+    return (product){.t = kind_of(c),
+                     .m = apus_cpu_rows(&x[0]),
+                     .n = n,
+                     .k = k,
+                     .k_more = k_more,
+                     .a = {x[0].data, k, 1, x[0].dtype},
+                     .b = {x[1].data, k, 1, x[1].dtype},
+                     .a_more = {more[0].data, k_more, 1, more[0].dtype},
+                     .b_more = {more[1].data, k_more, 1, more[1].dtype},
+                     .y = c->out[0].data,
+                     .ld = n,
+                     .e = {biased ? (const float *)in[4].data : NULL, add, n, c->out[0].dtype == APUS_BF16}};
+}
+
+/* Its second term alone, added to y. */
+static product second_of(const product *p, float *y)
+{
+    product more = *p;
+    more.k = p->k_more;
+    more.k_more = 0;
+    more.a = p->a_more;
+    more.b = p->b_more;
+    more.y = y;
+    more.e = (epilogue){NULL, y, p->n, 0};
+    return more;
+}
+
+static size_t twice_bytes(const apus_kernel_call *c, uint32_t added)
+{
+    const product p = linear_twice_of(c, added);
+    const int threads = threads_of(c);
+    const int64_t k = p.k > p.k_more ? p.k : p.k_more, few_rows = apus_cpu_min(p.m, FEW_MOST);
+    const size_t many = multiply_bytes(p.t, p.m, p.n, p.k, threads) + more_bytes(p.t, p.m, p.n, p.k_more, threads);
+    const size_t least = few_bytes(p.t, k, threads), alone = multiply_bytes(p.t, few_rows, p.n, k, threads);
+    const size_t few_all = apus_cpu_lines((size_t)(few_rows * p.n) * sizeof(float)) + (least > alone ? least : alone);
+    return many > few_all ? many : few_all;
+}
+
+static size_t scratch_linear_twice(const apus_kernel_call *c)
+{
+    return twice_bytes(c, 0);
+}
+
+static size_t scratch_linear_twice_add(const apus_kernel_call *c)
+{
+    return twice_bytes(c, 1);
+}
+
+/* Of a few rows: each by itself, as W is read; the same bits. */
+static void few_twice(const product *p, int threads, char *scratch)
+{
+    float *sums = (float *)(void *)scratch;
+    char *rest = scratch + apus_cpu_lines((size_t)(p->m * p->n) * sizeof(float));
+    const product more = second_of(p, sums);
+    product first = *p;
+    first.k_more = 0;
+    first.y = sums;
+    first.e = (epilogue){p->e.bias, NULL, p->n, 0};
+    (void)linear(&first, 1, threads, rest);
+    (void)linear(&more, 1, threads, rest);
+    for (int64_t i = 0; i < p->m * p->n; i += WIDE) {
+        const int64_t left = p->m * p->n - i;
+        vn s = n_load_part(sums + i, left);
+        if (p->e.add != NULL) {
+            s += n_load_part(p->e.add + i, left);
+        }
+        n_give(p->e.halves, element_to(p->y, p->e.halves, i), s, left);
+    }
+}
+
+static apus_status linear_twice(const apus_kernel_call *c, uint32_t added)
+{
+    const product p = linear_twice_of(c, added);
+    if (suits_few(&p, 1)) {
+        few_twice(&p, threads_of(c), (char *)c->scratch);
+    } else {
+        multiply(&p, threads_of(c), (char *)c->scratch);
+    }
+    return APUS_OK;
+}
+
+static apus_status run_linear_twice(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    return linear_twice(c, 0);
+}
+
+static apus_status run_linear_twice_add(const apus_kernel_call *c, apus_error *err)
+{
+    if (apus_cpu_elements(&c->in[c->n_in - 1]) != apus_cpu_elements(&c->out[0])) {
+        return apus_fail(err, APUS_E_INTERNAL, "linear twice + add: the shapes differ");
+    }
+    return linear_twice(c, 1);
+}
+
 /* Decode rows [first, first + n) of w into panel on all threads. */
 static void decode_rows(const apus_view *w, int64_t first, int64_t n, int64_t k, float *panel, int threads)
 {
@@ -165,7 +270,7 @@ static void linear_dx(const apus_kernel_call *c, const float *add)
                  .ld = k,
                  .e = {NULL, add, k, 0}};
     if (!decoded_first(w) || n == 0) {
-        multiply(&p, threads_of(c), (char *)c->scratch);
+        run_product(&p, threads_of(c), (char *)c->scratch);
         return;
     }
     float *panel = (float *)c->scratch;
@@ -175,7 +280,7 @@ static void linear_dx(const apus_kernel_call *c, const float *add)
         decode_rows(w, j, p.k, k, panel, threads_of(c));
         p.a.p = element(c->in[0].data, c->in[0].dtype == APUS_BF16, j);
         p.b.p = panel;
-        multiply(&p, threads_of(c), (char *)c->scratch + apus_cpu_lines((size_t)(DX_PANEL * k) * sizeof(float)));
+        run_product(&p, threads_of(c), (char *)c->scratch + apus_cpu_lines((size_t)(DX_PANEL * k) * sizeof(float)));
         p.e.add = dx;
     }
 }
@@ -193,6 +298,50 @@ static apus_status run_linear_dx_add(const apus_kernel_call *c, apus_error *err)
         return apus_fail(err, APUS_E_INTERNAL, "linear_dx + add: the shapes differ");
     }
     linear_dx(c, (const float *)c->in[2].data);
+    return APUS_OK;
+}
+
+/* The sum of two gradients by the same input, as linear_twice_of has it. */
+static product linear_dx_twice_of(const apus_kernel_call *c, const float *add)
+{
+    const int turned = apus_cpu_rows(&c->in[1]) > apus_cpu_rows(&c->in[3]);
+    const apus_view *dy = &c->in[turned ? 0 : 2], *more = &c->in[turned ? 2 : 0];
+    const int64_t n = apus_cpu_rows(&dy[1]), n_more = apus_cpu_rows(&more[1]), k = apus_cpu_width(&dy[1]);
+    return (product){.t = kind_of(c),
+                     .m = apus_cpu_rows(&dy[0]),
+                     .n = k,
+                     .k = n,
+                     .k_more = n_more,
+                     .a = {dy[0].data, n, 1, dy[0].dtype},
+                     .b = {dy[1].data, k, 0, dy[1].dtype},
+                     .a_more = {more[0].data, n_more, 1, more[0].dtype},
+                     .b_more = {more[1].data, k, 0, more[1].dtype},
+                     .y = c->out[0].data,
+                     .ld = k,
+                     .e = {NULL, add, k, 0}};
+}
+
+static size_t scratch_linear_dx_twice(const apus_kernel_call *c)
+{
+    const product p = linear_dx_twice_of(c, NULL);
+    return multiply_bytes(p.t, p.m, p.n, p.k, threads_of(c)) + more_bytes(p.t, p.m, p.n, p.k_more, threads_of(c));
+}
+
+static apus_status run_linear_dx_twice(const apus_kernel_call *c, apus_error *err)
+{
+    const product p = linear_dx_twice_of(c, NULL);
+    (void)err;
+    multiply(&p, threads_of(c), (char *)c->scratch);
+    return APUS_OK;
+}
+
+static apus_status run_linear_dx_twice_add(const apus_kernel_call *c, apus_error *err)
+{
+    if (apus_cpu_elements(&c->in[4]) != apus_cpu_elements(&c->out[0])) {
+        return apus_fail(err, APUS_E_INTERNAL, "linear_dx twice + add: the shapes differ");
+    }
+    const product p = linear_dx_twice_of(c, (const float *)c->in[4].data);
+    multiply(&p, threads_of(c), (char *)c->scratch);
     return APUS_OK;
 }
 
@@ -215,7 +364,7 @@ static apus_status run_linear_dw(const apus_kernel_call *c, apus_error *err)
                        .y = dw,
                        .ld = k,
                        .e = {NULL, c->accumulate & 1u ? dw : NULL, k, 0}};
-    multiply(&p, threads_of(c), (char *)c->scratch);
+    run_product(&p, threads_of(c), (char *)c->scratch);
     return APUS_OK;
 }
 

@@ -1,7 +1,8 @@
 /*
  * Devices for the plan's tests, made of the reference kernels: "toy" has kernels for linear followed by add, which takes siblings, by affine,
- * and for two of them followed by maximum, and lacks a few ops (they must be decomposed); "serial" has no threads, so elementwise nodes run one by
- * one; "brief" keeps activations in bfloat16 and says so of some kernels: for plans that are looked at, not run.
+ * and for two of them followed by maximum, and lacks a few ops (they must be decomposed); "adapted" has kernels for the sum of two products, of
+ * which one is thin, and pairs; "serial" has no threads, so elementwise nodes run one by one; "brief" keeps activations in bfloat16 and says so of
+ * some kernels: for plans that are looked at, not run.
  */
 #ifndef APUS_TEST_TOY_H
 #define APUS_TEST_TOY_H
@@ -74,15 +75,89 @@ static inline apus_status toy_larger(const apus_kernel_call *c, apus_error *err)
     return APUS_OK;
 }
 
+/* Sums of two: y += x Wᵀ, or with W as it is. */
+static inline void toy_product(const apus_view *in, int gradient, double *y)
+{
+    const double *x = in[0].data, *w = in[1].data;
+    const int64_t m = in[0].dims[0], n = in[0].dims[1], o = in[1].dims[gradient];
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < o; j++)
+            for (int64_t k = 0; k < n; k++)
+                y[i * o + j] += x[i * n + k] * (gradient ? w[k * o + j] : w[j * n + k]);
+}
+
+static int toy_twices[2]; /* calls: forward, gradients */
+
+static inline apus_status toy_twice_of(const apus_kernel_call *c, int gradient, int added)
+{
+    const int64_t m = c->out[0].dims[0], o = c->out[0].dims[1];
+    const double *bias = c->n_in - (uint32_t)added > 4 ? c->in[4].data : NULL, *other = added ? c->in[c->n_in - 1].data : NULL;
+    double *y = c->out[0].data;
+    toy_twices[gradient]++;
+    for (int64_t i = 0; i < m * o; i++)
+        y[i] = (bias != NULL ? bias[i % o] : 0.0) + (other != NULL ? other[i] : 0.0);
+    toy_product(c->in, gradient, y);
+    toy_product(c->in + 2, gradient, y);
+    return APUS_OK;
+}
+
+static inline apus_status toy_twice(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    return toy_twice_of(c, 0, 0);
+}
+
+static inline apus_status toy_twice_add(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    return toy_twice_of(c, 0, 1);
+}
+
+static inline apus_status toy_dx_twice(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    return toy_twice_of(c, 1, 0);
+}
+
+static inline apus_status toy_dx_twice_add(const apus_kernel_call *c, apus_error *err)
+{
+    (void)err;
+    return toy_twice_of(c, 1, 1);
+}
+
+static inline apus_status toy_dx_pair(const apus_kernel_call *c, apus_error *err)
+{
+    double *y = c->out[0].data;
+    (void)err;
+    memmove(y, c->in[2].data, (size_t)(c->out[0].dims[0] * c->out[0].dims[1]) * sizeof *y);
+    toy_product(c->in, 1, y);
+    return APUS_OK;
+}
+
+/* The sum's length of one is 2. */
+static inline int toy_suits(const apus_kernel_call *c)
+{
+    return c->in[0].dims[1] == 2 || c->in[2].dims[1] == 2;
+}
+
 typedef struct toy_mask {
     const char *op;
     uint32_t in, out;
 } toy_mask;
 
-static inline void toy_register(const char *name, const char *const *without, int pair, const toy_mask *narrow, size_t n_narrow)
+enum { TOY_PAIR = 1, TOY_TWICE = 2 };
+
+static inline void toy_register(const char *name, const char *const *without, int with, const toy_mask *narrow, size_t n_narrow)
 {
+    static const apus_kernel twice[] = {
+        {.op = "apus.linear/1", .flags = APUS_KERNEL_TWICE, .run = toy_twice, .suits = toy_suits},
+        {.op = "apus.linear/1", .then = "apus.add/1", .flags = APUS_KERNEL_TWICE, .run = toy_twice_add, .suits = toy_suits},
+        {.op = "apus.linear_dx/1", .flags = APUS_KERNEL_TWICE, .run = toy_dx_twice, .suits = toy_suits},
+        {.op = "apus.linear_dx/1", .then = "apus.add/1", .flags = APUS_KERNEL_TWICE, .run = toy_dx_twice_add, .suits = toy_suits},
+        {.op = "apus.linear_dx/1", .then = "apus.add/1", .run = toy_dx_pair},
+    };
     apus_error err;
-    apus_kernel *kernels = calloc(apus_kernel_count() + 3, sizeof *kernels); /* kept: registered kernels are never freed */
+    apus_kernel *kernels = calloc(apus_kernel_count() + 8, sizeof *kernels); /* kept: registered kernels are never freed */
     uint32_t n = 0;
     assert_non_null(kernels);
     for (size_t i = 0; i < apus_kernel_count(); i++) {
@@ -100,7 +175,11 @@ static inline void toy_register(const char *name, const char *const *without, in
             }
         kernels[n++].size = sizeof *kernels;
     }
-    if (pair) {
+    for (size_t k = 0; k < sizeof twice / sizeof twice[0] && (with & TOY_TWICE) != 0; k++) {
+        kernels[n] = twice[k];
+        kernels[n++].size = sizeof *kernels;
+    }
+    if ((with & TOY_PAIR) != 0) {
         kernels[n++] =
             (apus_kernel){.size = sizeof *kernels, .op = "apus.linear/1", .then = "apus.add/1", .run = toy_pair, .run_siblings = toy_pairs_at_once};
         kernels[n++] = (apus_kernel){.size = sizeof *kernels, .op = "apus.linear/1", .then = "apus.affine/1", .run = toy_affine};
@@ -134,7 +213,7 @@ static inline apus_device *toy_device(const char *name, int parallel, int brief)
     return d;
 }
 
-static apus_device *ref, *toy, *serial, *brief;
+static apus_device *ref, *toy, *adapted, *serial, *brief;
 
 static inline int toy_setup(void **state)
 {
@@ -148,10 +227,12 @@ static inline int toy_setup(void **state)
                                       {"apus.attention/1", 3, 1},   {"apus.attention_grad/1", 30, 0}, {"apus.embedding/1", 0, 1}};
     (void)state;
     ref = bed_ref();
-    toy_register("toy", toy_lacks, 1, NULL, 0);
+    toy_register("toy", toy_lacks, TOY_PAIR, NULL, 0);
+    toy_register("adapted", none, TOY_PAIR | TOY_TWICE, NULL, 0);
     toy_register("serial", none, 0, NULL, 0);
     toy_register("brief", none, 0, narrow, sizeof narrow / sizeof narrow[0]);
     toy = toy_device("toy", 1, 0);
+    adapted = toy_device("adapted", 1, 0);
     serial = toy_device("serial", 0, 0);
     brief = toy_device("brief", 1, 1);
     return 0;
@@ -162,6 +243,7 @@ static inline int toy_teardown(void **state)
     (void)state;
     apus_device_close(ref);
     apus_device_close(toy);
+    apus_device_close(adapted);
     apus_device_close(serial);
     apus_device_close(brief);
     return 0;
