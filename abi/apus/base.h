@@ -78,6 +78,11 @@ static inline APUS_PRINTF(3, 4) apus_status apus_hint(apus_error *err, apus_stat
     return status;
 }
 
+#ifdef __clang_analyzer__ /* it does not look into functions with `...`, and must know that these give their status */
+#define apus_fail(err, status, ...) ((void)apus_fail(err, status, __VA_ARGS__), (status))
+#define apus_hint(err, status, ...) ((void)apus_hint(err, status, __VA_ARGS__), (status))
+#endif
+
 /* ---------------------------------------------------------------- value trees */
 
 /* A node is one value of YAML or JSON: configuration, a row of a dataset, a model's config.json, an event.

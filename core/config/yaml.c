@@ -411,7 +411,10 @@ static apus_node *read_document(reader *r)
     apus_node *n = next(r) ? read_value(r) : NULL;
     if (n == NULL)
         return NULL;
-    if (next(r) && next(r)) { /* document end, then the end of all */
+    int more = next(r); /* document end */
+    if (more)
+        more = next(r); /* the end of all */
+    if (more) {
         if (r->event.type == YAML_STREAM_END_EVENT)
             return n;
         (void)fail(r, r->event.start_mark, "a second document ('---'): expected one");

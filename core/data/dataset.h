@@ -78,7 +78,8 @@ typedef struct apus_row_order {
 size_t apus_row_order_at(const apus_row_order *o, size_t i); /* i < n */
 int apus_dataset_shuffles(const apus_dataset *d);            /* the spec's `shuffle` */
 
-/* The rows before tokenising, for generation, judging and preview: row i (after samples/columns/system) and its example. */
+/* The rows before tokenising, for generation, judging and preview: row i (after samples/columns/system) and its example. Memory does not
+ * grow with their number: asking in order, and back by some, is fast; going far back reads the file anew. */
 typedef struct apus_examples apus_examples;
 apus_status apus_examples_open(const apus_node *spec, uint64_t seed, apus_examples **examples, apus_error *err);
 void apus_examples_close(apus_examples *e);

@@ -119,10 +119,8 @@ static apus_status encode_text(const apus_encoder *e, const char *a, const char 
     char *joined = m > 0 ? malloc(n + m + 1) : NULL;
     if (m > 0 && joined == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
-    if (m > 0) {
-        memcpy(joined, a, n);
-        memcpy(joined + n, b, m + 1);
-    }
+    if (m > 0)
+        (void)snprintf(joined, n + m + 1, "%s%s", a, b);
     apus_status st = apus_text_encode(e->text, m > 0 ? joined : a, n + m, APUS_ENCODE_ADD_SPECIAL, out, err);
     free(joined);
     const int32_t eos = apus_text_eos(e->text);

@@ -414,7 +414,7 @@ static int open_csv(apus_rows *r, apus_error *err)
 
 static int next_csv(apus_rows *r, apus_node **row, apus_error *err)
 {
-    for (int more; (more = peek(r, err)) >= 0;) {
+    while (peek(r, err) >= 0) {
         const size_t line = r->line, columns = NODE->length(r->header);
         apus_node *map = NODE->make_map();
         size_t k = 0;

@@ -349,12 +349,71 @@ apus_status apus_data_part_example(const apus_data_part *p, const apus_node *row
 
 /* ---------------------------------------------------------------- examples (dataset.h) */
 
-/* Rows of files stay here once they are read: who asks for examples goes back and forth. */
+/* Rows are asked for in order, mostly, and again for a while: the last that were read of a file stay here, more of them where that was
+ * too few, and what came before is read anew. */
+typedef struct window {
+    apus_node **rows; /* [capacity]: row i of the part at i % capacity, for those from `first` on that it has given */
+    int64_t capacity, first;
+    int64_t count; /* of the part; -1: its end was not seen yet */
+} window;
+
 struct apus_examples {
     apus_data_part *parts;
+    window *windows; /* [n] */
     size_t n;
-    apus_node **rows; /* of each part */
 };
+
+enum { WINDOW = 256 };
+
+static void forget_rows(window *w)
+{
+    for (int64_t i = 0; w->rows != NULL && i < w->capacity; i++) {
+        NODE->release(w->rows[i]);
+        w->rows[i] = NULL;
+    }
+    w->first = 0;
+}
+
+static apus_status begin_again(apus_data_part *p, window *w, int64_t capacity, apus_error *err)
+{
+    apus_node **rows = calloc((size_t)capacity, sizeof(apus_node *));
+    if (rows == NULL)
+        return apus_fail(err, APUS_E_MEMORY, "out of memory");
+    forget_rows(w);
+    free(w->rows);
+    w->rows = rows;
+    w->capacity = capacity;
+    if (p->given == 0)
+        return APUS_OK;
+    apus_rows_close(p->rows);
+    p->rows = NULL;
+    p->given = 0;
+    return apus_rows_open(p->path, &p->rows, err);
+}
+
+/* Row i of a part that has a file; NULL: it ends before that. */
+static apus_status row_of(apus_data_part *p, window *w, int64_t i, const apus_node **row, apus_error *err)
+{
+    apus_status st = APUS_OK;
+    *row = NULL;
+    if (w->rows == NULL || i < w->first)
+        st = begin_again(p, w, w->rows == NULL ? WINDOW : i > 0 ? 2 * w->capacity : w->capacity, err);
+    while (st == APUS_OK && p->given <= i) {
+        apus_node *next;
+        st = apus_data_part_next(p, &next, err);
+        if (st == APUS_OK && next == NULL)
+            w->count = p->given;
+        if (st != APUS_OK || next == NULL)
+            return st;
+        apus_node **place = &w->rows[(p->given - 1) % w->capacity];
+        NODE->release(*place);
+        *place = next;
+        w->first = p->given > w->capacity ? p->given - w->capacity : 0;
+    }
+    if (st == APUS_OK)
+        *row = w->rows[i % w->capacity];
+    return st;
+}
 
 apus_status apus_dataset_check(const apus_node *spec, apus_error *err)
 {
@@ -372,10 +431,10 @@ apus_status apus_examples_open(const apus_node *spec, uint64_t seed, apus_exampl
     if (e == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
     apus_status st = apus_data_parts_open(spec, seed, 1, &e->parts, &e->n, err);
-    if (st == APUS_OK && (e->rows = calloc(e->n, sizeof *e->rows)) == NULL)
+    if (st == APUS_OK && (e->windows = calloc(e->n, sizeof *e->windows)) == NULL)
         st = apus_fail(err, APUS_E_MEMORY, "out of memory");
     for (size_t k = 0; k < e->n && st == APUS_OK; k++)
-        e->rows[k] = NODE->make_list();
+        e->windows[k].count = e->parts[k].rows != NULL ? -1 : e->parts[k].most;
     if (st == APUS_OK)
         *examples = e;
     else
@@ -387,56 +446,50 @@ void apus_examples_close(apus_examples *e)
 {
     if (e == NULL)
         return;
-    for (size_t k = 0; e->rows != NULL && k < e->n; k++)
-        NODE->release(e->rows[k]);
+    for (size_t k = 0; e->windows != NULL && k < e->n; k++) {
+        forget_rows(&e->windows[k]);
+        free(e->windows[k].rows);
+    }
     apus_data_parts_close(e->parts, e->n);
-    free(e->rows);
+    free(e->windows);
     free(e);
-}
-
-/* How many rows part k has, as far as `enough`: a file is read no further. */
-static apus_status rows_of(apus_examples *e, size_t k, int64_t enough, int64_t *n, apus_error *err)
-{
-    apus_node *row = NULL;
-    apus_status st = APUS_OK;
-    *n = e->parts[k].most;
-    if (e->parts[k].rows == NULL)
-        return APUS_OK;
-    while ((int64_t)NODE->length(e->rows[k]) < enough && (st = apus_data_part_next(&e->parts[k], &row, err)) == APUS_OK && row != NULL)
-        (void)NODE->append(e->rows[k], row);
-    *n = (int64_t)NODE->length(e->rows[k]);
-    return st;
 }
 
 apus_status apus_examples_count(apus_examples *e, int64_t *count, apus_error *err)
 {
-    *count = 0;
+    int64_t sum = 0;
     for (size_t k = 0; k < e->n; k++) {
-        int64_t n;
-        const apus_status st = rows_of(e, k, INT64_MAX, &n, err);
-        if (st != APUS_OK)
-            return st;
-        *count += n;
+        window *w = &e->windows[k];
+        const apus_node *row;
+        for (int64_t i = e->parts[k].given; w->count < 0; i++) {
+            const apus_status st = row_of(&e->parts[k], w, i, &row, err);
+            if (st != APUS_OK)
+                return st;
+        }
+        sum += w->count;
     }
+    *count = sum;
     return APUS_OK;
 }
 
 apus_status apus_examples_get(apus_examples *e, int64_t i, apus_node **row, apus_node **example, apus_error *err)
 {
+    const int64_t asked = i;
     for (size_t k = 0; k < e->n; k++) {
-        int64_t n;
-        apus_status st = rows_of(e, k, i + 1, &n, err);
+        apus_data_part *p = &e->parts[k];
+        window *w = &e->windows[k];
+        const apus_node *kept = NULL;
+        apus_status st = p->rows != NULL && (w->count < 0 || i < w->count) ? row_of(p, w, i, &kept, err) : APUS_OK;
         if (st != APUS_OK)
             return st;
-        if (i >= n) {
-            i -= n;
+        if (w->count >= 0 && i >= w->count) {
+            i -= w->count;
             continue;
         }
-        const apus_data_part *p = &e->parts[k];
         if (p->rows == NULL)
             st = p->ops.row(p->instance, i, p->seed, row, err);
         else
-            *row = NODE->copy(NODE->at(e->rows[k], (size_t)i));
+            *row = NODE->copy(kept);
         if (st == APUS_OK)
             st = apus_data_part_example(p, *row, example, err);
         if (st != APUS_OK) {
@@ -445,7 +498,7 @@ apus_status apus_examples_get(apus_examples *e, int64_t i, apus_node **row, apus
         }
         return st;
     }
-    return apus_fail(err, APUS_E_NOT_FOUND, "there is no row %lld", (long long)i);
+    return apus_fail(err, APUS_E_NOT_FOUND, "there is no row %lld", (long long)asked);
 }
 
 apus_status apus_examples_judge(const apus_examples *e, const apus_node *row, const char *answer, apus_node **verdict, apus_error *err)

@@ -124,7 +124,7 @@ static apus_status settle(lowering *l)
         qsort(l->insertions.at, m, sizeof *l->insertions.at, by_place);
     size_t k = 0, j = 0;
     for (size_t i = 0; i <= n; i++) {
-        while (j < m && (size_t)(l->insertions.at[j].after + 1) == i)
+        while (j < m && (size_t)l->insertions.at[j].after + 1 == i)
             order[k++] = l->insertions.at[j++].node;
         if (i < n)
             order[k++] = p->order.at[i];

@@ -119,7 +119,7 @@ static uint64_t node_hash(const apus_graph_node *n)
 static int node_same(const apus_graph_node *a, const apus_graph_node *b)
 {
     return a->kind == b->kind && a->op == b->op && a->n_in == b->n_in && memcmp(a->in, b->in, a->n_in * sizeof a->in[0]) == 0 &&
-           memcmp(a->attrs, b->attrs, sizeof a->attrs) == 0;
+           memcmp((const char *)a->attrs, (const char *)b->attrs, sizeof a->attrs) == 0 /* as bits: -0 is not 0 */;
 }
 
 /* The place of an equal node, or of the empty slot where it belongs. NULL: out of memory. */

@@ -406,3 +406,15 @@ apus_node *apus_model_locate(const char *name, apus_error *err)
     (void)NODE->set(spec, "path", NODE->make_string(path, (size_t)-1));
     return spec;
 }
+
+void apus_pipeline_cache(const apus_pipeline *p, char *path, size_t capacity)
+{
+    const char *given = NODE->as_string(NODE->get(p->settings, "cache"), NULL), *env = getenv("APUS_CACHE");
+    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    if (given != NULL || env != NULL)
+        snprintf(path, capacity, "%s", given != NULL ? given : env);
+    else if (xdg != NULL && xdg[0] == '/')
+        snprintf(path, capacity, "%s/apus", xdg);
+    else
+        snprintf(path, capacity, "%s/.cache/apus", home != NULL ? home : ".");
+}

@@ -35,6 +35,9 @@ const apus_param *apus_pipeline_stage_params(uint32_t *n);
 /* Copy of params in which earlier stages' models stand for {stage: name}. results[i]: result of stage i. owner: caller. */
 apus_node *apus_pipeline_wire(const apus_node *params, const apus_pipeline *p, apus_node *const *results);
 
+/* Folder of token caches: the file's `cache`, $APUS_CACHE, or the user's. */
+void apus_pipeline_cache(const apus_pipeline *p, char *path, size_t capacity);
+
 /* Hash of what makes stage i: parameters, seed, backend, plugins, files; keys[] of earlier stages. */
 apus_status apus_pipeline_key(const apus_pipeline *p, size_t i, const char (*keys)[65], const char *cache_dir, char hex[65], apus_error *err);
 

@@ -27,18 +27,6 @@
 
 /* ---------------------------------------------------------------- files of a run */
 
-static void find_cache_dir(const apus_pipeline *p, char *path, size_t capacity)
-{
-    const char *given = NODE->as_string(NODE->get(p->settings, "cache"), NULL), *env = getenv("APUS_CACHE");
-    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    if (given != NULL || env != NULL)
-        snprintf(path, capacity, "%s", given != NULL ? given : env);
-    else if (xdg != NULL && xdg[0] == '/')
-        snprintf(path, capacity, "%s/apus", xdg);
-    else
-        snprintf(path, capacity, "%s/.cache/apus", home != NULL ? home : ".");
-}
-
 /* What a killed process had begun to write beside its final name; nobody else writes here while we hold the lock. */
 static void sweep(const char *folder)
 {
@@ -251,7 +239,7 @@ apus_status apus_run_open(apus_run_state *r, const char *file, const apus_run_op
     apus_status st = apus_pipeline_load(file, options, &r->pipeline, err);
     if (st != APUS_OK)
         return st;
-    find_cache_dir(&r->pipeline, r->cache_dir, sizeof r->cache_dir);
+    apus_pipeline_cache(&r->pipeline, r->cache_dir, sizeof r->cache_dir);
     r->results = calloc(r->pipeline.n_stages + 1, sizeof(apus_node *));
     r->keys = calloc(r->pipeline.n_stages + 1, sizeof *r->keys);
     if (r->results == NULL || r->keys == NULL)

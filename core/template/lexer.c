@@ -337,7 +337,7 @@ static void operator(lexer *l)
         fail_at(l, l->at, message);
     }
     balance(l, c);
-    emit(l, K_OPERATOR, l->at)->op = c;
+    emit(l, K_OPERATOR, l->at)->op = (unsigned char)c;
     moved(l, l->at + 1);
 }
 

@@ -67,7 +67,13 @@ c 2 'there is no option --fast' check good.yaml --fast
 c 2 '--text needs a value' score --text
 c 2 'give --prompt TEXT or --messages FILE' generate "$golden/models/llama"
 c 2 '--out and --parallel go with --prompts' generate "$golden/models/llama" --prompt a --parallel 2
-c 2 '--parallel takes a number from 1' generate "$golden/models/llama" --prompts p.jsonl --parallel 0
+c 2 "--parallel takes a whole number from 1 to 4096, not '0'" generate "$golden/models/llama" --prompts p.jsonl --parallel 0
+c 2 "not 'many'" generate "$golden/models/llama" --prompts p.jsonl --parallel many
+c 2 "--max-tokens takes a whole number from 1 to 1000000000, not '12x'" generate "$golden/models/llama" --prompt a --max-tokens 12x
+c 2 "--seed takes a whole number" generate "$golden/models/llama" --prompt a --seed -1
+c 2 "--top-p takes a number, not 'hot'" generate "$golden/models/llama" --prompt a --top-p hot
+c 2 '--json takes no value' plan good.yaml --json=yes
+c 2 "--rows takes a whole number" preview good.yaml --rows all
 c 2 '--ids takes numbers' score "$golden/models/llama" --ids 1,b
 c 1 'nowhere: no such file' generate nowhere --prompt a
 c 1 'no stage of a run' score run:nobody --ids 1,2
@@ -87,6 +93,10 @@ p ":31: 'max_tokens' of a request: expected a whole number from 1 to 1000000000,
 p ": a row must be an object" '[1]'
 p ':1: messages must be a list' '{"messages": "hi"}'
 p ":16: 'input_ids[0]' of a request: expected a whole number" '{"input_ids": ["a"]}'
+f empty.jsonl < /dev/null; c 1 'empty.jsonl: there are no requests in it' generate "$golden/models/llama" --prompts empty.jsonl
+f one.jsonl <<< '{"input_ids": [1]}'
+c 1 'from 0 to 100, found 1000' generate "$golden/models/llama" --prompts one.jsonl --temperature 1000
+c 3 'nodir/x.jsonl: cannot be written' generate "$golden/models/llama" --prompts one.jsonl --out nodir/x.jsonl
 c 1 'nothere.jsonl: cannot open' generate "$golden/models/llama" --prompts nothere.jsonl
 
 # ------------------------------------------------------------ keys and values
@@ -222,6 +232,7 @@ c 1 "no format named 'onnx'" export "$m" --format onnx --out x.onnx
 c 1 'was not written by apus' export "$m" --format safetensors --out full
 c 1 "no backend named 'tpu'" score "$m" --ids 1,2,3 --backend tpu
 c 1 "did you mean 'int8'" score "$m" --ids 1,2,3 --activations int9
+c 1 "found the string 'two'" score "$m" --ids 1,2,3 --threads two
 c 1 "expected one of float32" score "$m" --ids 1,2,3 --dtype float15
 c 5 'not a model file or folder' score "$m" --ids 1,2,3 --adapter full
 

@@ -30,13 +30,32 @@ apus_node *apus_answer_sampling(const apus_answer_arguments *a, const apus_model
         (void)node->append(stop, node->make_string(a->stop, (size_t)-1));
     (void)node->set(s, "sampler", sampler);
     (void)node->set(s, "stop", stop);
-    (void)node->set(s, "max_tokens", node->make_int(a->max_tokens != NULL ? strtoll(a->max_tokens, NULL, 10) : 512));
+    (void)node->set(s, "max_tokens", node->make_int(a->most));
     return s;
 }
 
-uint64_t apus_answer_seed(const apus_answer_arguments *a)
+static int read_numbers(const apus_verb *verb, apus_answer_arguments *a)
 {
-    return a->seed != NULL ? strtoull(a->seed, NULL, 10) : 42;
+    char message[128], *end;
+    a->most = 512;
+    a->seed_number = 42;
+    a->together = 16;
+    int code = apus_whole(verb, "max-tokens", a->max_tokens, 1, 1000000000, &a->most);
+    if (code == 0)
+        code = apus_whole(verb, "seed", a->seed, 0, INT64_MAX, &a->seed_number);
+    if (code == 0)
+        code = apus_whole(verb, "parallel", a->parallel, 1, 4096, &a->together);
+    if (code == 0)
+        code = apus_whole(verb, "cache-tokens", a->cache_tokens, 1, 1000000000, &a->room);
+    for (int i = 0; i < APUS_N_SAMPLING && code == 0; i++) {
+        if (a->sampling[i] == NULL || (strtod(a->sampling[i], &end), end != a->sampling[i] && *end == '\0'))
+            continue;
+        (void)snprintf(message, sizeof message, "--%s takes a number, not '%.60s'", apus_sampling_names[i], a->sampling[i]);
+        for (char *p = message; *p != '\0' && *p != ' '; p++)
+            *p = *p == '_' ? '-' : *p;
+        code = apus_usage(verb, message);
+    }
+    return code;
 }
 
 static int read_arguments(const apus_verb *verb, int argc, char **argv, apus_answer_arguments *a, int chat)
@@ -72,15 +91,9 @@ static int read_arguments(const apus_verb *verb, int argc, char **argv, apus_ans
     int code = n == -2 ? -2 : n < 0 ? APUS_EXIT_USAGE : n != 1 ? apus_usage(verb, "which MODEL?") : 0;
     a->model.model = n == 1 ? rest[0] : NULL;
     free(rest);
-    if (code == 0 && a->max_tokens != NULL && strtoll(a->max_tokens, NULL, 10) < 1)
-        code = apus_usage(verb, "--max-tokens takes a number from 1 on");
     if (code == 0 && a->whose != NULL && strcmp(a->whose, "model") != 0 && strcmp(a->whose, "given") != 0)
         code = apus_usage(verb, "--sampling is given (by the options, default) or model (by its generation_config.json)");
-    if (code == 0 && a->parallel != NULL && (strtoll(a->parallel, NULL, 10) < 1 || strtoll(a->parallel, NULL, 10) > 4096))
-        code = apus_usage(verb, "--parallel takes a number from 1 to 4096");
-    if (code == 0 && a->cache_tokens != NULL && (strtoll(a->cache_tokens, NULL, 10) < 1 || strtoll(a->cache_tokens, NULL, 10) > 1000000000))
-        code = apus_usage(verb, "--cache-tokens takes a number from 1 to 1000000000");
-    return code;
+    return code == 0 ? read_numbers(verb, a) : code;
 }
 
 static int print_piece(void *context, const char *text, size_t length)
@@ -100,8 +113,7 @@ int apus_answer_open(const apus_answer_arguments *a, int64_t parallel, apus_devi
         code = apus_open_model(&a->model, 1, 1, device, &m);
     if (code != 0)
         return code;
-    const apus_generator_options options = {
-        .parse_special = a->parse_special, .parallel = parallel, .cache_tokens = a->cache_tokens != NULL ? strtoll(a->cache_tokens, NULL, 10) : 0};
+    const apus_generator_options options = {.parse_special = a->parse_special, .parallel = parallel, .cache_tokens = a->room};
     const apus_status st = apus_generator_new(m, &options, g, &err);
     if (st != APUS_OK)
         apus_device_close(*device);
@@ -138,7 +150,7 @@ static int do_generate(int argc, char **argv)
                                                .tools = tools,
                                                .prompt = a.prompt,
                                                .sampling = sampling,
-                                               .seed = apus_answer_seed(&a),
+                                               .seed = (uint64_t)a.seed_number,
                                                .logprobs = a.json,
                                                .piece = a.json ? NULL : print_piece};
         code = apus_exit(apus_generator_answer(g, &request, &answer, &err), &err);
@@ -198,7 +210,7 @@ static int do_chat(int argc, char **argv)
         apus_error err = {0};
         apus_node *answer = NULL;
         const apus_generate_request request = {
-            .size = sizeof request, .messages = messages, .sampling = sampling, .seed = apus_answer_seed(&a), .index = turn, .piece = print_piece};
+            .size = sizeof request, .messages = messages, .sampling = sampling, .seed = (uint64_t)a.seed_number, .index = turn, .piece = print_piece};
         code = apus_exit(apus_generator_answer(g, &request, &answer, &err), &err);
         fputc('\n', stdout);
         if (code == 0)

@@ -13,11 +13,11 @@ typedef struct apus_answer_arguments {
     const char *prompt, *messages, *prompts, *out, *tools, *max_tokens, *seed, *stop, *parallel, *cache_tokens, *whose;
     const char *sampling[APUS_N_SAMPLING];
     int json, parse_special;
+    int64_t most, seed_number, together, room; /* max_tokens, seed, parallel, cache_tokens as numbers, or their defaults */
 } apus_answer_arguments;
 
 /* {sampler: {type: standard, …}, max_tokens, stop}. owner: caller. */
 apus_node *apus_answer_sampling(const apus_answer_arguments *a, const apus_model *m);
-uint64_t apus_answer_seed(const apus_answer_arguments *a);
 /* 0, or an exit code (said). */
 int apus_answer_open(const apus_answer_arguments *a, int64_t parallel, apus_device **device, apus_generator **g);
 /* Answer the requests of the file a->prompts, a line each. The exit code. */

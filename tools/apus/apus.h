@@ -39,6 +39,8 @@ int apus_options(const apus_verb *verb, int argc, char **argv, const apus_option
 
 int apus_exit(apus_status st, const apus_error *err); /* says the error with its hint; gives the exit code */
 int apus_usage(const apus_verb *verb, const char *message);
+/* The value of --name as a number; NULL leaves *number alone. 0, or the exit code (said). */
+int apus_whole(const apus_verb *verb, const char *name, const char *value, int64_t least, int64_t most, int64_t *number);
 /* Load the plugins; 0, or an exit code (said). */
 int apus_bring_up(void);
 

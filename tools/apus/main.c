@@ -35,6 +35,22 @@ int apus_usage(const apus_verb *verb, const char *message)
     return APUS_EXIT_USAGE;
 }
 
+int apus_whole(const apus_verb *verb, const char *name, const char *value, int64_t least, int64_t most, int64_t *number)
+{
+    char message[256], *end;
+    if (value == NULL)
+        return 0;
+    errno = 0;
+    const long long n = strtoll(value, &end, 10);
+    if (end != value && *end == '\0' && errno == 0 && n >= least && n <= most) {
+        *number = n;
+        return 0;
+    }
+    (void)snprintf(message, sizeof message, "--%s takes a whole number from %lld to %lld, not '%.60s'", name, (long long)least, (long long)most,
+                   value);
+    return apus_usage(verb, message);
+}
+
 int apus_bring_up(void)
 {
     apus_error err = {0};
@@ -70,6 +86,11 @@ int apus_options(const apus_verb *verb, int argc, char **argv, const apus_option
             k++;
         if (k == n) {
             snprintf(message, sizeof message, "there is no option %.*s", (int)length + 2, a);
+            (void)apus_usage(verb, message);
+            return -1;
+        }
+        if (options[k].value == NULL && equals != NULL) {
+            snprintf(message, sizeof message, "--%s takes no value", options[k].name);
             (void)apus_usage(verb, message);
             return -1;
         }
@@ -150,8 +171,11 @@ static apus_node *backend_spec(const apus_model_arguments *a)
     const apus_node_api *node = apus_nodes();
     apus_node *spec = node->make_map();
     (void)node->set(spec, "type", node->make_string(a->backend != NULL ? a->backend : "cpu", (size_t)-1));
-    if (a->threads != NULL)
-        (void)node->set(spec, "threads", node->make_int(strtoll(a->threads, NULL, 10)));
+    if (a->threads != NULL) { /* what is no number, the backend says */
+        char *end;
+        const long long n = strtoll(a->threads, &end, 10);
+        (void)node->set(spec, "threads", end != a->threads && *end == '\0' ? node->make_int(n) : node->make_string(a->threads, (size_t)-1));
+    }
     if (a->dtype != NULL)
         (void)node->set(spec, "dtype", node->make_string(a->dtype, (size_t)-1));
     if (a->activations != NULL)

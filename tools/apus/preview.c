@@ -78,10 +78,13 @@ static int preview_stage(const apus_pipeline *p, const apus_pipeline_stage *s, i
         st = apus_model_open(spec, &options, &m, &err);
     if (st == APUS_OK)
         st = apus_examples_get(e, 0, &row, &example, &err);
-    if (st == APUS_OK) {
+    if (st == APUS_OK) { /* into the cache, where a run finds it: memory does not grow with the rows */
+        char cache[4200];
+        apus_pipeline_cache(p, cache, sizeof cache);
         const apus_dataset_options data = {.text = apus_model_text(m),
                                            .pairs = node->get(example, "chosen") != NULL,
                                            .apart = apus_model_get_facts(m)->length_dependent,
+                                           .cache_dir = cache,
                                            .seed = s->seed,
                                            .say = say};
         st = apus_dataset_open(node->get(s->params, "dataset"), &data, &d, &err);
@@ -108,7 +111,12 @@ static int do_preview(int argc, char **argv)
     int json = 0;
     const apus_option options[] = {{"stage", &stage, NULL}, {"rows", &rows, NULL}, {"json", NULL, &json}};
     const int n = apus_options(&apus_verb_preview, argc, argv, options, 3, rest);
-    int code = n == -2 ? 0 : n < 0 ? APUS_EXIT_USAGE : n < 1 ? apus_usage(&apus_verb_preview, "which FILE?") : apus_bring_up();
+    int64_t shown = 3;
+    int code = n == -2 ? 0 : n < 0 ? APUS_EXIT_USAGE : n < 1 ? apus_usage(&apus_verb_preview, "which FILE?") : 0;
+    if (n >= 1 && code == 0)
+        code = apus_whole(&apus_verb_preview, "rows", rows, 0, INT64_MAX, &shown);
+    if (n >= 1 && code == 0)
+        code = apus_bring_up();
     if (n < 1 || code != 0) {
         free(rest);
         return code;
@@ -127,7 +135,7 @@ static int do_preview(int argc, char **argv)
         fprintf(stderr, "apus: %s\n", stage != NULL ? "there is no such stage" : "no stage has a dataset");
         code = 1;
     } else {
-        code = preview_stage(&p, &p.stages[i], rows != NULL ? strtoll(rows, NULL, 10) : 3, json);
+        code = preview_stage(&p, &p.stages[i], shown, json);
     }
     apus_pipeline_free(&p);
     return code;

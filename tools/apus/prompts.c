@@ -113,7 +113,7 @@ static apus_status ask(void *context, int64_t i, apus_generate_request *q, apus_
     q->messages = given(node->get(r, "messages")) ? node->get(r, "messages") : NULL;
     q->tools = given(node->get(r, "tools")) ? node->get(r, "tools") : NULL;
     q->sampling = sampling_of(p, r);
-    q->seed = (uint64_t)node->as_int(node->get(r, "seed"), (int64_t)apus_answer_seed(p->arguments));
+    q->seed = (uint64_t)node->as_int(node->get(r, "seed"), p->arguments->seed_number);
     q->index = given(node->get(r, "seed")) ? 0 : (uint32_t)i; /* a line with a seed of its own is answered as if it were alone */
     q->logprobs = p->arguments->json;
     if (!given(ids))
@@ -195,7 +195,7 @@ static apus_status into_file(prompts *p, apus_generator *g, int64_t parallel, ap
         return apus_fail(err, APUS_E_IO, "%.80s…: the path is too long", out);
     p->out = fopen(path, "w");
     if (p->out == NULL)
-        return apus_fail(err, APUS_E_IO, "%s: %s", path, strerror(errno));
+        return apus_fail(err, APUS_E_IO, "%s: cannot be written: %s", out, strerror(errno));
     apus_status st = answer_all(p, g, parallel, err);
     if (fclose(p->out) != 0 && st == APUS_OK)
         st = apus_fail(err, APUS_E_IO, "%s: %s", path, strerror(errno));
@@ -215,10 +215,20 @@ static apus_status read_lines(const char *path, apus_node *lines, apus_error *er
     return st;
 }
 
+/* What the command line says of it is told once, not of each request. */
+static apus_status check_sampler(const apus_node *sampling, apus_error *err)
+{
+    const apus_component *c;
+    apus_node *params;
+    const apus_status st = apus_component_resolve("sampler", apus_nodes()->get(sampling, "sampler"), NULL, &c, &params, err);
+    if (st == APUS_OK)
+        apus_nodes()->release(params);
+    return st;
+}
+
 int apus_answer_prompts(const apus_answer_arguments *a)
 {
     const apus_node_api *node = apus_nodes();
-    const int64_t parallel = a->parallel != NULL ? strtoll(a->parallel, NULL, 10) : 16;
     apus_error err = {0};
     apus_device *device = NULL;
     apus_generator *g = NULL;
@@ -227,12 +237,17 @@ int apus_answer_prompts(const apus_answer_arguments *a)
     apus_status st = read_lines(a->prompts, lines, &err);
     for (size_t i = 0; i < node->length(lines) && st == APUS_OK; i++)
         st = check_line(node->at(lines, i), p.requests, &err);
+    if (st == APUS_OK && node->length(lines) == 0)
+        st = apus_fail(&err, APUS_E_INVALID, "%s: there are no requests in it", a->prompts);
     int code = apus_exit(st, &err);
     if (code == 0)
-        code = apus_answer_open(a, parallel, &device, &g);
+        code = apus_answer_open(a, a->together, &device, &g);
     if (code == 0) {
         p.sampling = apus_answer_sampling(a, apus_generator_model(g));
-        code = apus_exit(into_file(&p, g, parallel, &err), &err);
+        st = check_sampler(p.sampling, &err);
+        if (st == APUS_OK)
+            st = into_file(&p, g, a->together, &err);
+        code = apus_exit(st, &err);
         code = code != 0 ? code : p.code;
         apus_generator_free(g);
         apus_device_close(device);

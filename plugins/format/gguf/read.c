@@ -252,7 +252,7 @@ static apus_status place_tensors(reader *r)
                                 (unsigned long long)offset, (long long)alignment);
         } else if (offset > data || t->bytes > data - offset) {
             apus_fail_line(r->err, APUS_E_INVALID, "%s: tensor '%.200s' needs bytes %llu to %llu of the data, but only %zu are there", f->path,
-                           t->name, (unsigned long long)offset, (unsigned long long)(offset + t->bytes), data);
+                           t->name, (unsigned long long)offset, (unsigned long long)offset + t->bytes, data);
             st = apus_hint(r->err, APUS_E_INVALID, "the file is cut: fetch or copy it again");
         }
         order[i] = t;

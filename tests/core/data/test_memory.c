@@ -130,9 +130,58 @@ static void test_lists(void **state)
     apus_rows_close(r);
 }
 
+/* Row i of the part that begins at row `from` of all. */
+static void expect_row(apus_examples *e, int64_t from, int64_t i)
+{
+    apus_node *row, *example;
+    apus_error err = {0};
+    assert_int_equal(apus_examples_get(e, from + i, &row, &example, &err), APUS_OK);
+    for (int k = 0; k < 3; k++) {
+        assert_int_equal(NODE->as_int(NODE->at(NODE->get(row, "input_ids"), (size_t)k), -1), i % (99 - k));
+        assert_int_equal(NODE->as_int(NODE->at(NODE->get(example, "input_ids"), (size_t)k), -1), i % (99 - k));
+    }
+    NODE->release(row);
+    NODE->release(example);
+}
+
+/* Examples, as an evaluation asks for them: all in order and each again some later, twice; and anywhere. */
+static void test_examples(void **state)
+{
+    enum { LATER = 1000 };
+    char path[600], json[1400];
+    apus_error err = {0};
+    apus_examples *e;
+    int64_t count;
+    (void)state;
+    write_rows(path, "examples.jsonl", MANY, 0);
+    (void)snprintf(json, sizeof json, "[\"%s#990\", \"%s\"]", path, path);
+    apus_node *spec = NODE->parse_json(json, strlen(json), "test", &err);
+    assert_int_equal(apus_examples_open(spec, 7, &e, &err), APUS_OK);
+    const size_t before = anonymous();
+    size_t most = before;
+    assert_int_equal(apus_examples_count(e, &count, &err), APUS_OK);
+    assert_int_equal(count, 990 + MANY);
+    for (int pass = 0; pass < 2; pass++) {
+        for (int64_t i = 0; i < MANY; i++) {
+            expect_row(e, 990, i);
+            if (i >= LATER)
+                expect_row(e, 990, i - LATER);
+            const size_t now = i % (MANY / 4) == 0 ? anonymous() : most;
+            most = now > most ? now : most;
+        }
+    }
+    assert_true(most < before + ((size_t)4 << 20));
+    for (int64_t i = 900; i >= 0; i -= 90)
+        expect_row(e, 0, i);
+    assert_int_equal(apus_examples_get(e, 990 + MANY, &(apus_node *){NULL}, &(apus_node *){NULL}, &err), APUS_E_NOT_FOUND);
+    assert_non_null(strstr(err.message, "there is no row 300990"));
+    apus_examples_close(e);
+    NODE->release(spec);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_datasets), cmocka_unit_test(test_lists)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_datasets), cmocka_unit_test(test_lists), cmocka_unit_test(test_examples)};
 #ifdef APUS_TEST_SANITIZED
     print_message("skipped: core/data/test_memory: sanitizers keep what is freed\n");
     return 0;
