@@ -19,7 +19,7 @@ c() {
     rm -rf run # a folder of the case before would be set aside, and that is said
     timeout 120 "$apus" "$@" > out.txt 2> err.txt < /dev/null
     got=$?
-    lines=$(grep -vcE '^  hint: ' err.txt)
+    lines=$(grep -vcE '^  hint: |^==[0-9]+==WARNING: AddressSanitizer failed to allocate' err.txt) # the second: not ours
     if [ "$got" != "$code" ] || [ "$lines" != 1 ] || ! grep -qE '^apus( [a-z]+)?: ' err.txt || ! grep -qF -- "$text" err.txt ||
         [ "$(grep -cE '^  hint: ' err.txt)" -gt 1 ]; then
         bad=$((bad + 1))
