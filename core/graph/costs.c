@@ -27,7 +27,7 @@ static double node_flops(const apus_plan *p, const apus_plan_node *n, int produc
     if (n->kernel->with != NULL) { /* half of the inputs are its own */
         call.in += n->n_in / 2;
         flops += products ? apus_op_product_flops(&call, n->kernel->with->name) : apus_op_flops(&call, n->kernel->with->name);
-    } else if ((n->kernel->kernel.flags & APUS_KERNEL_TWICE) != 0) { /* the other one's inputs come after two */
+    } else if (apus_plan_is_twice(n)) { /* the other one's inputs come after two */
         call.in += 2;
         call.n_in -= 2;
         flops += products ? apus_op_product_flops(&call, n->op->name) : apus_op_flops(&call, n->op->name);
@@ -188,7 +188,7 @@ static void describe_step(const apus_plan *p, const apus_plan_step *s, apus_node
     const apus_node_api *api = apus_nodes();
     const apus_plan_node *n = &p->nodes.at[p->order.at[s->first]];
     const char *name = step_name(p, s), *then = n->kernel->kernel.then;
-    const char *twice = (n->kernel->kernel.flags & APUS_KERNEL_TWICE) != 0 ? " twice" : "";
+    const char *twice = apus_plan_is_twice(n) ? " twice" : "";
     char kernel[160];
     (void)snprintf(kernel, sizeof kernel, "%s%s%s%s", n->kernel->table->name, twice, then != NULL ? " + " : "", then != NULL ? then : "");
     apus_node *row = NULL;

@@ -260,10 +260,11 @@ const apus_kernel_entry *apus_device_choose_twice(const apus_device *d, const ap
 
 const apus_kernel_entry *apus_device_offer(const apus_device *d, const apus_kernel_table *t, const apus_op *op, const apus_op *then)
 {
-    for (size_t i = 0; i < apus_kernel_count() && serves(d, t); i++)
-        if (apus_kernel_at(i)->table == t && apus_kernel_at(i)->op == op && apus_kernel_at(i)->then == then && apus_kernel_at(i)->with == NULL &&
-            (apus_kernel_at(i)->kernel.flags & APUS_KERNEL_TWICE) == 0)
-            return apus_kernel_at(i);
+    for (size_t i = 0; i < apus_kernel_count() && serves(d, t); i++) {
+        const apus_kernel_entry *e = apus_kernel_at(i);
+        if (e->table == t && e->op == op && e->then == then && e->with == NULL && (e->kernel.flags & APUS_KERNEL_TWICE) == 0)
+            return e;
+    }
     return NULL;
 }
 

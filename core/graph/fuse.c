@@ -29,7 +29,7 @@ static apus_dtype encoding_of(const apus_plan *p, const apus_plan_node *n)
 /* Whether the node is its op and no more. */
 static int is_plain(const apus_plan_node *n)
 {
-    return n->kernel->then == NULL && n->n_in <= n->op->max_inputs;
+    return n->kernel->then == NULL && !apus_plan_is_twice(n);
 }
 
 /* Whether the op's result goes to one node alone, and nobody wants what else it gives. */

@@ -109,6 +109,11 @@ int apus_plan_is_elementwise(const apus_plan_node *n)
     return (n->op->flags & APUS_OP_ELEMENTWISE) != 0 && n->kernel->then == NULL;
 }
 
+int apus_plan_is_twice(const apus_plan_node *n)
+{
+    return (n->kernel->kernel.flags & APUS_KERNEL_TWICE) != 0;
+}
+
 int apus_plan_reads(const apus_plan_node *n, uint32_t k)
 {
     return k >= 32 || (n->shape_only >> k & 1) == 0;

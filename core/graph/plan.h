@@ -132,6 +132,7 @@ int32_t apus_plan_make(apus_plan *p, const char *op, const int32_t *in, uint32_t
 size_t apus_plan_bytes(const apus_plan_tensor *t);                                                  /* at capacity */
 apus_kernel_call apus_plan_capacity(const apus_plan *p, const apus_plan_node *n, apus_view *views); /* views: of n's inputs, then outputs */
 int apus_plan_is_elementwise(const apus_plan_node *n);
+int apus_plan_is_twice(const apus_plan_node *n);          /* its kernel is one of APUS_KERNEL_TWICE */
 int apus_plan_reads(const apus_plan_node *n, uint32_t k); /* 0 where only the shape of input k counts */
 /* Marks what is used, drops dead nodes from the order. */
 void apus_plan_prune(apus_plan *p);

@@ -46,15 +46,6 @@ void apus_trials_free(apus_trials *t)
     free(t);
 }
 
-static apus_view view_at_capacity(const apus_plan *p, int32_t tensor)
-{
-    const apus_shape *s = &p->tensors.at[tensor].shape;
-    apus_view v = {.dtype = s->dtype, .ndim = s->ndim};
-    for (int32_t d = 0; d < s->ndim; d++)
-        v.dims[d] = s->dims[d] >= 0 ? s->dims[d] : p->capacity[-1 - s->dims[d]];
-    return v;
-}
-
 /* Only kernels of real numbers: others' operands would have to mean something. */
 static int measurable(const apus_plan *p, const apus_plan_node *n)
 {
@@ -82,8 +73,7 @@ apus_status apus_trials_note(apus_trials *t, const apus_plan *p, apus_error *err
             t->at = grown;
             t->at[t->n++] = (task){.key = key, .n_in = n->n_in, .n_out = n->n_out, .accumulate = n->accumulate, .shape_only = n->shape_only};
             memcpy(t->at[k].attrs, n->attrs, sizeof n->attrs);
-            for (uint32_t v = 0; v < n->n_in + n->n_out; v++)
-                t->at[k].views[v] = view_at_capacity(p, v < n->n_in ? n->in[v] : n->out[v - n->n_in]);
+            (void)apus_plan_capacity(p, n, t->at[k].views);
             const apus_plan_tensor *last = &p->tensors.at[n->in[n->n_in - 1]], *first = &p->tensors.at[n->out[0]];
             t->at[k].in_place = key.then != NULL && last->place >= 0 && last->place == first->place;
         }

@@ -46,7 +46,7 @@ static int plain(const apus_plan *p, int32_t tensor)
 int apus_tuning_key_of(const apus_plan *p, const apus_plan_node *n, apus_tuning_key *key)
 {
     size_t used = 0;
-    const int three = n->kernel->with != NULL || (n->kernel->kernel.flags & APUS_KERNEL_TWICE) != 0; /* ops or more: the backend's own */
+    const int three = n->kernel->with != NULL || apus_plan_is_twice(n); /* ops or more: the backend's own */
     if (!p->tuned || n->dead || (n->op->flags & APUS_OP_ELEMENTWISE) != 0 || three)
         return 0;
     *key = (apus_tuning_key){.op = n->op, .then = n->kernel->then};

@@ -6,11 +6,6 @@
 
 #include <string.h>
 
-static int is_twice(const apus_plan_node *n)
-{
-    return (n->kernel->kernel.flags & APUS_KERNEL_TWICE) != 0;
-}
-
 /* The node whose result t is, where one reader alone wants it; NULL. */
 static apus_plan_node *only_for_one(const apus_plan *p, int32_t t)
 {
@@ -37,11 +32,11 @@ static int becomes(apus_plan *p, apus_plan_node *n, const apus_plan_node *as, co
 static int sum_of_two(apus_plan *p, apus_plan_node *n)
 {
     const apus_op_entry *op = (const apus_op_entry *)n->op;
-    if (n->kernel->then == NULL || strcmp(n->kernel->then->name, "apus.add/1") != 0 || is_twice(n) || op->n_attrs > 0 || n->n_out != 1 ||
+    if (n->kernel->then == NULL || strcmp(n->kernel->then->name, "apus.add/1") != 0 || apus_plan_is_twice(n) || op->n_attrs > 0 || n->n_out != 1 ||
         n->shape_only != 0)
         return 0;
     apus_plan_node *m = only_for_one(p, n->in[n->n_in - 1]);
-    if (m == NULL || m->op != n->op || is_twice(m) || (m->kernel->then != NULL && m->kernel->then != n->kernel->then))
+    if (m == NULL || m->op != n->op || apus_plan_is_twice(m) || (m->kernel->then != NULL && m->kernel->then != n->kernel->then))
         return 0;
     const int added = m->kernel->then != NULL;
     const uint32_t n_of = n->n_in - 1, m_of = m->n_in - (uint32_t)added;
@@ -65,7 +60,7 @@ static int sum_and_more(apus_plan *p, apus_plan_node *n)
         return 0;
     for (int k = 1; k >= 0; k--) { /* the later operand lives shorter */
         apus_plan_node *m = only_for_one(p, n->in[k]);
-        if (m == NULL || !is_twice(m) || m->kernel->then != NULL || m->n_in == APUS_PLAN_INPUTS ||
+        if (m == NULL || !apus_plan_is_twice(m) || m->kernel->then != NULL || m->n_in == APUS_PLAN_INPUTS ||
             !apus_shape_equal(&p->tensors.at[n->in[0]].shape, &p->tensors.at[n->in[1]].shape))
             continue;
         apus_plan_node as = *n;

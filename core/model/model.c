@@ -456,8 +456,10 @@ apus_status apus_model_bind(apus_model *m, apus_plan *p, apus_error *err)
     }
     for (size_t i = 0; i < m->n_weights && st == APUS_OK; i++) {
         char name[512];
+        if (m->weights[i].rows == NULL)
+            continue;
         (void)snprintf(name, sizeof name, "%s" APUS_GRAPH_ROWS, m->weights[i].spec.name);
-        if (m->weights[i].rows != NULL && has_variable(p, name))
+        if (has_variable(p, name))
             st = apus_plan_bind(p, name, m->weights[i].rows, err);
     }
     return st;

@@ -115,8 +115,9 @@ static apus_status open_evaluation(evaluation *e, apus_stage_context *s, const a
     const apus_dataset *const sets[1] = {e->data};
     const apus_objective_options forward = {0};
     if (st == APUS_OK) {
-        apus_batch_capacity(sets, 1, 16, 1024, capacity);
-        st = apus_batch_init(&e->batch, capacity, 1024, err);
+        enum { ROWS = 16, TOKENS = 1024 };
+        apus_batch_capacity(sets, 1, ROWS, TOKENS, capacity);
+        st = apus_batch_init(&e->batch, capacity, TOKENS, err);
     }
     if (st == APUS_OK)
         st = apus_objective_open(&e->objective, e->model, &e->loss, &forward, capacity, err);
