@@ -57,7 +57,9 @@ typedef struct apus_kernel_call {
     void *backend;           /* the backend's instance; the table's own where it has `open` */
     uint32_t n_in, n_out;
     uint32_t accumulate;     /* bit k: add to out[k] instead of writing it (only kernels flagged ACCUMULATES see it set) */
-    uint32_t reserved;
+    /* Where in[0] is to be made by an op of the kernel's `prologues` first: 1 + its number there; how many inputs it has beside in[0], which is
+     * its own then: they come last of all, as its attributes do; 1 where what it makes is rounded to the type that the backend's `kept` gives. */
+    uint8_t prologue, prologue_inputs, prologue_kept, reserved;
 } apus_kernel_call;
 
 enum {
@@ -108,9 +110,13 @@ typedef struct apus_kernel {
      * inputs, the same first one and the others of the same types and shapes; no attributes. "apus.linear/1" of a gate and of what it is
      * multiplied with, then "apus.swiglu/1": in = op's inputs, then with's. */
     const char *with;
-    /* Of kernels flagged TWICE: 1 where it takes a call of these shapes (dims at capacity, data NULL). It must not depend on what is data's
-     * extent: a row is computed alike in every plan. NULL: always. */
+    /* Of kernels flagged TWICE, and of calls with a prologue: 1 where it takes a call of these shapes (dims at capacity, data NULL). It must not
+     * depend on what is data's extent: a row is computed alike in every plan. NULL: always. */
     int (*suits)(const apus_kernel_call *capacity);
+    /* NULL, or ops, NULL behind the last, whose result, of the shape of their first input, the kernel can make itself as it reads it as in[0]
+     * (of a pattern `with` another op, as that one's first input too), with the bits that they give: "apus.rms_norm/1" of linear. It is given
+     * one where all that reads the result is one call of this kernel, or siblings. Not of kernels flagged TWICE. */
+    const char *const *prologues;
 } apus_kernel;
 
 /*

@@ -18,14 +18,12 @@ static double node_flops(const apus_plan *p, const apus_plan_node *n, int produc
     for (uint32_t k = 0; k < n->n_out; k++)
         if (!apus_plan_wants(&p->tensors.at[n->out[k]]))
             views[n->n_in + k] = (apus_view){.dtype = p->device->real};
-    apus_kernel_call call = apus_plan_call(p, n, NULL);
-    call.in = views;
-    call.out = views + n->n_in;
+    apus_kernel_call call = apus_plan_call(p, n, views, NULL);
     if (!products && n->kernel->kernel.flops != NULL)
         return n->kernel->kernel.flops(&call);
     double flops = products ? apus_op_product_flops(&call, n->op->name) : apus_op_flops(&call, n->op->name);
     if (n->kernel->with != NULL) { /* half of the inputs are its own */
-        call.in += n->n_in / 2;
+        call.in += (n->n_in - n->n_prologue) / 2;
         flops += products ? apus_op_product_flops(&call, n->kernel->with->name) : apus_op_flops(&call, n->kernel->with->name);
     } else if (apus_plan_is_twice(n)) { /* the other one's inputs come after two */
         call.in += 2;
@@ -49,7 +47,8 @@ void apus_plan_count_flops(apus_plan *p)
 
 static int same_node(const apus_plan_node *a, const apus_plan_node *b)
 {
-    int same = a->op == b->op && a->kernel == b->kernel && a->accumulate == b->accumulate && a->n_in == b->n_in && a->n_out == b->n_out;
+    int same = a->op == b->op && a->kernel == b->kernel && a->accumulate == b->accumulate && a->prologue == b->prologue && a->n_in == b->n_in &&
+               a->n_out == b->n_out;
     for (int i = 0; i < APUS_MAX_ATTRS && same; i++)
         same = a->attrs[i] == b->attrs[i];
     for (uint32_t k = 0; k < a->n_in + a->n_out && same; k++) {
@@ -188,9 +187,10 @@ static void describe_step(const apus_plan *p, const apus_plan_step *s, apus_node
     const apus_node_api *api = apus_nodes();
     const apus_plan_node *n = &p->nodes.at[p->order.at[s->first]];
     const char *name = step_name(p, s), *then = n->kernel->kernel.then;
-    const char *twice = apus_plan_is_twice(n) ? " twice" : "";
+    const char *twice = apus_plan_is_twice(n) ? " twice" : "", *of = n->prologue > 0 ? n->kernel->kernel.prologues[n->prologue - 1] : "";
     char kernel[160];
-    (void)snprintf(kernel, sizeof kernel, "%s%s%s%s", n->kernel->table->name, twice, then != NULL ? " + " : "", then != NULL ? then : "");
+    (void)snprintf(kernel, sizeof kernel, "%s%s%s%s%s%s", n->kernel->table->name, twice, n->prologue > 0 ? " of " : "", of, then != NULL ? " + " : "",
+                   then != NULL ? then : "");
     apus_node *row = NULL;
     int64_t count = 0, nodes = 0;
     double flops = 0, seconds = 0;

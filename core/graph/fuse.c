@@ -1,8 +1,9 @@
 /*
  * core/graph/fuse: patterns of two or three nodes that one kernel computes: an op and what alone reads its result (apus_kernel.then),
- * with the op of that one's other input (apus_kernel.with). Which there are, kernels say.
+ * with the op of that one's other input (apus_kernel.with); and an op whose result only calls that are run at once read
+ * (apus_kernel.prologues). Which there are, kernels say.
  *
- * Before narrow, and again after recompute, where what is computed twice has lost readers. What narrow keeps in fewer bits stays a tensor:
+ * The former before narrow, and again after recompute, where what is computed twice has lost readers. What narrow keeps in fewer bits stays a tensor:
  * a plan that has nobody else to read it, a reference's, must round as the training's does.
  */
 #include "graph/plan.h"
@@ -165,4 +166,68 @@ apus_status apus_plan_fuse(apus_plan *p, int narrow, apus_error *err)
     free(f.reader);
     apus_plan_prune(p);
     return APUS_OK;
+}
+
+/* ---------------------------------------------------------------- prologues */
+
+/* Whether a's result may stay within a kernel's call. */
+static int is_inner(const apus_plan *p, const apus_plan_node *a)
+{
+    const apus_plan_tensor *t = &p->tensors.at[a->out[0]];
+    int inner = !a->dead && is_plain(a) && a->prologue == 0 && a->shape_only == 0 && !t->keep && !t->block_point && t->variable < 0;
+    for (uint32_t k = 1; k < a->n_out; k++)
+        inner &= !p->tensors.at[a->out[k]].used;
+    for (uint32_t k = 0; k < a->n_in; k++)
+        inner &= p->tensors.at[a->in[k]].shape.dtype == p->device->real;
+    return inner && a->n_in > 0 && apus_shape_equal(&t->shape, &p->tensors.at[a->in[0]].shape);
+}
+
+/* n takes a for its prologue. Gives how many of its inputs a's result is; 0: it cannot take it. */
+static int take_prologue(const apus_plan *p, const apus_plan_node *a, apus_plan_node *n)
+{
+    const char *const *names = n->kernel->kernel.prologues;
+    const uint32_t first = ((const apus_op_entry *)a->op)->n_attrs, own = apus_plan_attrs(n), n_own = n->n_in;
+    apus_view views[APUS_PLAN_INPUTS + APUS_MAX_OUTPUTS];
+    int reads = 0;
+    while (names != NULL && names[n->prologue] != NULL && strcmp(names[n->prologue], a->op->name) != 0)
+        n->prologue++;
+    if (names == NULL || names[n->prologue++] == NULL || n_own + a->n_in - 1 > APUS_PLAN_INPUTS || own + first > APUS_MAX_ATTRS)
+        return 0;
+    for (uint32_t k = 0; k < n_own; k++) {
+        if (n->in[k] != a->out[0])
+            continue;
+        if (!apus_plan_reads(n, k) || (k > 0 && (n->kernel->with == NULL || k != n_own / 2)))
+            return 0;
+        n->in[k] = a->in[0];
+        reads++;
+    }
+    n->n_prologue = a->n_in - 1;
+    n->prologue_kept = p->tensors.at[a->out[0]].shape.dtype != p->device->real;
+    memcpy(n->in + n_own, a->in + 1, n->n_prologue * sizeof a->in[0]);
+    n->n_in += n->n_prologue;
+    memcpy(n->attrs + own, a->attrs, first * sizeof n->attrs[0]);
+    const apus_kernel_call call = apus_plan_capacity(p, n, views);
+    return n->kernel->kernel.suits == NULL || n->kernel->kernel.suits(&call) ? reads : 0;
+}
+
+void apus_plan_prologues(apus_plan *p)
+{
+    for (size_t i = 0, n; i < p->order.n; i += n) {
+        const int32_t *at = p->order.at + i, t = p->nodes.at[*at].n_in > 0 ? p->nodes.at[*at].in[0] : -1, made = t < 0 ? -1 : p->tensors.at[t].node;
+        apus_plan_node with[APUS_SIBLINGS_MAX];
+        int reads = 0, all = made >= 0 && is_inner(p, &p->nodes.at[made]) && t == p->nodes.at[made].out[0];
+        n = apus_plan_siblings(p, i);
+        for (size_t k = 0; k < n && all; k++) {
+            with[k] = p->nodes.at[at[k]];
+            const int its = take_prologue(p, &p->nodes.at[made], &with[k]);
+            all = its > 0;
+            reads += its;
+        }
+        if (!all || reads != p->tensors.at[t].used)
+            continue;
+        for (size_t k = 0; k < n; k++)
+            p->nodes.at[at[k]] = with[k];
+        p->nodes.at[made].dead = 1;
+    }
+    apus_plan_prune(p);
 }

@@ -106,10 +106,12 @@ static int32_t reusable(const apus_plan *p, int32_t step, int32_t a, const apus_
 {
     const apus_plan_step *s = &p->steps.at[step];
     const apus_plan_node *n = node_at(p, s, a);
-    const int pair = n->kernel->then != NULL && n->kernel->with == NULL && n->kernel->then->max_inputs == 2; /* the last input is `then`'s */
+    const int pair =
+        n->kernel->then != NULL && n->kernel->with == NULL && n->kernel->then->max_inputs == 2; /* the last input of its own is `then`'s */
     if (n->n_out != 1 || !(s->elementwise || (pair && s->count == 1)))
         return -1;
-    for (uint32_t k = pair ? n->n_in - 1 : 0; k < n->n_in; k++) {
+    const uint32_t own = n->n_in - n->n_prologue;
+    for (uint32_t k = pair ? own - 1 : 0; k < own; k++) {
         const apus_plan_tensor *x = &p->tensors.at[n->in[k]];
         if (x->place < 0 || x->keep || x->last != step || x->step == step || p->places.at[x->place].last != step || !apus_plan_reads(n, k) ||
             x->shape.dtype != t->shape.dtype || !apus_shape_equal(&x->shape, &t->shape) || last_member(p, s, n->in[k], a) != a)

@@ -95,13 +95,13 @@ apus_kernel_call apus_plan_capacity(const apus_plan *p, const apus_plan_node *n,
         for (int32_t d = 0; d < s->ndim; d++)
             views[i].dims[d] = s->dims[d] >= 0 ? s->dims[d] : p->capacity[-1 - s->dims[d]];
     }
-    return (apus_kernel_call){.in = views,
-                              .out = views + n->n_in,
-                              .attrs = n->attrs,
-                              .backend = apus_device_instance(p->device, n->kernel),
-                              .n_in = n->n_in,
-                              .n_out = n->n_out,
-                              .accumulate = n->accumulate};
+    return apus_plan_call(p, n, views, NULL);
+}
+
+uint32_t apus_plan_attrs(const apus_plan_node *n)
+{
+    const apus_op_entry *op = (const apus_op_entry *)n->op, *then = (const apus_op_entry *)n->kernel->then;
+    return op->n_attrs + (then != NULL ? then->n_attrs : 0);
 }
 
 int apus_plan_is_elementwise(const apus_plan_node *n)
@@ -455,8 +455,10 @@ static apus_status make(apus_plan *p, apus_graph *g, const apus_tensor *outputs,
         st = apus_plan_fuse(p, g->narrow, err);
     if (st == APUS_OK)
         st = apus_plan_lower_effects(p, err);
-    if (st == APUS_OK)
+    if (st == APUS_OK) {
+        apus_plan_prologues(p);
         st = apus_plan_group(p, err);
+    }
     if (st == APUS_OK)
         st = apus_plan_memory(p, err);
     if (st == APUS_OK)

@@ -8,6 +8,7 @@
  *   narrow     narrow.c    results that are kept in fewer bits
  *   recompute  recompute.c forward nodes cloned into the backward pass
  *   effects    effects.c   accumulations and assignments become stores into variables' memory
+ *   prologues  fuse.c      what only products of one left factor read becomes part of their kernel's call
  *   group      schedule.c  steps: a kernel, sibling calls of one, or runs of elementwise nodes worked tile by tile
  *   memory     memory.c    lifetimes, reuse in place, offsets in one arena
  *   run        run.c      (what it costs, in memory, operations and time: costs.c)
@@ -46,6 +47,8 @@ typedef struct apus_plan_node {
     uint32_t shape_only;
     uint32_t accumulate; /* bit k: output k is added to its variable */
     double attrs[APUS_MAX_ATTRS];
+    uint32_t prologue, n_prologue; /* as apus_kernel_call has them */
+    int prologue_kept;
     int32_t backward;
     int32_t segment; /* which stretch between block points (recompute) */
     int32_t step;
@@ -134,6 +137,8 @@ apus_kernel_call apus_plan_capacity(const apus_plan *p, const apus_plan_node *n,
 int apus_plan_is_elementwise(const apus_plan_node *n);
 int apus_plan_is_twice(const apus_plan_node *n);          /* its kernel is one of APUS_KERNEL_TWICE */
 int apus_plan_reads(const apus_plan_node *n, uint32_t k); /* 0 where only the shape of input k counts */
+uint32_t apus_plan_attrs(const apus_plan_node *n);        /* of its op and of what follows it; a prologue's come behind them */
+size_t apus_plan_siblings(const apus_plan *p, size_t i);  /* nodes from order[i] on that one call runs (apus_kernel.run_siblings): 1 or more */
 /* Marks what is used, drops dead nodes from the order. */
 void apus_plan_prune(apus_plan *p);
 
@@ -144,6 +149,7 @@ apus_status apus_plan_lower_effects(apus_plan *p, apus_error *err);
 void apus_plan_tune(apus_plan *p);
 void apus_plan_narrow(apus_plan *p);
 apus_status apus_plan_recompute(apus_plan *p, int mode, apus_error *err);
+void apus_plan_prologues(apus_plan *p);
 apus_status apus_plan_group(apus_plan *p, apus_error *err);
 apus_status apus_plan_memory(apus_plan *p, apus_error *err);
 /* Sets every place's `at` for these extents, so that a short run touches the beginning of the arena only. */
@@ -154,8 +160,8 @@ void apus_plan_count_flops(apus_plan *p); /* of each step, at the extents of the
 /* A run, in parts: extents checked, views set, inputs in their places; then each step. */
 apus_status apus_plan_begin(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds, apus_error *err);
 apus_status apus_plan_run_step(apus_plan *p, const apus_plan_step *s, apus_error *err);
-apus_kernel_call apus_plan_call(const apus_plan *p, const apus_plan_node *n, void *scratch);
-int apus_plan_wants(const apus_plan_tensor *t); /* somebody reads it */
+apus_kernel_call apus_plan_call(const apus_plan *p, const apus_plan_node *n, const apus_view *views, void *scratch); /* views: as capacity's */
+int apus_plan_wants(const apus_plan_tensor *t);                                                                      /* somebody reads it */
 
 /* What a tuning file chooses by. */
 typedef struct apus_tuning_key {

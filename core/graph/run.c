@@ -57,16 +57,19 @@ static apus_status prepare_constants(apus_plan *p, apus_error *err)
     return st;
 }
 
-apus_kernel_call apus_plan_call(const apus_plan *p, const apus_plan_node *n, void *scratch)
+apus_kernel_call apus_plan_call(const apus_plan *p, const apus_plan_node *n, const apus_view *views, void *scratch)
 {
-    return (apus_kernel_call){.in = n->views,
-                              .out = n->views + n->n_in,
+    return (apus_kernel_call){.in = views,
+                              .out = views + n->n_in,
                               .attrs = n->attrs,
                               .scratch = scratch,
                               .backend = apus_device_instance(p->device, n->kernel),
                               .n_in = n->n_in,
                               .n_out = n->n_out,
-                              .accumulate = n->accumulate};
+                              .accumulate = n->accumulate,
+                              .prologue = (uint8_t)n->prologue,
+                              .prologue_inputs = (uint8_t)n->n_prologue,
+                              .prologue_kept = (uint8_t)n->prologue_kept};
 }
 
 int apus_plan_wants(const apus_plan_tensor *t)
@@ -299,9 +302,7 @@ static void run_members(tile_context *c, apus_view *views, const size_t *move)
     const apus_plan *p = c->p;
     for (int32_t m = 0; m < c->s->count; m++) {
         const apus_plan_node *node = &p->nodes.at[p->order.at[c->s->first + m]];
-        apus_kernel_call call = apus_plan_call(p, node, NULL);
-        call.in = views;
-        call.out = views + node->n_in;
+        const apus_kernel_call call = apus_plan_call(p, node, views, NULL);
         /* The next tile's operands: tiles are too short for the hardware to see where they lead (an update of 28 M parameters takes
          * 19 ms instead of 31). Into the second cache: the first has no room, nor ways to wait for so many. */
         for (uint32_t k = 0; k < node->n_in; k++)
@@ -391,7 +392,7 @@ static apus_status run_kernel(const apus_plan *p, const apus_plan_step *s, apus_
             most = count > most ? count : most;
         }
         if (most > 0)
-            calls[n_calls++] = apus_plan_call(p, n, scratch);
+            calls[n_calls++] = apus_plan_call(p, n, n->views, scratch);
     }
     if (n_calls == 0)
         return APUS_OK;

@@ -60,7 +60,10 @@ apus_status apus_trials_note(apus_trials *t, const apus_plan *p, apus_error *err
     const apus_kernel_entry *rivals[TABLES_MOST];
     apus_tuning_key key;
     for (size_t i = 0; i < p->order.n; i++) {
-        const apus_plan_node *n = &p->nodes.at[p->order.at[i]];
+        apus_plan_node own = p->nodes.at[p->order.at[i]]; /* without what only some tables' kernels take over */
+        own.n_in -= own.n_prologue;
+        own.prologue = own.n_prologue = 0;
+        const apus_plan_node *n = &own;
         if (!apus_tuning_key_of(p, n, &key) || !measurable(p, n) || apus_tuning_rivals(p->device, &key, rivals, TABLES_MOST) < 2)
             continue;
         size_t k = 0;

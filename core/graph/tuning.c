@@ -50,7 +50,7 @@ int apus_tuning_key_of(const apus_plan *p, const apus_plan_node *n, apus_tuning_
     if (!p->tuned || n->dead || (n->op->flags & APUS_OP_ELEMENTWISE) != 0 || three)
         return 0;
     *key = (apus_tuning_key){.op = n->op, .then = n->kernel->then};
-    for (uint32_t i = 0; i < n->n_in; i++) {
+    for (uint32_t i = 0; i < n->n_in - n->n_prologue; i++) {
         apus_shape s = p->tensors.at[n->in[i]].shape;
         if (apus_plan_reads(n, i) && !plain(p, n->in[i]))
             return 0;

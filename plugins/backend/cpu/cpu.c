@@ -316,11 +316,20 @@ static size_t pack_linear(void *backend, const apus_view *weight, apus_dtype *pa
     return ((const apus_cpu *)backend)->isa->pack_weight(backend, weight, packed, to);
 }
 
+/* What of up to 16 columns reads its left factor as it lies (thin.h). */
+static int suits_linear(const apus_kernel_call *c)
+{
+    return c->prologue == 0 || apus_cpu_rows(&c->in[1]) > 16;
+}
+
+/* What is done to the left factor as it is packed: linear in matrix.h knows them by their numbers. */
+static const char *const left_norms[] = {"apus.rms_norm/1", "apus.layer_norm/1", NULL};
+
 /* linear and the activation of its result. */
 #define LINEAR_THEN(id)                                                                                                                              \
     {                                                                                                                                                \
         .size = sizeof(apus_kernel), .op = "apus.linear/1", .then = "apus." #id "/1", .encodings = packed_too, .scratch = scratch_linear_##id,       \
-        .run = run_linear_##id, .narrow_in = 1, .narrow_out = 1                                                                                      \
+        .run = run_linear_##id, .narrow_in = 1, .narrow_out = 1, .suits = suits_linear, .prologues = left_norms                                      \
     }
 
 static const apus_kernel kernels[] = {
@@ -348,7 +357,9 @@ static const apus_kernel kernels[] = {
              .run_siblings = run_siblings_linear,
              .pack = pack_linear,
              .narrow_in = 1,
-             .narrow_out = 1},
+             .narrow_out = 1,
+             .suits = suits_linear,
+             .prologues = left_norms},
     {.size = sizeof(apus_kernel),
      .op = "apus.linear/1",
      .then = "apus.add/1",
@@ -356,7 +367,9 @@ static const apus_kernel kernels[] = {
      .scratch = scratch_linear_add,
      .run = run_linear_add,
      .narrow_in = 1,
-     .narrow_out = 1},
+     .narrow_out = 1,
+     .suits = suits_linear,
+     .prologues = left_norms},
     LINEAR_THEN(relu),
     LINEAR_THEN(silu),
     LINEAR_THEN(tanh),
@@ -369,7 +382,9 @@ static const apus_kernel kernels[] = {
      .run = run_linear_swiglu,
      .narrow_in = 1 | 4 | 8, /* x stands before each W */
      .narrow_out = 1,
-     .with = "apus.linear/1"},
+     .with = "apus.linear/1",
+     .suits = suits_linear,
+     .prologues = left_norms},
     {.size = sizeof(apus_kernel),
      .op = "apus.linear_dx/1",
      .then = "apus.add/1",

@@ -363,19 +363,6 @@ static void few_activated(const product *p, const float *a, int64_t lda, int64_t
     activate(p->act, p->e.halves, sums[0], sums[1], p->m, apus_cpu_min(width, p->n - j), element_to(p->y, p->e.halves, j), p->ld);
 }
 
-/* The product that strip *at of all belongs to; *at becomes its number there. NULL: beyond the last. */
-static const product *few_product(const product *p, uint32_t n, int64_t width, int64_t *at)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        const int64_t strips = (p[i].n + width - 1) / width;
-        if (*at < strips) {
-            return &p[i];
-        }
-        *at -= strips;
-    }
-    return NULL;
-}
-
 /* A thread's part of the strips: it takes them from the front, threads that help from the back, so that each reads memory in one
  * direction. */
 typedef struct few_part {
@@ -421,22 +408,20 @@ static void few(const product *p, uint32_t n, int threads, char *scratch)
     float *a = (float *)(void *)scratch;
     few_part *parts = (few_part *)(void *)(scratch + apus_cpu_lines((size_t)(FEW_MOST * lda) * sizeof(float)));
     char *scales = (char *)(parts + threads);
-    const int halves = p->a.dtype == APUS_BF16;
-    int64_t strips = 0;
+    const factor left = p->norm != NULL ? left_rows(p, 0, p->m, p->normed) : p->a;
+    const int halves = left.dtype == APUS_BF16;
+    const int64_t strips = strips_of(p, n, width);
     memset(parts, 0, (size_t)threads * sizeof *parts);
-    for (uint32_t i = 0; i < n; i++) {
-        strips += (p[i].n + width - 1) / width;
-    }
     const int64_t most = (strips + threads - 1) / threads;
     if (in_integers(p->t)) { /* panels of one row */
-        pack_quads_left((const float *)p->a.p, p->a.ld, p->m, 1, p->k, a);
+        pack_quads_left((const float *)left.p, left.ld, p->m, 1, p->k, a);
         memset(a + p->m * lda, 0, (size_t)((height - p->m) * lda) * sizeof *a);
     }
     for (int64_t i = 0; i < height && !in_integers(p->t); i++) {
         for (int64_t u = 0; u < lda; u += WIDE) {
-            const int64_t left = i < p->m ? p->k - u * per : 0;
-            const void *row = element(p->a.p, halves, i * p->a.ld + u * per);
-            n_store_part(a + i * lda + u, p->t == BFLOAT16 ? along(BFLOAT16, halves, row, left) : along(PLAIN, halves, row, left), lda - u);
+            const int64_t there = i < p->m ? p->k - u * per : 0;
+            const void *row = element(left.p, halves, i * left.ld + u * per);
+            n_store_part(a + i * lda + u, p->t == BFLOAT16 ? along(BFLOAT16, halves, row, there) : along(PLAIN, halves, row, there), lda - u);
         }
     }
 #pragma omp parallel num_threads(threads) if (strips * width * p->k > 32768)
@@ -444,7 +429,7 @@ static void few(const product *p, uint32_t n, int threads, char *scratch)
         const int64_t me = omp_get_thread_num();
         uint16_t *own = (uint16_t *)(void *)(scales + (size_t)me * few_scales_bytes(p->k));
         int64_t at = me * most, taken = 0;
-        const product *first = few_product(p, n, width, &at);
+        const product *first = product_of_strip(p, n, width, &at);
         if (first != NULL) {
             ahead begin = few_ahead(first, at * width, width);
             fetch(&begin, begin.bytes / 64 + 1);
@@ -453,7 +438,7 @@ static void few(const product *p, uint32_t n, int threads, char *scratch)
             const int64_t whose = (me + i) % threads, all = apus_cpu_min(most, strips - whose * most);
             for (int64_t x; (x = few_take(&parts[whose], all, i == 0, &taken)) >= 0;) {
                 int64_t strip_at = whose * most + x;
-                const product *its = few_product(p, n, width, &strip_at);
+                const product *its = product_of_strip(p, n, width, &strip_at);
                 if (its->act == ACT_NONE) {
                     few_strip_of(its, a, lda, strip_at * width, own);
                 } else {

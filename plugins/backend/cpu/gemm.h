@@ -13,13 +13,15 @@
 
 #include "activate.h"
 #include "integers.h"
+#include "normed.h"
 
 enum {
     BAND_LEAST = 128,
-    SPELL = 16,                                 /* units of a tile between fetches */
-    COUNTER = 64,                               /* bytes: a line of its own */
-    BLOCK_BYTES = 4 << 20,                      /* of a packed at once: it streams from the third cache, an eighth of what b takes from the second */
-    BLOCK_ROWS = (256 + HIGH - 1) / HIGH * HIGH /* at least: b is packed anew for each block, which costs more than a from memory */
+    SPELL = 16,                                  /* units of a tile between fetches */
+    COUNTER = 64,                                /* bytes: a line of its own */
+    BLOCK_BYTES = 4 << 20,                       /* of a packed at once: it streams from the third cache, an eighth of what b takes from the second */
+    BLOCK_ROWS = (256 + HIGH - 1) / HIGH * HIGH, /* at least: b is packed anew for each block, which costs more than a from memory */
+    NORMED = WIDE % HIGH == 0 ? WIDE : 2 * HIGH  /* rows of a normalised at once, which the first cache keeps until they are packed */
 };
 
 /* Adds mr rows of a panel of a (of that height) by nr vectors of a panel of b, over n units. */
@@ -486,6 +488,8 @@ typedef struct product {
     kind t;
     int64_t m, n, k, k_more;
     factor a, b, a_more, b_more; /* of a second term y is the sum with; its k 0: there is none. Not of integers */
+    const norm *norm;            /* of the left factor's rows, which it reads: a's are not; NULL: they are as a has them */
+    char *normed;                /* normed_bytes for each thread */
     void *y;
     int64_t ld, y_column; /* y_column: of few rows, the column that y begins with */
     epilogue e;
@@ -538,6 +542,12 @@ static size_t left_bytes(kind t, int64_t rows, int64_t k)
     return apus_cpu_lines((size_t)((rows + HIGH - 1) / HIGH * HIGH * units(t, k)) * sizeof(float));
 }
 
+/* Rows of the left factor that are normalised at once, of each thread. */
+static size_t normed_bytes(int64_t k)
+{
+    return apus_cpu_lines((size_t)(NORMED * k) * sizeof(float));
+}
+
 static size_t right_bytes(kind t, int64_t n, int64_t k)
 {
     return apus_cpu_lines((size_t)(apus_cpu_min(GROUP, (n + STRIP - 1) / STRIP * STRIP) * units(t, k)) * sizeof(float));
@@ -581,6 +591,7 @@ static items items_of(int64_t rows, int64_t groups, int64_t threads, int alone)
 /* A thread's own panels: of a, of b and the other product's; the sums of its rows that are not results yet; the second term's panels. */
 typedef struct room {
     float *a, *b[2], *sums[2], *a_more, *b_more;
+    char *normed;
 } room;
 
 /* Bytes of what a product with an activation needs besides, of each thread. */
@@ -604,11 +615,57 @@ static void tiles_activated(const product *p, int64_t height, const float *a, co
     }
 }
 
+/* The left factor's rows, as they are multiplied: normalised, if they are to be. */
+static factor left_rows(const product *p, int64_t first, int64_t count, void *normed)
+{
+    const int64_t groups = p->k / p->norm->width;
+    norm_groups(p->norm, first * groups, (first + count) * groups, normed);
+    return (factor){normed, p->k, 1, p->norm->halves ? APUS_BF16 : APUS_F32};
+}
+
+/* pack_left of rows that may have to be normalised. */
+static void pack_product_left(const product *p, int64_t first, int64_t count, int64_t height, void *normed, float *panels)
+{
+    if (p->norm == NULL) {
+        pack_left(p->t, &p->a, first, count, height, p->k, panels);
+        return;
+    }
+    for (int64_t i = 0; i < count; i += NORMED) {
+        const int64_t some = apus_cpu_min(NORMED, count - i);
+        const factor rows = left_rows(p, first + i, some, normed);
+        pack_left(p->t, &rows, 0, some, height, p->k, panels + i * units(p->t, p->k));
+    }
+}
+
+/* Of n products whose columns are cut into strips of this width, one after the other, that which strip *at of all belongs to; *at becomes its
+ * number there. NULL: beyond the last. */
+static const product *product_of_strip(const product *p, uint32_t n, int64_t width, int64_t *at)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        const int64_t strips = (p[i].n + width - 1) / width;
+        if (*at < strips) {
+            return &p[i];
+        }
+        *at -= strips;
+    }
+    return NULL;
+}
+
+static int64_t strips_of(const product *p, uint32_t n, int64_t width)
+{
+    int64_t strips = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        strips += (p[i].n + width - 1) / width;
+    }
+    return strips;
+}
+
 /* Rows [first, first + rows), by groups that `taken` counts, shared by `threads`; alone: no other thread will help. Of a only what its
  * items need: one that helps at the end finds it in another core's cache. */
-static void multiply_block(const product *p, int64_t first, int64_t rows, int64_t threads, int alone, int64_t *taken, const room *own)
+static void multiply_block(const product *all, uint32_t n_all, int64_t first, int64_t rows, int64_t threads, int alone, int64_t *taken,
+                           const room *own)
 {
-    const int64_t n = units(p->t, p->k), n_more = units(p->t, p->k_more), groups = (p->n + GROUP - 1) / GROUP, height = panel_height(rows);
+    const int64_t n = units(all->t, all->k), n_more = units(all->t, all->k_more), groups = strips_of(all, n_all, GROUP), height = panel_height(rows);
     const items work = items_of(rows, groups, threads, alone);
     const float *panel[2] = {NULL, NULL}, *panel_more = NULL;
     int64_t packed = -1;
@@ -618,7 +675,10 @@ static void multiply_block(const product *p, int64_t first, int64_t rows, int64_
             return;
         }
         const int whole = item < work.whole;
-        const int64_t j = GROUP * (whole ? item : work.whole + (item - work.whole) / work.parts);
+        const int64_t group = whole ? item : work.whole + (item - work.whole) / work.parts;
+        int64_t its = group, after = whole ? group + threads : groups; /* after: the next of this thread, where all are equally fast */
+        const product *p = product_of_strip(all, n_all, GROUP, &its), *then = product_of_strip(all, n_all, GROUP, &after);
+        const int64_t j = GROUP * its;
         const int64_t part = whole ? 0 : (item - work.whole) % work.parts, end = whole ? work.parts : part + 1, i = part * work.part_rows;
         const int64_t columns = apus_cpu_min(GROUP, p->n - j), y = first + i;
         const epilogue e = {p->e.bias != NULL ? p->e.bias + j : NULL, p->e.add != NULL ? p->e.add + y * p->e.ld_add + j : NULL, p->e.ld_add,
@@ -627,35 +687,36 @@ static void multiply_block(const product *p, int64_t first, int64_t rows, int64_
             const int64_t at = x * work.part_rows;
             if ((have >> x & 1u) == 0) {
                 const int64_t now = apus_cpu_min(work.part_rows, rows - at);
-                pack_left(p->t, &p->a, first + at, now, height, p->k, own->a + at * n);
+                pack_product_left(p, first + at, now, height, own->normed, own->a + at * n);
                 if (n_more > 0) {
                     pack_left(p->t, &p->a_more, first + at, now, height, p->k_more, own->a_more + at * n_more);
                 }
                 have |= 1u << x;
             }
         }
-        if (packed != j) {
+        if (packed != group) {
             panel[0] = right_panel(p->t, &p->b, j, columns, p->k, own->b[0]);
             if (p->other != NULL) {
                 panel[1] = right_panel(p->t, &p->other->b, j, columns, p->k, own->b[1]);
             }
             panel_more = n_more > 0 ? right_panel(p->t, &p->b_more, j, columns, p->k_more, own->b_more) : NULL;
-            packed = j;
+            packed = group;
         }
-        /* The next group of this thread, where all are equally fast. */
-        const int64_t after = whole ? j + threads * GROUP : p->n;
-        const int64_t its = whole ? rows : apus_cpu_min(work.part_rows, rows - i);
-        ahead next[2] = {ahead_of(&p->b, after, apus_cpu_min(GROUP, p->n - after), p->k), {.rows = 0}};
+        const int64_t now_rows = whole ? rows : apus_cpu_min(work.part_rows, rows - i);
+        ahead next[2] = {{.rows = 0}, {.rows = 0}};
+        if (then != NULL) {
+            next[0] = ahead_of(&then->b, after * GROUP, apus_cpu_min(GROUP, then->n - after * GROUP), p->k);
+        }
         if (p->act == ACT_NONE) {
             const second more = {own->a_more + i * n_more, panel_more, n_more};
             tiles_twice(p->t, height, own->a + i * n, panel[0], panel_width(columns), n, &more, element_to(p->y, p->e.halves, y * p->ld + j), p->ld,
-                        &e, its, columns, &next[0]);
+                        &e, now_rows, columns, &next[0]);
             continue;
         }
-        if (p->other != NULL) {
-            next[1] = ahead_of(&p->other->b, after, apus_cpu_min(GROUP, p->n - after), p->k);
+        if (then != NULL && then->other != NULL) {
+            next[1] = ahead_of(&then->other->b, after * GROUP, apus_cpu_min(GROUP, then->n - after * GROUP), p->k);
         }
-        tiles_activated(p, height, own->a + i * n, panel, n, y, j, its, columns, next, own);
+        tiles_activated(p, height, own->a + i * n, panel, n, y, j, now_rows, columns, next, own);
     }
 }
 
@@ -668,16 +729,22 @@ static int64_t block_at(const split *s, int64_t m, int64_t me, int64_t i, int64_
     return band * s->blocks + block;
 }
 
-/* scratch: multiply_bytes; with an activation, activate_bytes for each thread too; with a second term, more_bytes. */
-static void multiply(const product *p, int threads, char *scratch)
+/* n products of one left factor: of one kind, with no second term if there are several. scratch: multiply_bytes of the largest; with an
+ * activation, activate_bytes for each thread too; with a second term, more_bytes. */
+static void multiply(const product *p, uint32_t n, int threads, char *scratch)
 {
     const split s = split_of(p->m, block_most(p->t, p->k), threads);
-    const size_t left = left_bytes(p->t, s.block_rows, p->k), right = right_bytes(p->t, p->n, p->k);
+    int64_t most = 0, all = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        most = p[i].n > most ? p[i].n : most;
+        all += p[i].n;
+    }
+    const size_t left = left_bytes(p->t, s.block_rows, p->k), right = right_bytes(p->t, most, p->k);
     const size_t left_more = left_bytes(p->t, s.block_rows, p->k_more);
-    const size_t each = left + right + (p->act != ACT_NONE ? activate_bytes(p->t, p->n, p->k) : left_more + right_bytes(p->t, p->n, p->k_more));
+    const size_t each = left + right + (p->act != ACT_NONE ? activate_bytes(p->t, most, p->k) : left_more + right_bytes(p->t, most, p->k_more));
     char *counters = scratch + (size_t)threads * each;
     memset(counters, 0, (size_t)(s.bands * s.blocks) * COUNTER);
-#pragma omp parallel num_threads(threads) if (p->m * p->n * p->k > 32768)
+#pragma omp parallel num_threads(threads) if (p->m * all * p->k > 32768)
     {
         const int64_t me = omp_get_thread_num();
         char *at = scratch + (size_t)me * each;
@@ -687,12 +754,13 @@ static void multiply(const product *p, int threads, char *scratch)
                           .b = {(float *)(void *)(at + left), (float *)(void *)more},
                           .sums = {sums, sums + ACT_ROOM},
                           .a_more = (float *)(void *)more,
-                          .b_more = (float *)(void *)(more + left_more)};
+                          .b_more = (float *)(void *)(more + left_more),
+                          .normed = p->norm != NULL ? p->normed + (size_t)me * normed_bytes(p->k) : NULL};
         for (int64_t i = 0; i < s.bands * s.blocks; i++) {
             int64_t first, rows;
             int64_t *taken = (int64_t *)(void *)(counters + block_at(&s, p->m, me, i, &first, &rows) * COUNTER);
             if (rows > 0) {
-                multiply_block(p, first, rows, threads / s.bands, threads == 1, taken, &own);
+                multiply_block(p, n, first, rows, threads / s.bands, threads == 1, taken, &own);
             }
         }
     }

@@ -102,16 +102,6 @@ LANES_INLINE void add_double(double *sum, vf x, int64_t left)
     }
 }
 
-LANES_INLINE vf get(const float *p, int64_t left)
-{
-    return v_take(0, p, left);
-}
-
-LANES_INLINE void put(float *p, vf x, int64_t left)
-{
-    v_give(0, p, x, left);
-}
-
 static size_t scratch_sum_rows(const apus_kernel_call *c)
 {
     return (size_t)PARTS * (size_t)apus_cpu_width(&c->in[0]) * sizeof(double);

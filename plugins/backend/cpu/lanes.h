@@ -180,6 +180,17 @@ LANES_INLINE void v_give(int halves, void *p, vf x, int64_t n)
     }
 }
 
+/* The same of floats. */
+LANES_INLINE vf get(const float *p, int64_t left)
+{
+    return v_take(0, p, left);
+}
+
+LANES_INLINE void put(float *p, vf x, int64_t left)
+{
+    v_give(0, p, x, left);
+}
+
 /* NaN wins. */
 LANES_INLINE vf v_max(vf a, vf b)
 {

@@ -15,7 +15,13 @@ static size_t scratch_linear(const apus_kernel_call *c)
     const int64_t m = apus_cpu_rows(&c->in[0]), n = apus_cpu_rows(&c->in[1]), k = apus_cpu_width(&c->in[1]);
     const kind t = kind_with(c, &c->in[1]);
     const size_t many = multiply_bytes(t, m, n, k, threads_of(c)), least = few_bytes(t, k, threads_of(c));
-    return many > least ? many : least;
+    return (many > least ? many : least) + (c->prologue != 0 ? (size_t)threads_of(c) * normed_bytes(k) : 0);
+}
+
+/* Inputs of the products themselves. */
+static uint32_t own_inputs(const apus_kernel_call *c)
+{
+    return c->n_in - c->prologue_inputs;
 }
 
 static product linear_of(const apus_kernel_call *c, const float *bias, const float *add)
@@ -33,20 +39,51 @@ static product linear_of(const apus_kernel_call *c, const float *bias, const flo
                      .e = {bias, add, n, c->out[0].dtype == APUS_BF16}};
 }
 
+/* Whether products of the same left factor are made together. */
+static int are_together(const product *p, const product *q)
+{
+    return p->t == q->t && !is_thin_along(p) && !is_thin_along(q) && p->m > 0;
+}
+
 /* Products of the same left factor. */
-static apus_status linear(const product *p, uint32_t n, int threads, char *scratch)
+static void products(const product *p, uint32_t n, int threads, char *scratch)
 {
     if (suits_few(p, n)) {
         few(p, n, threads, scratch);
-        return APUS_OK;
+        return;
     }
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0, some; i < n; i += some) {
+        some = 1;
         if (suits_few(&p[i], 1)) {
             few(&p[i], 1, threads, scratch);
+            continue;
+        }
+        while (i + some < n && are_together(&p[i], &p[i + some]) && !suits_few(&p[i + some], 1)) {
+            some++;
+        }
+        if (some > 1) {
+            multiply(&p[i], some, threads, scratch);
         } else {
             run_product(&p[i], threads, scratch);
         }
     }
+}
+
+/* The same of calls that run at once; c: the first, whose prologue is all of them's and has attributes behind `attrs`. */
+static apus_status linear(const apus_kernel_call *c, uint32_t attrs, product *p, uint32_t n)
+{
+    char *scratch = (char *)c->scratch;
+    norm first = {.width = 0};
+    if (c->prologue != 0) {
+        const apus_view *w = &c->in[own_inputs(c)];
+        first = norm_of(c->prologue == 1, c->in, w, c->prologue_inputs > 1 ? w + 1 : NULL, c->attrs + attrs, c->prologue_kept);
+        for (uint32_t i = 0; i < n; i++) {
+            p[i].norm = &first;
+            p[i].normed = scratch;
+        }
+        scratch += (size_t)threads_of(c) * normed_bytes(p->k);
+    }
+    products(p, n, threads_of(c), scratch);
     return APUS_OK;
 }
 
@@ -55,9 +92,10 @@ static apus_status run_siblings_linear(const apus_kernel_call *c, uint32_t n, ap
     product p[APUS_SIBLINGS_MAX] = {{0}};
     (void)err;
     for (uint32_t i = 0; i < n; i++) {
-        p[i] = linear_of(&c[i], c[i].n_in > 2 ? (const float *)c[i].in[2].data : NULL, c[i].accumulate & 1u ? (const float *)c[i].out[0].data : NULL);
+        p[i] = linear_of(&c[i], own_inputs(&c[i]) > 2 ? (const float *)c[i].in[2].data : NULL,
+                         c[i].accumulate & 1u ? (const float *)c[i].out[0].data : NULL);
     }
-    return linear(p, n, threads_of(c), (char *)c->scratch);
+    return linear(c, 0, p, n);
 }
 
 static apus_status run_linear(const apus_kernel_call *c, apus_error *err)
@@ -65,14 +103,15 @@ static apus_status run_linear(const apus_kernel_call *c, apus_error *err)
     return run_siblings_linear(c, 1, err);
 }
 
-/* The last input is add's other operand, of the shape of the result. */
+/* The last input of its own is add's other operand, of the shape of the result. */
 static apus_status run_linear_add(const apus_kernel_call *c, apus_error *err)
 {
-    if (apus_cpu_elements(&c->in[c->n_in - 1]) != apus_cpu_rows(&c->in[0]) * apus_cpu_rows(&c->in[1])) {
+    const uint32_t own = own_inputs(c);
+    if (apus_cpu_elements(&c->in[own - 1]) != apus_cpu_rows(&c->in[0]) * apus_cpu_rows(&c->in[1])) {
         return apus_fail(err, APUS_E_INTERNAL, "linear + add: the shapes differ");
     }
-    const product p = linear_of(c, c->n_in > 3 ? (const float *)c->in[2].data : NULL, (const float *)c->in[c->n_in - 1].data);
-    return linear(&p, 1, threads_of(c), (char *)c->scratch);
+    product p = linear_of(c, own > 3 ? (const float *)c->in[2].data : NULL, (const float *)c->in[own - 1].data);
+    return linear(c, 0, &p, 1);
 }
 
 static size_t scratch_linear_act(const apus_kernel_call *c)
@@ -83,9 +122,9 @@ static size_t scratch_linear_act(const apus_kernel_call *c)
 
 static apus_status linear_act(const apus_kernel_call *c, int act)
 {
-    product p = linear_of(c, c->n_in > 2 ? (const float *)c->in[2].data : NULL, NULL);
+    product p = linear_of(c, own_inputs(c) > 2 ? (const float *)c->in[2].data : NULL, NULL);
     p.act = act;
-    return linear(&p, 1, threads_of(c), (char *)c->scratch);
+    return linear(c, act == ACT_GELU_ERF || act == ACT_GELU_TANH ? 1 : 0, &p, 1);
 }
 
 static apus_status run_linear_relu(const apus_kernel_call *c, apus_error *err)
@@ -115,14 +154,14 @@ static apus_status run_linear_gelu(const apus_kernel_call *c, apus_error *err)
 /* x, W and bias of the gate, then of what it is multiplied with. */
 static apus_status run_linear_swiglu(const apus_kernel_call *c, apus_error *err)
 {
-    const uint32_t each = c->n_in / 2;
+    const uint32_t each = own_inputs(c) / 2;
     product gate = linear_of(c, each > 2 ? (const float *)c->in[2].data : NULL, NULL), up = gate;
     (void)err;
     up.b.p = c->in[each + 1].data;
     up.e.bias = each > 2 ? (const float *)c->in[each + 2].data : NULL;
     gate.act = ACT_SWIGLU;
     gate.other = &up;
-    return linear(&gate, 1, threads_of(c), (char *)c->scratch);
+    return linear(c, 0, &gate, 1);
 }
 
 /* The sum of two products. Inputs: x and W of one, then of the other, and its bias. The one of the shorter sum is worked into the tiles of
@@ -192,8 +231,8 @@ static void few_twice(const product *p, int threads, char *scratch)
     first.k_more = 0;
     first.y = sums;
     first.e = (epilogue){p->e.bias, NULL, p->n, 0};
-    (void)linear(&first, 1, threads, rest);
-    (void)linear(&more, 1, threads, rest);
+    products(&first, 1, threads, rest);
+    products(&more, 1, threads, rest);
     for (int64_t i = 0; i < p->m * p->n; i += WIDE) {
         const int64_t left = p->m * p->n - i;
         vn s = n_load_part(sums + i, left);
@@ -210,7 +249,7 @@ static apus_status linear_twice(const apus_kernel_call *c, uint32_t added)
     if (suits_few(&p, 1)) {
         few_twice(&p, threads_of(c), (char *)c->scratch);
     } else {
-        multiply(&p, threads_of(c), (char *)c->scratch);
+        multiply(&p, 1, threads_of(c), (char *)c->scratch);
     }
     return APUS_OK;
 }
@@ -331,7 +370,7 @@ static apus_status run_linear_dx_twice(const apus_kernel_call *c, apus_error *er
 {
     const product p = linear_dx_twice_of(c, NULL);
     (void)err;
-    multiply(&p, threads_of(c), (char *)c->scratch);
+    multiply(&p, 1, threads_of(c), (char *)c->scratch);
     return APUS_OK;
 }
 
@@ -341,7 +380,7 @@ static apus_status run_linear_dx_twice_add(const apus_kernel_call *c, apus_error
         return apus_fail(err, APUS_E_INTERNAL, "linear_dx twice + add: the shapes differ");
     }
     const product p = linear_dx_twice_of(c, (const float *)c->in[4].data);
-    multiply(&p, threads_of(c), (char *)c->scratch);
+    multiply(&p, 1, threads_of(c), (char *)c->scratch);
     return APUS_OK;
 }
 

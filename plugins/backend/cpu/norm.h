@@ -1,4 +1,4 @@
-/* Norms over groups of the last dimension, and rope. */
+/* Norms over groups of the last dimension (normed.h has their rows), and rope. */
 #ifndef APUS_CPU_NORM_H
 #define APUS_CPU_NORM_H
 
@@ -17,30 +17,6 @@ NO_SCRATCH(rope)
 
 enum { NORM_LEAST = 32768, ROPE_LEAST = 16384 }; /* elements: fewer are not worth a second thread */
 
-LANES_INLINE float dot_row(const float *a, const float *b, int64_t n)
-{
-    vf s[4] = {v_all(0.0f), v_all(0.0f), v_all(0.0f), v_all(0.0f)};
-    int64_t i = 0;
-    for (; i + 4 * LANES <= n; i += 4 * LANES) {
-        for (int j = 0; j < 4; j++) {
-            s[j] = v_fma(v_load(a + i + j * LANES), v_load(b + i + j * LANES), s[j]);
-        }
-    }
-    for (int j = 0; i < n; i += LANES, j++) {
-        s[j & 3] = v_fma(get(a + i, n - i), get(b + i, n - i), s[j & 3]);
-    }
-    return v_sum((s[0] + s[1]) + (s[2] + s[3]));
-}
-
-LANES_INLINE float sum_row(const float *a, int64_t n)
-{
-    vf s[2] = {v_all(0.0f), v_all(0.0f)};
-    for (int64_t i = 0, j = 0; i < n; i += LANES, j ^= 1) {
-        s[j] += get(a + i, n - i);
-    }
-    return v_sum(s[0] + s[1]);
-}
-
 static int64_t norm_width(const apus_kernel_call *c, int rms)
 {
     return rms && c->attrs[1] != 0.0 ? (int64_t)c->attrs[1] : apus_cpu_width(&c->in[1]);
@@ -48,17 +24,8 @@ static int64_t norm_width(const apus_kernel_call *c, int rms)
 
 static void rms_norm_rows(const apus_kernel_call *c, int64_t begin, int64_t end)
 {
-    const float *x = (const float *)c->in[0].data, *w = (const float *)c->in[1].data;
-    const int halves = c->out[0].dtype == APUS_BF16;
-    const int64_t n = norm_width(c, 1);
-    const vf offset = v_all((float)c->attrs[2]);
-    for (int64_t g = begin; g < end; g++) {
-        const float *a = x + g * n;
-        const vf r = v_all((float)(1.0 / sqrt((double)dot_row(a, a, n) / (double)n + c->attrs[0])));
-        for (int64_t i = 0; i < n; i += LANES) {
-            v_give(halves, element_to(c->out[0].data, halves, g * n + i), get(a + i, n - i) * r * (offset + get(w + i, n - i)), n - i);
-        }
-    }
+    const norm n = norm_of(1, c->in, &c->in[1], NULL, c->attrs, c->out[0].dtype == APUS_BF16);
+    norm_groups(&n, begin, end, element_to(c->out[0].data, n.halves, begin * n.width));
 }
 
 static apus_status run_rms_norm(const apus_kernel_call *c, apus_error *err)
@@ -116,40 +83,10 @@ static apus_status run_rms_norm_grad(const apus_kernel_call *c, apus_error *err)
     return APUS_OK;
 }
 
-/* Mean and 1 / sqrt(variance + eps) of a row. */
-LANES_INLINE void moments(const float *a, int64_t n, double eps, float *mean, float *r)
-{
-    const float m = (float)((double)sum_row(a, n) / (double)n);
-    vf s = v_all(0.0f);
-    for (int64_t i = 0; i < n; i += LANES) {
-        const int64_t left = n - i;
-        const vf d = left >= LANES ? v_load(a + i) - v_all(m) : v_load_part(a + i, left);
-        if (left >= LANES) {
-            s = v_fma(d, d, s);
-        } else {
-            for (int64_t j = 0; j < left; j++) {
-                s[j] += (d[j] - m) * (d[j] - m);
-            }
-        }
-    }
-    *mean = m;
-    *r = (float)(1.0 / sqrt((double)v_sum(s) / (double)n + eps));
-}
-
 static void layer_norm_rows(const apus_kernel_call *c, int64_t begin, int64_t end)
 {
-    const float *x = (const float *)c->in[0].data, *w = (const float *)c->in[1].data;
-    const float *b = c->n_in > 2 ? (const float *)c->in[2].data : NULL;
-    const int halves = c->out[0].dtype == APUS_BF16;
-    const int64_t n = norm_width(c, 0);
-    for (int64_t g = begin; g < end; g++) {
-        float mean, r;
-        moments(x + g * n, n, c->attrs[0], &mean, &r);
-        for (int64_t i = 0; i < n; i += LANES) {
-            const vf v = (get(x + g * n + i, n - i) - v_all(mean)) * v_all(r) * get(w + i, n - i);
-            v_give(halves, element_to(c->out[0].data, halves, g * n + i), b != NULL ? v + get(b + i, n - i) : v, n - i);
-        }
-    }
+    const norm n = norm_of(0, c->in, &c->in[1], c->n_in > 2 ? &c->in[2] : NULL, c->attrs, c->out[0].dtype == APUS_BF16);
+    norm_groups(&n, begin, end, element_to(c->out[0].data, n.halves, begin * n.width));
 }
 
 static apus_status run_layer_norm(const apus_kernel_call *c, apus_error *err)

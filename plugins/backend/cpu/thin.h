@@ -192,6 +192,11 @@ static void thin_across(const product *p, int threads, float *thin)
 
 /* ---------------------------------------------------------------- any product */
 
+static int is_thin_along(const product *p)
+{
+    return !in_integers(p->t) && p->a.along && p->n <= STRIP && p->act == ACT_NONE;
+}
+
 /* scratch: as multiply's. */
 static void run_product(const product *p, int threads, char *scratch)
 {
@@ -200,12 +205,12 @@ static void run_product(const product *p, int threads, char *scratch)
         return;
     }
     const int across = !p->a.along && !p->b.along && !is_packed(&p->b) && p->e.bias == NULL;
-    if (!in_integers(p->t) && p->a.along && p->n <= STRIP && p->act == ACT_NONE) {
+    if (is_thin_along(p)) {
         thin_along(p, threads, thin);
     } else if (across && (p->n <= STRIP || p->m <= STRIP)) {
         thin_across(p, threads, thin);
     } else {
-        multiply(p, threads, scratch);
+        multiply(p, 1, threads, scratch);
     }
 }
 

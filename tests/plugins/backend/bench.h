@@ -33,9 +33,10 @@ typedef struct call {
     double attrs[12];
     operand in[8], out[3];
     uint32_t n_in, n_out;
-    int skip;               /* bit k: nobody needs out[k] */
-    int in_place;           /* out[0] is in[0] */
-    const double *bound[3]; /* by output: how far each element may be off, where no tolerance says it */
+    int skip;                                         /* bit k: nobody needs out[k] */
+    int in_place;                                     /* out[0] is in[0] */
+    uint8_t prologue, prologue_inputs, prologue_kept; /* as apus_kernel_call has them */
+    const double *bound[3];                           /* by output: how far each element may be off, where no tolerance says it */
 } call;
 
 enum { ISAS = 3 };
@@ -298,7 +299,10 @@ static inline apus_status bench_run(const call *c, const char *backend, const ch
                           .backend = instance,
                           .n_in = c->n_in,
                           .n_out = c->n_out,
-                          .accumulate = kernel->flags & APUS_KERNEL_ACCUMULATES ? accumulate : 0};
+                          .accumulate = kernel->flags & APUS_KERNEL_ACCUMULATES ? accumulate : 0,
+                          .prologue = c->prologue,
+                          .prologue_inputs = c->prologue_inputs,
+                          .prologue_kept = c->prologue_kept};
     const size_t bytes = kernel->scratch != NULL ? kernel->scratch(&k) : 0;
     uint8_t *memory = NULL;
     assert_int_equal(posix_memalign((void **)&memory, 64, bytes + FENCE), 0);
