@@ -569,6 +569,68 @@ static void patterns_are_fused(void **state)
     bed_end(&b);
 }
 
+/* What one call, or siblings, alone read as their left factor is made by them; nothing else. */
+static void prologues_are_fused(void **state)
+{
+    (void)state;
+    bed b;
+    size_t n;
+    bed_begin(&b, 28);
+    const apus_tensor x = bed_real(&b, 2, DIMS(5, 6), -1, 1), o = bed_real(&b, 2, DIMS(5, 6), -1, 1), w = bed_real(&b, 2, DIMS(6, 6), -1, 1);
+    const apus_tensor u = bed_real(&b, 2, DIMS(6, 6), -1, 1), thin = bed_real(&b, 2, DIMS(3, 6), -1, 1), o3 = bed_real(&b, 2, DIMS(5, 3), -1, 1);
+    const apus_tensor scale = bed_real(&b, 1, DIMS(6), -1, 1), other = bed_real(&b, 1, DIMS(6), -1, 1), s = apus_tanh(b.g, o);
+#define NORM(by)      apus_rms_norm(b.g, x, by, 1e-5, 0, 1.0)
+#define PAIR(y, w, o) apus_add(b.g, apus_matmul(b.g, y, w), o)
+    const apus_tensor one = NORM(scale), two = NORM(scale), both = NORM(scale), kept = NORM(scale), apart = NORM(scale), mixed = NORM(scale);
+    const apus_tensor summed = NORM(scale), pattern = NORM(scale), weight = NORM(scale), small = NORM(scale), late = NORM(scale);
+    const apus_tensor differ = NORM(scale), differs = apus_rms_norm(b.g, x, scale, 1e-2, 0, 1.0), first = NORM(scale), second = NORM(other);
+    const apus_tensor late_one = PAIR(late, w, o), between = apus_tanh(b.g, late_one);
+    const struct {
+        apus_tensor out[3];
+        size_t n_out;
+        int norms, siblings;
+    } cases[] = {
+        {{PAIR(one, w, o)}, 1, 1, 0},
+        {{PAIR(two, w, s)}, 1, 1, 0}, /* in place of s */
+        {{PAIR(both, w, o), PAIR(both, u, o)}, 2, 2, 1},
+        {{PAIR(kept, w, o), kept}, 2, 0, 0},
+        {{PAIR(apart, w, o), apus_exp(b.g, apart)}, 2, 0, 0},
+        {{PAIR(mixed, w, o), apus_matmul(b.g, mixed, u)}, 2, 0, 0}, /* by another kernel */
+        {{late_one, between, PAIR(late, u, between)}, 3, 0, 0},     /* not at once */
+        {{PAIR(summed, w, summed)}, 1, 0, 0},
+        {{apus_maximum(b.g, apus_matmul(b.g, pattern, w), apus_matmul(b.g, pattern, u))}, 1, 1, 0},
+        {{PAIR(o, apus_rms_norm(b.g, w, scale, 1e-5, 0, 1.0), PAIR(o, w, x))}, 1, 0, 0}, /* the other factor */
+        {{PAIR(small, thin, o3)}, 1, 0, 0},                                              /* the kernel does not want it */
+        {{PAIR(first, w, o), PAIR(second, u, o)}, 2, 2, 0},                              /* of two norms: no siblings */
+        {{PAIR(differ, w, o), PAIR(differs, u, o)}, 2, 2, 0},
+        {{PAIR(apus_exp(b.g, apus_tanh(b.g, weight)), w, o)}, 1, 0, 0},
+    };
+#undef NORM
+#undef PAIR
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        apus_plan *p = bed_plan(&b, toy, cases[c].out, cases[c].n_out, APUS_RECOMPUTE_NONE);
+        toy_norms = toy_siblings = 0;
+        bed_run(&b, p);
+        if (toy_norms != cases[c].norms || toy_siblings != cases[c].siblings)
+            fail_msg("case %zu: %d norms, %d siblings", c, toy_norms, toy_siblings);
+        for (size_t k = 0; k < cases[c].n_out; k++) {
+            double *y = bed_output(p, k, &n), *expected = bed_value(&b, ref, cases[c].out[k], &n);
+            bed_same(expected, y, n, 1e-13, "a product of what is normalised");
+            free(y);
+            free(expected);
+        }
+        apus_node *told = apus_plan_describe(p);
+        int of = 0;
+        for (size_t k = 0; k < apus_nodes()->length(apus_nodes()->get(told, "ops")); k++)
+            of |= strstr(apus_nodes()->as_string(apus_nodes()->get(apus_nodes()->at(apus_nodes()->get(told, "ops"), k), "kernel"), NULL),
+                         "toy of apus.rms_norm/1 + apus.") != NULL;
+        assert_int_equal(of, cases[c].norms > 0);
+        apus_nodes()->release(told);
+        apus_plan_free(p);
+    }
+    bed_end(&b);
+}
+
 /* Pairs that read one left factor and add the same: neither result may lie where the other still reads. */
 static void siblings_do_not_share_memory(void **state)
 {
@@ -762,21 +824,14 @@ static void a_tile_reads_what_it_writes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(recomputing_changes_no_bit),
-        cmocka_unit_test(results_are_narrowed),
-        cmocka_unit_test(extents_below_capacity),
-        cmocka_unit_test(short_runs_touch_little),
-        cmocka_unit_test(memory_is_reused_safely),
-        cmocka_unit_test(adamw_is_one_pass),
-        cmocka_unit_test(reads_see_the_old_value),
-        cmocka_unit_test(tied_weights_accumulate_in_place),
-        cmocka_unit_test(a_tile_reads_what_it_writes),
-        cmocka_unit_test(pairs_are_fused),
-        cmocka_unit_test(patterns_are_fused),
-        cmocka_unit_test(siblings_do_not_share_memory),
-        cmocka_unit_test(unused_parts_are_pruned),
-        cmocka_unit_test(plans_describe_themselves),
-        cmocka_unit_test(errors),
+        cmocka_unit_test(recomputing_changes_no_bit),   cmocka_unit_test(results_are_narrowed),
+        cmocka_unit_test(extents_below_capacity),       cmocka_unit_test(short_runs_touch_little),
+        cmocka_unit_test(memory_is_reused_safely),      cmocka_unit_test(adamw_is_one_pass),
+        cmocka_unit_test(reads_see_the_old_value),      cmocka_unit_test(tied_weights_accumulate_in_place),
+        cmocka_unit_test(a_tile_reads_what_it_writes),  cmocka_unit_test(pairs_are_fused),
+        cmocka_unit_test(patterns_are_fused),           cmocka_unit_test(prologues_are_fused),
+        cmocka_unit_test(siblings_do_not_share_memory), cmocka_unit_test(unused_parts_are_pruned),
+        cmocka_unit_test(plans_describe_themselves),    cmocka_unit_test(errors),
         cmocka_unit_test(numbers_are_checked),
     };
     return cmocka_run_group_tests(tests, toy_setup, toy_teardown);

@@ -1,20 +1,49 @@
 /*
  * Devices for the plan's tests, made of the reference kernels: "toy" has kernels for linear followed by add, which takes siblings, by affine,
- * and for two of them followed by maximum, and lacks a few ops (they must be decomposed); "adapted" has kernels for the sum of two products, of
- * which one is thin, and pairs; "serial" has no threads, so elementwise nodes run one by one; "brief" keeps activations in bfloat16 and says so of
- * some kernels: for plans that are looked at, not run.
+ * and for two of them followed by maximum, the first and the last of rows that they normalise themselves, and lacks a few ops (they must be
+ * decomposed); "adapted" has kernels for the sum of two products, of which one is thin, and pairs; "serial" has no threads, so elementwise nodes run
+ * one by one; "brief" keeps activations in bfloat16 and says so of some kernels: for plans that are looked at, not run.
  */
 #ifndef APUS_TEST_TOY_H
 #define APUS_TEST_TOY_H
 
 #include "core/graph/bed.h"
 
+enum { TOY_ROOM = 1024 };
+static int toy_norms; /* calls that make their first input by a norm */
+static const char *const toy_prologues[] = {"apus.layer_norm/1", "apus.rms_norm/1", NULL};
+
+/* The first input, normalised if it is to be; attrs: of the ops before. */
+static inline apus_view toy_left(const apus_kernel_call *c, int attrs, double room[TOY_ROOM])
+{
+    apus_view x = c->in[0];
+    const double *from = x.data, *w = c->in[c->n_in - 1].data;
+    const int64_t n = x.dims[1];
+    if (c->prologue == 0)
+        return x;
+    assert_int_equal(c->prologue, 2);
+    assert_in_range(x.dims[0] * n, 0, TOY_ROOM);
+    assert_int_equal(c->prologue_inputs, 1);
+    toy_norms++;
+    for (int64_t i = 0; i < x.dims[0]; i++) {
+        double square = 0.0;
+        for (int64_t k = 0; k < n; k++)
+            square += from[i * n + k] * from[i * n + k];
+        for (int64_t k = 0; k < n; k++)
+            room[i * n + k] = from[i * n + k] / sqrt(square / (double)n + c->attrs[attrs]) * (c->attrs[attrs + 2] + w[k]);
+    }
+    x.data = room;
+    return x;
+}
+
 static int toy_pairs; /* calls of the pair kernel */
 
 static inline apus_status toy_pair(const apus_kernel_call *c, apus_error *err)
 {
     (void)err;
-    const double *x = c->in[0].data, *w = c->in[1].data, *bias = c->n_in > 3 ? c->in[2].data : NULL, *other = c->in[c->n_in - 1].data;
+    double room[TOY_ROOM];
+    const uint32_t own = c->n_in - c->prologue_inputs;
+    const double *x = toy_left(c, 0, room).data, *w = c->in[1].data, *bias = own > 3 ? c->in[2].data : NULL, *other = c->in[own - 1].data;
     const int64_t m = c->in[0].dims[0], n = c->in[0].dims[1], o = c->in[1].dims[0];
     double *y = c->out[0].data;
     toy_pairs++;
@@ -67,9 +96,12 @@ static inline apus_status toy_larger(const apus_kernel_call *c, apus_error *err)
 {
     (void)err;
     const int64_t m = c->in[0].dims[0], o = c->in[1].dims[0];
+    double room[TOY_ROOM];
+    const apus_view x = toy_left(c, 0, room);
+    assert_memory_equal(&c->in[0], &c->in[2], sizeof c->in[0]);
     toy_patterns++;
     for (int64_t i = 0; i < m * o; i++) {
-        const double a = toy_dot(&c->in[0], &c->in[1], i / o, i % o), b = toy_dot(&c->in[2], &c->in[3], i / o, i % o);
+        const double a = toy_dot(&x, &c->in[1], i / o, i % o), b = toy_dot(&x, &c->in[3], i / o, i % o);
         ((double *)c->out[0].data)[i] = a > b ? a : b;
     }
     return APUS_OK;
@@ -134,6 +166,12 @@ static inline apus_status toy_dx_pair(const apus_kernel_call *c, apus_error *err
     return APUS_OK;
 }
 
+/* Not where W has three rows. */
+static inline int toy_takes_norm(const apus_kernel_call *c)
+{
+    return c->prologue == 0 || c->in[1].dims[0] != 3;
+}
+
 /* The sum's length of one is 2. */
 static inline int toy_suits(const apus_kernel_call *c)
 {
@@ -180,11 +218,20 @@ static inline void toy_register(const char *name, const char *const *without, in
         kernels[n++].size = sizeof *kernels;
     }
     if ((with & TOY_PAIR) != 0) {
-        kernels[n++] =
-            (apus_kernel){.size = sizeof *kernels, .op = "apus.linear/1", .then = "apus.add/1", .run = toy_pair, .run_siblings = toy_pairs_at_once};
+        kernels[n++] = (apus_kernel){.size = sizeof *kernels,
+                                     .op = "apus.linear/1",
+                                     .then = "apus.add/1",
+                                     .run = toy_pair,
+                                     .run_siblings = toy_pairs_at_once,
+                                     .suits = toy_takes_norm,
+                                     .prologues = toy_prologues};
         kernels[n++] = (apus_kernel){.size = sizeof *kernels, .op = "apus.linear/1", .then = "apus.affine/1", .run = toy_affine};
-        kernels[n++] =
-            (apus_kernel){.size = sizeof *kernels, .op = "apus.linear/1", .then = "apus.maximum/1", .with = "apus.linear/1", .run = toy_larger};
+        kernels[n++] = (apus_kernel){.size = sizeof *kernels,
+                                     .op = "apus.linear/1",
+                                     .then = "apus.maximum/1",
+                                     .run = toy_larger,
+                                     .with = "apus.linear/1",
+                                     .prologues = toy_prologues};
     }
     const apus_kernels_ops table = {.size = sizeof table, .backend = name, .real = APUS_F64, .kernels = kernels, .n_kernels = n};
     if (apus_kernels_add(name, NULL, &table, &err) != APUS_OK)
