@@ -1,10 +1,12 @@
 /*
  * core/graph/fuse: patterns of two or three nodes that one kernel computes: an op and what alone reads its result (apus_kernel.then),
- * with the op of that one's other input (apus_kernel.with); and an op whose result only calls that are run at once read
- * (apus_kernel.prologues). Which there are, kernels say.
+ * with the op of that one's other input (apus_kernel.with). Which there are, kernels say.
  *
- * The former before narrow, and again after recompute, where what is computed twice has lost readers. What narrow keeps in fewer bits stays a tensor:
+ * Before narrow, and again after recompute, where what is computed twice has lost readers. What narrow keeps in fewer bits stays a tensor:
  * a plan that has nobody else to read it, a reference's, must round as the training's does.
+ *
+ * Last, when all is decided: an op whose result only what one call computes reads becomes part of that call (apus_kernel.prologues), which
+ * rounds what lies between as the tensor was.
  */
 #include "graph/plan.h"
 
@@ -213,21 +215,22 @@ static int take_prologue(const apus_plan *p, const apus_plan_node *a, apus_plan_
 void apus_plan_prologues(apus_plan *p)
 {
     for (size_t i = 0, n; i < p->order.n; i += n) {
-        const int32_t *at = p->order.at + i, t = p->nodes.at[*at].n_in > 0 ? p->nodes.at[*at].in[0] : -1, made = t < 0 ? -1 : p->tensors.at[t].node;
+        const int32_t *at = p->order.at + i, first = p->nodes.at[*at].n_in > 0 ? p->nodes.at[*at].in[0] : -1;
+        apus_plan_node *a = first >= 0 && p->tensors.at[first].node >= 0 ? &p->nodes.at[p->tensors.at[first].node] : NULL;
         apus_plan_node with[APUS_SIBLINGS_MAX];
-        int reads = 0, all = made >= 0 && is_inner(p, &p->nodes.at[made]) && t == p->nodes.at[made].out[0];
+        int reads = 0, all = a != NULL && first == a->out[0] && is_inner(p, a);
         n = apus_plan_siblings(p, i);
         for (size_t k = 0; k < n && all; k++) {
             with[k] = p->nodes.at[at[k]];
-            const int its = take_prologue(p, &p->nodes.at[made], &with[k]);
+            const int its = take_prologue(p, a, &with[k]);
             all = its > 0;
             reads += its;
         }
-        if (!all || reads != p->tensors.at[t].used)
+        if (!all || reads != p->tensors.at[first].used)
             continue;
         for (size_t k = 0; k < n; k++)
             p->nodes.at[at[k]] = with[k];
-        p->nodes.at[made].dead = 1;
+        a->dead = 1;
     }
     apus_plan_prune(p);
 }

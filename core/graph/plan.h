@@ -138,7 +138,7 @@ int apus_plan_is_elementwise(const apus_plan_node *n);
 int apus_plan_is_twice(const apus_plan_node *n);          /* its kernel is one of APUS_KERNEL_TWICE */
 int apus_plan_reads(const apus_plan_node *n, uint32_t k); /* 0 where only the shape of input k counts */
 uint32_t apus_plan_attrs(const apus_plan_node *n);        /* of its op and of what follows it; a prologue's come behind them */
-size_t apus_plan_siblings(const apus_plan *p, size_t i);  /* nodes from order[i] on that one call runs (apus_kernel.run_siblings): 1 or more */
+size_t apus_plan_siblings(const apus_plan *p, size_t i);  /* how many nodes from order[i] on are run at once (apus_kernel.run_siblings): 1 or more */
 /* Marks what is used, drops dead nodes from the order. */
 void apus_plan_prune(apus_plan *p);
 
@@ -160,8 +160,8 @@ void apus_plan_count_flops(apus_plan *p); /* of each step, at the extents of the
 /* A run, in parts: extents checked, views set, inputs in their places; then each step. */
 apus_status apus_plan_begin(apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds, apus_error *err);
 apus_status apus_plan_run_step(apus_plan *p, const apus_plan_step *s, apus_error *err);
-apus_kernel_call apus_plan_call(const apus_plan *p, const apus_plan_node *n, const apus_view *views, void *scratch); /* views: as capacity's */
-int apus_plan_wants(const apus_plan_tensor *t);                                                                      /* somebody reads it */
+apus_kernel_call apus_plan_call(const apus_plan *p, const apus_plan_node *n, const apus_view *views, void *scratch);
+int apus_plan_wants(const apus_plan_tensor *t); /* somebody reads it */
 
 /* What a tuning file chooses by. */
 typedef struct apus_tuning_key {

@@ -72,25 +72,35 @@ LANES_INLINE void moments(const float *a, int64_t n, double eps, float *mean, fl
     *r = (float)(1.0 / sqrt((double)v_sum(s) / (double)n + eps));
 }
 
+LANES_INLINE void norm_groups_as(int layer, int halves, norm n, int64_t begin, int64_t end, void *y)
+{
+    for (int64_t g = begin; g < end; g++, y = element_to(y, halves, n.width)) {
+        const float *x = n.x + g * n.width;
+        float mean = 0.0f, r;
+        if (layer) {
+            moments(x, n.width, n.eps, &mean, &r);
+        } else {
+            r = (float)(1.0 / sqrt((double)dot_row(x, x, n.width) / (double)n.width + n.eps));
+        }
+        for (int64_t i = 0; i < n.width; i += LANES) {
+            const int64_t left = n.width - i;
+            const vf a = get(x + i, left), w = get(n.w + i, left);
+            vf v = layer ? (a - v_all(mean)) * v_all(r) * w : a * v_all(r) * (v_all(n.offset) + w);
+            if (layer && n.b != NULL) {
+                v += get(n.b + i, left);
+            }
+            v_give(halves, element_to(y, halves, i), v, left);
+        }
+    }
+}
+
 /* Groups [begin, end) of n, to y. */
 static void norm_groups(const norm *n, int64_t begin, int64_t end, void *y)
 {
-    const int64_t width = n->width;
-    for (int64_t g = begin; g < end; g++, y = element_to(y, n->halves, width)) {
-        const float *x = n->x + g * width;
-        if (!n->layer) {
-            const vf r = v_all((float)(1.0 / sqrt((double)dot_row(x, x, width) / (double)width + n->eps))), offset = v_all(n->offset);
-            for (int64_t i = 0; i < width; i += LANES) {
-                v_give(n->halves, element_to(y, n->halves, i), get(x + i, width - i) * r * (offset + get(n->w + i, width - i)), width - i);
-            }
-            continue;
-        }
-        float mean, r;
-        moments(x, width, n->eps, &mean, &r);
-        for (int64_t i = 0; i < width; i += LANES) {
-            const vf v = (get(x + i, width - i) - v_all(mean)) * v_all(r) * get(n->w + i, width - i);
-            v_give(n->halves, element_to(y, n->halves, i), n->b != NULL ? v + get(n->b + i, width - i) : v, width - i);
-        }
+    if (n->layer) {
+        n->halves ? norm_groups_as(1, 1, *n, begin, end, y) : norm_groups_as(1, 0, *n, begin, end, y);
+    } else {
+        n->halves ? norm_groups_as(0, 1, *n, begin, end, y) : norm_groups_as(0, 0, *n, begin, end, y);
     }
 }
 
