@@ -65,21 +65,17 @@ BY_HALVES(softplus)
 BY_HALVES(normal)
 #undef BY_HALVES
 
+#if defined(__AVX512BF16__)
+EXP_REDUCE(n_exp_reduce, vn, n_all, n_fma)
+#endif
+
 /* exp for x up to 89. */
 LANES_INLINE vn n_exp_below(vn x)
 {
 #if defined(__AVX512BF16__)
-    x = n_max(n_all(-104.0f), x);
-    const vn magic = n_all(EXP_MAGIC), n = n_fma(x, n_all(1.44269504088896341f), magic) - magic; /* as v_exp_reduce */
-    vn r = n_fma(n, n_all(-0.693359375f), x);
-    r = n_fma(n, n_all(2.12194440e-4f), r);
-    vn p = n_all(1.9875691500e-4f);
-    p = n_fma(p, r, n_all(1.3981999507e-3f));
-    p = n_fma(p, r, n_all(8.3334519073e-3f));
-    p = n_fma(p, r, n_all(4.1665795894e-2f));
-    p = n_fma(p, r, n_all(1.6666665459e-1f));
-    p = n_fma(p, r, n_all(5.0000001201e-1f));
-    return (vn)_mm512_scalef_ps((__m512)(n_fma(p, r * r, r) + n_all(1.0f)), (__m512)n);
+    vn rounded;
+    const vn y = n_exp_reduce(n_max(n_all(-104.0f), x), &rounded) + n_all(1.0f);
+    return (vn)_mm512_scalef_ps((__m512)y, (__m512)(rounded - n_all(EXP_MAGIC)));
 #else
     return v_exp_below(x);
 #endif

@@ -287,22 +287,24 @@ LANES_INLINE vf v_smaller(vf a, vf b)
 
 #define EXP_MAGIC 12582912.0f /* 1.5 * 2^23: adding it rounds to whole numbers */
 
-/* x = k ln 2 + r, |r| <= ln 2 / 2: gives exp(r) - 1. rounded: k + EXP_MAGIC. */
-LANES_INLINE vf v_exp_reduce(vf x, vf *rounded)
-{
-    const vf magic = v_all(EXP_MAGIC);
-    *rounded = v_fma(x, v_all(1.44269504088896341f), magic);
-    const vf n = *rounded - magic;
-    vf r = v_fma(n, v_all(-0.693359375f), x);
-    r = v_fma(n, v_all(2.12194440e-4f), r);
-    vf p = v_all(1.9875691500e-4f);
-    p = v_fma(p, r, v_all(1.3981999507e-3f));
-    p = v_fma(p, r, v_all(8.3334519073e-3f));
-    p = v_fma(p, r, v_all(4.1665795894e-2f));
-    p = v_fma(p, r, v_all(1.6666665459e-1f));
-    p = v_fma(p, r, v_all(5.0000001201e-1f));
-    return v_fma(p, r * r, r);
-}
+/* x = k ln 2 + r, |r| <= ln 2 / 2: gives exp(r) - 1. rounded: k + EXP_MAGIC. Of vectors of any length. */
+#define EXP_REDUCE(name, vector, all, fma)                                                                                                           \
+    LANES_INLINE vector name(vector x, vector *rounded)                                                                                              \
+    {                                                                                                                                                \
+        const vector magic = all(EXP_MAGIC);                                                                                                         \
+        *rounded = fma(x, all(1.44269504088896341f), magic);                                                                                         \
+        const vector n = *rounded - magic;                                                                                                           \
+        vector r = fma(n, all(-0.693359375f), x);                                                                                                    \
+        r = fma(n, all(2.12194440e-4f), r);                                                                                                          \
+        vector p = all(1.9875691500e-4f);                                                                                                            \
+        p = fma(p, r, all(1.3981999507e-3f));                                                                                                        \
+        p = fma(p, r, all(8.3334519073e-3f));                                                                                                        \
+        p = fma(p, r, all(4.1665795894e-2f));                                                                                                        \
+        p = fma(p, r, all(1.6666665459e-1f));                                                                                                        \
+        p = fma(p, r, all(5.0000001201e-1f));                                                                                                        \
+        return fma(p, r * r, r);                                                                                                                     \
+    }
+EXP_REDUCE(v_exp_reduce, vf, v_all, v_fma)
 
 LANES_INLINE vi v_exp_power(vf rounded)
 {
