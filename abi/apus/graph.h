@@ -92,7 +92,7 @@ enum {
     APUS_OP_IN_PLACE = 4u     /* output 0 is input 0, changed (caches, registered state) */
 };
 
-#define APUS_MAX_ATTRS 12
+#define APUS_MAX_ATTRS 16
 #define APUS_MAX_INPUTS 12
 #define APUS_MAX_OUTPUTS 6
 

@@ -74,13 +74,13 @@ enum {
 
 enum { APUS_SIBLINGS_MAX = 4 };
 
-/* An implementation of one op, or of a pattern: of `op` whose output 0 feeds only `then`, of one input or two. Where the order of two
- * matters, of a kernel `with` the other one's op; or of a sum of two (TWICE). */
+/* An implementation of one op, or of a pattern: of `op` whose output 0 feeds only `then`: of one input or two, or of more as the first.
+ * Where the order of two matters, of a kernel `with` the other one's op; or of a sum of two (TWICE). */
 typedef struct apus_kernel {
     uint32_t size;
     const char *op;            /* "apus.linear/1" */
-    const char *then;          /* NULL, or "apus.add/1", "apus.silu/1": in = op's inputs, then `then`'s other input where it has one; attrs are
-                                  op's, then `then`'s; out = then's. out[0] may be the same memory as `then`'s other input. */
+    const char *then;          /* NULL, or "apus.add/1", "apus.silu/1": in = op's inputs, then `then`'s other ones, if any; attrs are op's, then
+                                  `then`'s; out = then's. Of a `then` of two inputs out[0] may be the same memory as the other one. */
     uint32_t flags;
     const apus_dtype *encodings; /* zero-terminated: element types it takes for a weight operand (W of linear, linear_dx, embedding,
                                     token_logprob*) beside the real type; NULL: the real type only */

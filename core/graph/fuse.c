@@ -76,8 +76,8 @@ static int takes_narrowed(const apus_plan *p, const apus_plan_node *n)
     return takes || kept == p->device->real;
 }
 
-/* b becomes the node of a, w (NULL: none) and itself, which `kernel` computes; other: b's other input where no w makes it, or -1. */
-static void claim(const fusion *f, apus_plan_node *a, apus_plan_node *w, apus_plan_node *b, int32_t other, const apus_kernel_entry *kernel)
+/* b becomes the node of a, w (NULL: none) and itself, which `kernel` computes. */
+static void claim(const fusion *f, apus_plan_node *a, apus_plan_node *w, apus_plan_node *b, const apus_kernel_entry *kernel)
 {
     const uint32_t first = ((const apus_op_entry *)a->op)->n_attrs, then = ((const apus_op_entry *)b->op)->n_attrs;
     apus_plan_node n = *b;
@@ -88,8 +88,9 @@ static void claim(const fusion *f, apus_plan_node *a, apus_plan_node *w, apus_pl
     memcpy(n.in, a->in, a->n_in * sizeof a->in[0]);
     for (uint32_t k = 0; w != NULL && k < w->n_in; k++)
         n.in[n.n_in++] = w->in[k];
-    if (other >= 0)
-        n.in[n.n_in++] = other;
+    for (uint32_t k = 0; w == NULL && k < b->n_in; k++)
+        if (b->in[k] != a->out[0])
+            n.in[n.n_in++] = b->in[k];
     if (first + then > APUS_MAX_ATTRS || !takes_narrowed(f->p, &n))
         return;
     memcpy(n.attrs, a->attrs, first * sizeof n.attrs[0]);
@@ -115,21 +116,21 @@ static int fuse_three(const fusion *f, apus_plan_node *b)
         return 0;
     const apus_kernel_entry *kernel = apus_device_choose(p->device, a->op, b->op, w->op, encoding_of(p, a));
     if (kernel != NULL)
-        claim(f, a, w, b, -1, kernel);
+        claim(f, a, w, b, kernel);
     return a->dead;
 }
 
-/* a, whose result only b reads. */
+/* a, whose result only b reads, once: of several inputs the first, of two either one. */
 static void fuse_two(const fusion *f, apus_plan_node *a, apus_plan_node *b)
 {
     apus_plan *p = f->p;
-    const int32_t other = b->n_in < 2 ? -1 : b->in[0] == a->out[0] ? b->in[1] : b->in[0];
-    if (is_narrowed(f, a, b) || a->n_in >= APUS_MAX_INPUTS ||
-        (other >= 0 && (other == a->out[0] || !apus_shape_equal(&p->tensors.at[other].shape, &p->tensors.at[a->out[0]].shape))))
+    if (is_narrowed(f, a, b) || a->n_in + b->n_in - 1 > APUS_PLAN_INPUTS || b->shape_only != 0)
+        return;
+    if (b->n_in > 2 ? b->in[0] != a->out[0] : b->n_in == 2 && !apus_shape_equal(&p->tensors.at[b->in[0]].shape, &p->tensors.at[b->in[1]].shape))
         return;
     const apus_kernel_entry *kernel = apus_device_choose(p->device, a->op, b->op, NULL, encoding_of(p, a));
     if (kernel != NULL)
-        claim(f, a, NULL, b, other, kernel);
+        claim(f, a, NULL, b, kernel);
 }
 
 /* From the end, so that of two candidates for one reader the later, whose operands live shorter, is taken. */
@@ -141,10 +142,10 @@ static void fuse_all(const fusion *f)
         if (!is_lone(f, a))
             continue;
         apus_plan_node *b = &p->nodes.at[f->reader[a->out[0]]];
-        if (b->dead || b->n_in < 1 || b->n_in > 2 || b->n_out != 1 || !is_plain(b) || b->op == a->op ||
+        if (b->dead || b->n_in < 1 || b->n_out != 1 || !is_plain(b) || b->op == a->op ||
             !apus_shape_equal(&p->tensors.at[b->out[0]].shape, &p->tensors.at[a->out[0]].shape))
             continue;
-        if (b->n_in == 1 || !fuse_three(f, b))
+        if (b->n_in != 2 || !fuse_three(f, b))
             fuse_two(f, a, b);
     }
 }

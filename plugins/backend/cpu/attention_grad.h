@@ -210,7 +210,7 @@ LANES_INLINE void attention_block_backward(kind t, const backward *g, const atte
         const int64_t row = t == PAIRS ? ATT_ROWS / 2 : ATT_ROWS;
         add_key_sums(t, s, &x, at, f.p, row, dout_rows.p, dv);
         add_key_sums(t, s, &x, at, f.ds, row, q_rows.p, dk);
-        seen_sums(t, &x, dim, rows_across(t, k, k_ld, n, dim, 1, r[11]), f.ds_keys, dq);
+        seen_sums(t, &x, dim, rows_across(t, k, k_ld, n, dim, 1, r[11]), f.ds_keys, dq, 1);
     }
     if (g->dq != NULL) {
         float scale[ATT_ROWS];

@@ -82,6 +82,12 @@ static int64_t first_key(const attention_spec *s, int64_t position)
     return s->window > 0 && position >= s->window ? position - s->window + 1 : 0;
 }
 
+/* Position of the first tile that a block sees. */
+static int64_t first_tile(const attention_spec *s, const attention_block *b)
+{
+    return first_key(s, b->position) / ATT_KEYS * ATT_KEYS;
+}
+
 /* Cut count queries into blocks; returns how many blocks there are now. */
 static int64_t add_blocks(const attention_spec *s, attention_block *blocks, int64_t n, int64_t sequence, int64_t token, int64_t position,
                           int64_t count)
@@ -122,6 +128,12 @@ static int64_t segment_blocks(const attention_spec *s, const apus_view *table, i
 }
 
 /* ---------------------------------------------------------------- rows and what they see */
+
+/* Softmax over some keys: per row the largest score (to base 2), the sum of numerators, and values weighted by them: o [padded
+ * dim, ATT_ROWS], of single queries [head, padded dim]. */
+typedef struct partial {
+    float *most, *sum, *o;
+} partial;
 
 /* The rows of a block: lane r is query r / heads, head r % heads. */
 typedef struct attention_rows {
@@ -210,16 +222,6 @@ static reals key_factor(const attention_spec *s, reals from, const int64_t *at, 
     return (reals){copy, from.halves};
 }
 
-/* How many of the n keys at these places to take together: those that lie one after the other, in whole vectors, or one vector. */
-static int64_t key_run(const int64_t *at, int64_t n)
-{
-    int64_t run = 1;
-    while (run < n && at[run] == at[0] + run) {
-        run++;
-    }
-    return run == n ? n : run < WIDE ? apus_cpu_min(WIDE, n) : run / WIDE * WIDE;
-}
-
 /* c [key, lane] = a b, for the keys that the rows see; m: units of the sum. */
 static void seen_scores(kind t, const attention_sight *x, int64_t m, strided a, const float *b, float *c)
 {
@@ -230,15 +232,15 @@ static void seen_scores(kind t, const attention_sight *x, int64_t m, strided a, 
     }
 }
 
-/* c [m, lane] += a b over the keys that the rows see; b: units of keys. */
-static void seen_sums(kind t, const attention_sight *x, int64_t m, strided a, const float *b, float *c)
+/* c [m, lane] = (c +) a b over the keys that the rows see; b: units of keys. */
+static void seen_sums(kind t, const attention_sight *x, int64_t m, strided a, const float *b, float *c, int add)
 {
     const kind summed = t == BFLOAT16 ? SUMMED : PLAIN;
     for (int i = 0; i < x->n_stretches; i++) {
         const attention_stretch *e = &x->stretches[i];
         const int64_t first = units(summed, e->first), n = units(summed, e->end) - first;
         const strided from = {a.p + first * a.along, a.across, a.along};
-        small_product(t, m, e->vectors, n, from, b + first * ATT_ROWS + e->j * WIDE, ATT_ROWS, c + e->j * WIDE, ATT_ROWS, 1);
+        small_product(t, m, e->vectors, n, from, b + first * ATT_ROWS + e->j * WIDE, ATT_ROWS, c + e->j * WIDE, ATT_ROWS, add);
     }
 }
 
@@ -255,6 +257,14 @@ static void gather_rows(const attention_spec *s, const attention_rows *rows, rea
         for (int64_t d = 0; d < wide; d += WIDE) {
             n_store(to + r * wide + d, n_take(from.halves, element(from.p, from.halves, rows->at[r] + d), s->dim - d) * n_all(factor));
         }
+    }
+}
+
+/* Softcap: scores, in units of cap, become their tanh, again in scores' units. */
+static void cap_scores(float *z, int64_t n, float cap)
+{
+    for (int64_t i = 0; i < n; i += LANES) {
+        v_store(z + i, v_tanh(v_load(z + i) / v_all(cap)) * v_all(cap));
     }
 }
 

@@ -283,6 +283,14 @@ RUN(linear_dx_twice)
 SCRATCH(linear_dx_twice)
 RUN(linear_dx_twice_add)
 SCRATCH(linear_dx_twice_add)
+RUN(rope_attention_cached)
+SCRATCH(rope_attention_cached)
+
+/* As apus.attention_cached/1 has it: each query sees all that its table can name. Rope's part is nothing beside that. */
+static double flops_rope_attention_cached(const apus_kernel_call *c)
+{
+    return 4.0 * (double)apus_cpu_elements(&c->in[0]) * c->attrs[14] * (double)(c->in[6].dims[1] - 4);
+}
 
 /* One of two sums, of these lengths, is short enough to be worked into the tiles of the other. */
 static int one_is_thin(int64_t a, int64_t b)
@@ -428,6 +436,12 @@ static const apus_kernel kernels[] = {
      .run = run_linear_dx_twice_add,
      .narrow_in = 5,
      .suits = suits_linear_dx_twice},
+    {.size = sizeof(apus_kernel),
+     .op = "apus.rope/1",
+     .then = "apus.attention_cached/1",
+     .scratch = scratch_rope_attention_cached,
+     .run = run_rope_attention_cached,
+     .flops = flops_rope_attention_cached},
 };
 
 static const apus_kernels_ops kernels_ops = {

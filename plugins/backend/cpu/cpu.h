@@ -97,6 +97,7 @@ enum {
     APUS_CPU_linear_twice_add,
     APUS_CPU_linear_dx_twice,
     APUS_CPU_linear_dx_twice_add,
+    APUS_CPU_rope_attention_cached,
     APUS_CPU_N_KERNELS
 };
 

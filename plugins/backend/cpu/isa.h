@@ -33,6 +33,7 @@ const apus_cpu_isa APUS_CPU_TABLE = {
             [APUS_CPU_linear_twice_add] = {.run = run_linear_twice_add, .scratch = scratch_linear_twice_add},
             [APUS_CPU_linear_dx_twice] = {.run = run_linear_dx_twice, .scratch = scratch_linear_dx_twice},
             [APUS_CPU_linear_dx_twice_add] = {.run = run_linear_dx_twice_add, .scratch = scratch_linear_dx_twice},
+            [APUS_CPU_rope_attention_cached] = {.run = run_rope_attention_cached, .scratch = scratch_rope_attention_cached},
         },
     .pack_weight = pack_weight,
 };

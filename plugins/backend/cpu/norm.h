@@ -178,12 +178,12 @@ static void rope_angles(const rope *r, int32_t position, int32_t length, float *
     }
 }
 
-static void rope_rows(const apus_kernel_call *c, int64_t begin, int64_t end)
+/* Token t of the first input, rotated, to `to`. */
+static void rope_token(const apus_kernel_call *c, int64_t t, int halves, void *to)
 {
-    const float *x = (const float *)c->in[0].data;
-    const int32_t *positions = (const int32_t *)c->in[1].data, *lengths = (const int32_t *)c->in[2].data;
-    const int halves = c->out[0].dtype == APUS_BF16;
     const int64_t head = (int64_t)c->attrs[0], rotary = (int64_t)c->attrs[1], half = rotary / 2, width = apus_cpu_width(&c->in[0]);
+    const float *x = (const float *)c->in[0].data + t * width;
+    const int32_t *positions = (const int32_t *)c->in[1].data, *lengths = (const int32_t *)c->in[2].data;
     const rope r = {.freqs = (const float *)c->in[3].data,
                     .half = half,
                     .scale = c->attrs[2],
@@ -192,34 +192,48 @@ static void rope_rows(const apus_kernel_call *c, int64_t begin, int64_t end)
                     .limit = c->attrs[5],
                     .factor = c->attrs[6],
                     .base = c->attrs[7]};
-    for (int64_t t = begin; t < end; t++) {
-        float cosine[ROPE_MAX], sine[ROPE_MAX];
-        rope_angles(&r, positions[t], lengths != NULL ? lengths[t] : 0, cosine, sine);
-        for (int64_t h = 0; h < width; h += head) {
-            const float *in = x + t * width + h;
-            void *out = element_to(c->out[0].data, halves, t * width + h);
-            for (int64_t i = 0; i < half; i += LANES) {
-                const int64_t left = half - i;
-                const vf a = get(in + i, left), b = get(in + half + i, left), co = v_load(cosine + i), si = v_load(sine + i);
-                v_give(halves, element_to(out, halves, i), a * co - b * si, left);
-                v_give(halves, element_to(out, halves, half + i), v_fma(b, co, a * si), left);
-            }
-            for (int64_t i = rotary; i < head; i += LANES) {
-                v_give(halves, element_to(out, halves, i), get(in + i, head - i), head - i);
-            }
+    float cosine[ROPE_MAX], sine[ROPE_MAX];
+    rope_angles(&r, positions[t], lengths != NULL ? lengths[t] : 0, cosine, sine);
+    for (int64_t h = 0; h < width; h += head) {
+        const float *in = x + h;
+        void *out = element_to(to, halves, h);
+        for (int64_t i = 0; i < half; i += LANES) {
+            const int64_t left = half - i;
+            const vf a = get(in + i, left), b = get(in + half + i, left), co = v_load(cosine + i), si = v_load(sine + i);
+            v_give(halves, element_to(out, halves, i), a * co - b * si, left);
+            v_give(halves, element_to(out, halves, half + i), v_fma(b, co, a * si), left);
+        }
+        for (int64_t i = rotary; i < head; i += LANES) {
+            v_give(halves, element_to(out, halves, i), get(in + i, head - i), head - i);
         }
     }
 }
 
+static void rope_rows(const apus_kernel_call *c, int64_t begin, int64_t end)
+{
+    const int halves = c->out[0].dtype == APUS_BF16;
+    const int64_t width = apus_cpu_width(&c->in[0]);
+    for (int64_t t = begin; t < end; t++) {
+        rope_token(c, t, halves, element_to(c->out[0].data, halves, t * width));
+    }
+}
+
+static apus_status rope_check(const apus_kernel_call *c, apus_error *err)
+{
+    const int64_t rotary = (int64_t)c->attrs[1];
+    return rotary / 2 <= ROPE_MAX - LANES ? APUS_OK
+                                          : apus_fail(err, APUS_E_UNSUPPORTED, "rope: rotary_dim %lld is more than the cpu backend takes (%d)",
+                                                      (long long)rotary, 2 * (ROPE_MAX - LANES));
+}
+
 static apus_status run_rope(const apus_kernel_call *c, apus_error *err)
 {
-    const int64_t rotary = (int64_t)c->attrs[1], rows = apus_cpu_rows(&c->in[0]);
-    if (rotary / 2 > ROPE_MAX - LANES) {
-        return apus_fail(err, APUS_E_UNSUPPORTED, "rope: rotary_dim %lld is more than the cpu backend takes (%d)", (long long)rotary,
-                         2 * (ROPE_MAX - LANES));
+    const int64_t rows = apus_cpu_rows(&c->in[0]);
+    const apus_status st = rope_check(c, err);
+    if (st == APUS_OK) {
+        over_rows(c, rows, rows * apus_cpu_width(&c->in[0]), ROPE_LEAST, rope_rows);
     }
-    over_rows(c, rows, rows * apus_cpu_width(&c->in[0]), ROPE_LEAST, rope_rows);
-    return APUS_OK;
+    return st;
 }
 
 #endif

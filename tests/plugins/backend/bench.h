@@ -30,7 +30,7 @@ typedef struct operand {
 
 typedef struct call {
     const char *op, *then;
-    double attrs[12];
+    double attrs[APUS_MAX_ATTRS];
     operand in[8], out[3];
     uint32_t n_in, n_out;
     int skip;                                         /* bit k: nobody needs out[k] */

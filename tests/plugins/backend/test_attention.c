@@ -1,5 +1,5 @@
 /*
- * Attention of backend cpu, its gradient and that over a paged cache, for each instruction set of this machine: against backend ref,
+ * Attention of backend cpu, its gradient, that over a paged cache, and rope with it, for each instruction set of this machine: against backend ref,
  * and its promise on bits: a query's depend on neither company, pages, threads nor how many keys were taken at once.
  */
 #include "attention_bound.h"
@@ -208,6 +208,57 @@ static void test_long_attention(void **state)
     }
 }
 
+/* Rope and attention_cached in one: the bits of one after the other, for single queries, for more of them and for both at once. */
+static void test_rope(void **state)
+{
+    (void)state;
+    static const shape specs[] = {
+        {9, 3, 64, 0, 0, 1, {{0, 1, -1, 0}}}, {4, 1, 12, 33, 4.0, 1, {{0, 1, -1, 0}}}, {7, 7, 20, 0, 0, 1, {{0, 1, -1, 0}}}};
+    static const int32_t counts[][3] = {{1, 0, 0}, {1, 1, 1}, {5, 1, 0}, {70, 1, 3}, {1, 1, 0}};
+    enum { PAGE = 16, PAGES = 10, SLOTS = 3 * PAGES * PAGE };
+    for (int i = 0; i < 3 * 5; i++) {
+        const shape *s = &specs[i / 5];
+        const int32_t *count = counts[i % 5], length[3] = {i % 2 == 0 ? 77 : 150, 1, 129};
+        const int64_t tokens = count[0] + count[1] + count[2], wide = s->heads * s->dim, narrow = s->kv_heads * s->dim, rotary = s->dim - s->dim % 8;
+        int32_t table[3][4 + PAGES] = {{0}};
+        for (int32_t r = 0, at = 0; r < 3; at += count[r++]) {
+            memcpy(table[r], (int32_t[]){at, count[r], count[r] > length[r] ? count[r] : length[r], 0}, 4 * sizeof **table);
+            for (int32_t p = 0; p < PAGES; p++)
+                table[r][4 + p] = 3 * p + r;
+        }
+        call rope = call_of("rope", (double[]){(double)s->dim, (double)rotary, 1.5, 0, 0, 0, 1, 1e4}, 8);
+        input_real(&rope, -2, 2, 2, (int64_t[]){tokens, wide});
+        input_index(&rope, 6000, 1, &tokens);
+        input_index(&rope, 6000, 1, &tokens);
+        input_real(&rope, 0, 1, 1, (int64_t[]){rotary / 2});
+        output(&rope, 2, (int64_t[]){tokens, wide});
+        call cached = attention_call("attention_cached", s, PAGE), both = rope;
+        input_real(&cached, 0, 0, 2, (int64_t[]){tokens, wide});
+        input_real(&cached, -2, 2, 2, (int64_t[]){SLOTS, narrow});
+        input_real(&cached, -1, 1, 2, (int64_t[]){SLOTS, narrow});
+        input_int(&cached, 2, (int64_t[]){3, 4 + PAGES}, &table[0][0]);
+        output(&cached, 2, (int64_t[]){tokens, wide});
+        both.then = "attention_cached";
+        both.n_in = 7;
+        memcpy(both.in + 4, cached.in + 1, 3 * sizeof *both.in);
+        memcpy(both.attrs + 8, cached.attrs, 7 * sizeof *both.attrs);
+        for (int which = 0; which < 4 * bench_isas; which++) {
+            void *cpu = (void **[]){bench_cpu, bench_one, brief_cpu, brief_one}[which % 4][which / 4];
+            float *rotated = run_cpu(&rope, cpu, 0), *got = run_cpu(&both, cpu, 0);
+            for (int64_t j = 0; j < tokens * wide; j++)
+                cached.in[0].real[j] = (double)rotated[j];
+            float *want = run_cpu(&cached, cpu, 0);
+            if (memcmp(want, got, (size_t)(tokens * wide) * 4) != 0)
+                fail_msg("rope and attention_cached on %s, case %d: other bits than one by one", bench_names[which / 4], i);
+            free(rotated);
+            free(got);
+            free(want);
+        }
+        call_free(&rope);
+        call_free(&cached);
+    }
+}
+
 /* A NaN is never lost on the way: the run must stop, not train on. */
 static void test_nan(void **state)
 {
@@ -236,6 +287,6 @@ static void test_nan(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_attention), cmocka_unit_test(test_cached), cmocka_unit_test(test_long_attention),
-                                       cmocka_unit_test(test_nan)};
+                                       cmocka_unit_test(test_rope), cmocka_unit_test(test_nan)};
     return cmocka_run_group_tests(tests, setup, bench_close);
 }
