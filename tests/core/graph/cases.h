@@ -333,6 +333,18 @@ static inline int make_case(kase *k, const apus_op *op, int c, int encoded)
     return -2;
 }
 
+/* What attention over a cache reads beside queries [tokens, heads * dim], of one sequence; attrs: its own. */
+static inline void cache_in(kase *k, double *attrs, int64_t tokens, int64_t heads, int64_t dim)
+{
+    enum { PAGE = 16, PAGES = 5 };
+    const int32_t length = (int32_t)tokens + 61, table[4 + PAGES] = {0, (int32_t)tokens, length, 0, 3, 0, 4, 1, 2};
+    const double own[7] = {(double)heads, 1, (double)dim, 1.0 / sqrt((double)dim), 0, 0, PAGE};
+    real_in(k, PAGES * PAGE, dim, -1, 1);
+    real_in(k, PAGES * PAGE, dim, -1, 1);
+    ints_in(k, 1, 4 + PAGES, table);
+    memcpy(attrs, own, sizeof own);
+}
+
 static inline void end_case(kase *k)
 {
     for (uint32_t i = 0; i < k->n_in; i++) {

@@ -193,10 +193,10 @@ static int in_place_input(const apus_op *op)
     return (op->flags & APUS_OP_IN_PLACE) != 0 ? 0 : -1;
 }
 
-/* Whether the case's last input is the other one of a pair's second op. */
-static int has_other(const apus_kernel_entry *e)
+/* How many of the case's last inputs are the other ones of a pair's second op. */
+static uint32_t others(const apus_kernel_entry *e)
 {
-    return e->then != NULL && e->with == NULL && e->then->max_inputs == 2;
+    return e->then != NULL && e->with == NULL ? e->then->max_inputs - 1 : 0;
 }
 
 static int is_twice(const apus_kernel_entry *e)
@@ -218,13 +218,13 @@ static void reference_other(const apus_kernel_entry *first, kase *k)
 }
 
 /* What the reference gives for the case: op, perhaps of the other two inputs too, then perhaps the second op of a pair on the case's last
- * input. */
+ * inputs. */
 static void reference(const apus_kernel_entry *e, kase *k, const variant *v)
 {
     const apus_kernel_entry *first = apus_device_choose(ref, e->op, NULL, NULL, APUS_REAL);
     assert_non_null(first);
     const uint32_t n_in = k->n_in;
-    k->n_in = e->with != NULL ? n_in / 2 : n_in - (uint32_t)has_other(e);
+    k->n_in = e->with != NULL ? n_in / 2 : n_in - others(e);
     if (is_twice(e)) { /* the last of them by themselves, then the first two */
         const variant none = {.in_place = -1};
         kase last = *k;
@@ -250,8 +250,8 @@ static void reference(const apus_kernel_entry *e, kase *k, const variant *v)
     if (e->then == NULL)
         return;
     kase second = {.n_in = e->then->max_inputs, .n_out = 1};
-    second.in[0] = k->out[0];
-    second.in[1] = has_other(e) ? k->in[n_in - 1] : k->out[0];
+    second.in[0] = second.in[1] = k->out[0];
+    memcpy(second.in + 1, k->in + n_in - others(e), others(e) * sizeof second.in[0]);
     second.out[0] = k->out[0];
     memcpy(second.attrs, k->attrs + ((const apus_op_entry *)e->op)->n_attrs, ((const apus_op_entry *)e->then)->n_attrs * sizeof second.attrs[0]);
     const variant none = {.in_place = -1};
@@ -348,14 +348,18 @@ static void check_case(apus_device *d, const apus_kernel_entry *e, kase *k, apus
     }
     if (e->then != NULL) {
         const uint32_t n_in = k->n_in;
-        memcpy(k->attrs + ((const apus_op_entry *)e->op)->n_attrs, ((const apus_op_entry *)e->then)->defaults,
-               ((const apus_op_entry *)e->then)->n_attrs * sizeof k->attrs[0]);
-        if (has_other(e)) /* like the result */
+        double *attrs = k->attrs + ((const apus_op_entry *)e->op)->n_attrs;
+        memcpy(attrs, ((const apus_op_entry *)e->then)->defaults, ((const apus_op_entry *)e->then)->n_attrs * sizeof *attrs);
+        if (others(e) == 1) /* like the result */
             real_in(k, k->out[0].view.dims[0], k->out[0].view.dims[1], -1, 1);
+        else if (is(e->op->name, "rope") && is(e->then->name, "attention_cached"))
+            cache_in(k, attrs, k->out[0].view.dims[0], k->out[0].view.dims[1] / (int64_t)k->attrs[0], (int64_t)k->attrs[0]);
+        else if (others(e) > 1)
+            fail_msg("%s: no case here", what);
         for (uint32_t i = 0; i < n_in && e->with != NULL; i++)
             k->in[k->n_in++] = k->in[i];
         run_variant(d, e, k, (variant){.encoding = encoding, .in_place = -1}, rows, what);
-        if (has_other(e))
+        if (others(e) == 1)
             run_variant(d, e, k, (variant){.encoding = encoding, .in_place = (int)k->n_in - 1}, rows, what);
         else
             k->n_in = n_in;
