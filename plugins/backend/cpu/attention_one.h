@@ -11,7 +11,7 @@
 #include "attention_rows.h"
 #include "norm.h"
 
-/* A query, its keys and values; lanes past the last head are there in most and sum. */
+/* Queries, their keys and values. */
 typedef struct one {
     const attention_spec *s;
     const attention_keys *keys;
@@ -20,7 +20,7 @@ typedef struct one {
     const apus_kernel_call *rope; /* what rotates q first; NULL: it is as it should be */
 } one;
 
-/* A thread's memory. rotated: a query; q, units: [head, padded dim]; z: [head, ATT_KEYS], whole vectors of heads. */
+/* A thread's memory. rotated: a query; q, units: [head, padded dim]; z: [head, ATT_KEYS]. */
 typedef struct one_memory {
     float *rotated, *q, *units, *z;
     partial tile, all;
@@ -31,7 +31,7 @@ static int64_t one_heads(const attention_spec *s)
     return (s->heads + WIDE - 1) / WIDE * WIDE;
 }
 
-/* most, sum, o of all heads. */
+/* most, sum, o of all heads; of the first two whole vectors. */
 static size_t one_partial_bytes(const attention_spec *s)
 {
     return apus_cpu_lines((size_t)(2 * one_heads(s) + s->heads * padded_dim(s)) * sizeof(float));
@@ -45,7 +45,7 @@ static partial one_partial(const attention_spec *s, char *memory, int64_t i)
 
 static size_t one_bytes(const attention_spec *s)
 {
-    return apus_cpu_lines((size_t)(3 * s->heads * padded_dim(s) + one_heads(s) * ATT_KEYS) * sizeof(float)) + 2 * one_partial_bytes(s);
+    return apus_cpu_lines((size_t)(3 * s->heads * padded_dim(s) + s->heads * ATT_KEYS) * sizeof(float)) + 2 * one_partial_bytes(s);
 }
 
 static one_memory one_pieces(const attention_spec *s, char *memory)
@@ -186,11 +186,11 @@ LANES_INLINE void one_softmax(kind t, const attention_spec *s, int64_t low, int6
     for (int i = 0; i < WIDE; i++) {
         lane[i] = i;
     }
-    for (int64_t h = 0; h < one_heads(s); h++) {
+    for (int64_t h = 0; h < s->heads; h++) {
         float *its = z + h * ATT_KEYS;
         vn most = n_all(ATT_FLOOR);
         for (int64_t i = 0; i < n; i += WIDE) {
-            vn v = h < s->heads ? n_load(its + i) : n_all(0.0f);
+            vn v = n_load(its + i);
             if (i < low || i + WIDE > high) {
                 const ni key = lane + (int32_t)i;
                 v = n_select((key >= (int32_t)low) & (key < (int32_t)high), v, n_all(2.0f * ATT_FLOOR));
@@ -203,12 +203,15 @@ LANES_INLINE void one_softmax(kind t, const attention_spec *s, int64_t low, int6
             n_store(its + i, n_exp2(n_load(its + i) - n_all(p.most[h])));
         }
     }
+    for (int64_t h = s->heads; h < one_heads(s); h++) {
+        p.most[h] = ATT_FLOOR;
+    }
     for (int64_t h = 0; h < s->heads; h += WIDE) { /* key after key, as in a lane */
         vn total = n_all(0.0f);
         for (int64_t i = 0; i < n; i += WIDE) {
             vn r[WIDE];
             for (int64_t j = 0; j < WIDE; j++) {
-                r[j] = n_load(z + (h + j) * ATT_KEYS + i);
+                r[j] = h + j < s->heads ? n_load(z + (h + j) * ATT_KEYS + i) : n_all(0.0f);
             }
             n_transpose(r);
             for (int64_t j = 0; j < WIDE; j++) {
@@ -228,7 +231,6 @@ LANES_INLINE void one_softmax(kind t, const attention_spec *s, int64_t low, int6
 LANES_INLINE void one_tile(kind t, const one *o, const attention_block *b, int64_t tile, int64_t next, const one_memory *m, partial p)
 {
     const attention_spec *s = o->s;
-    const kind summed = t == BFLOAT16 ? SUMMED : PLAIN;
     const int64_t dim = s->dim, wide = padded_dim(s), n = apus_cpu_min(ATT_KEYS, (int64_t)b->position + 1 - tile);
     const int64_t ldq = t == PLAIN ? wide : (units(t, dim) + WIDE - 1) / WIDE * WIDE;
     const float *q = t == PLAIN ? m->q : m->units;
@@ -259,8 +261,8 @@ LANES_INLINE void one_tile(kind t, const one *o, const attention_block *b, int64
             for (int64_t j = 0; j < WIDE; j++) {
                 value[j] = o->v + at[apus_cpu_min(i + j, n - 1)] * s->narrow + kv * dim;
             }
-            ONE_HEADS(one_values, summed == PAIRS ? PAIRS : t, s->group, dim, value, m->z + (kv * s->group + h) * ATT_KEYS + units(summed, i),
-                      ahead + kv * dim * WIDE, p.o + (kv * s->group + h) * wide, wide, i > 0);
+            ONE_HEADS(one_values, t, s->group, dim, value, m->z + (kv * s->group + h) * ATT_KEYS + units(t, i), ahead + kv * dim * WIDE,
+                      p.o + (kv * s->group + h) * wide, wide, i > 0);
         }
     }
 }
