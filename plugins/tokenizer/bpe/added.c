@@ -98,7 +98,9 @@ static apus_status cut(apus_bpe_call *call, int outer, const apus_bpe_view *v)
                 s = cut(call, 0, &between);
         }
         if (s == APUS_OK && found && begin < end) {
-            s = apus_bpe_emit(call, call->t->added.tokens[token].id, apus_bpe_origin(v, begin));
+            const int32_t id = call->t->added.tokens[token].id;
+            const uint32_t at = apus_bpe_origin(v, begin);
+            s = call->team != NULL ? apus_bpe_deal_token(call, id, at) : apus_bpe_emit(call, id, at);
             done = end;
         }
     } while (s == APUS_OK && found);
