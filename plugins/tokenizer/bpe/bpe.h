@@ -221,6 +221,7 @@ typedef struct apus_bpe_trie {
     } * nodes;
     size_t n, capacity;
     int32_t root[256]; /* nodes by first byte */
+    int first;         /* the byte that all begin with; -1: there are several */
 } apus_bpe_trie;
 
 typedef struct apus_bpe_added {

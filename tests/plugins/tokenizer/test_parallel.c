@@ -87,8 +87,7 @@ static const char *const bits[] = {" ",
                                    "<think>",
                                    "<mask>",
                                    "[MASK]",
-                                   "Stra\xC3\x9F"
-                                   "e",
+                                   "\xC3\x9F",
                                    "\xC4\xB0"};
 enum { BITS = sizeof bits / sizeof *bits };
 
