@@ -43,6 +43,11 @@ typedef struct apus_tokenizer_ops {
     const char *(*token)(void *tokenizer, int32_t id, size_t *length);   /* as written in the vocabulary; NULL when none */
     int32_t (*id)(void *tokenizer, const char *token);                   /* exact vocabulary entry; -1 when none */
     int (*is_special)(void *tokenizer, int32_t id);
+    /* As encode, token for token, on up to `threads` threads: the caller's and the tokenizer's own, which end before it returns.
+     * Each is given about `part` bytes at a time (> 0): what that takes for each thread comes on top of the tokens. NULL: encode
+     * does. [any] */
+    apus_status (*encode_parallel)(void *tokenizer, const char *text, size_t length, int flags, int threads, size_t part, apus_tokens *out,
+                                   apus_error *err);
 } apus_tokenizer_ops;
 
 #ifdef __cplusplus

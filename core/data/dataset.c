@@ -1,10 +1,8 @@
 /* core/data/dataset.c: a dataset opened: its key, its rows from the cache or made, the report; splits and orders. See dataset.h. */
 #include "data/dataset.h"
 
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <apus/random.h>
 
@@ -168,12 +166,6 @@ static void cache_path(const char *dir, const char *key, char *path, size_t capa
 
 /* ---------------------------------------------------------------- opening */
 
-static int usable_cores(void)
-{
-    cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : (int)sysconf(_SC_NPROCESSORS_ONLN); /* over 1024 of them */
-}
-
 static apus_status nothing_left(const apus_losses *losses, apus_error *err)
 {
     char why[256] = "";
@@ -214,7 +206,7 @@ static apus_status make_rows(apus_dataset *d, apus_data_part *parts, size_t n, c
                                 .overlong = NODE->as_string(NODE->get(parts[i].params, "overlong"), NULL),
                                 .train_last = train_on != NULL && strcmp(train_on, "last") == 0,
                                 .variables = NODE->get(parts[i].params, "template_variables")};
-        st = apus_ingest(&parts[i], &e, first, o->threads > 0 ? o->threads : usable_cores(), sink, &losses, err);
+        st = apus_ingest(&parts[i], &e, first, apus_text_threads(o->threads), sink, &losses, err);
         first += (uint64_t)parts[i].given;
     }
     const apus_dataset_bounds *b = apus_row_sink_bounds(sink);

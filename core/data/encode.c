@@ -121,7 +121,7 @@ static apus_status encode_text(const apus_encoder *e, const char *a, const char 
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
     if (m > 0)
         (void)snprintf(joined, n + m + 1, "%s%s", a, b);
-    apus_status st = apus_text_encode(e->text, m > 0 ? joined : a, n + m, APUS_ENCODE_ADD_SPECIAL, out, err);
+    apus_status st = apus_text_encode_parallel(e->text, m > 0 ? joined : a, n + m, APUS_ENCODE_ADD_SPECIAL, e->threads, out, err);
     free(joined);
     const int32_t eos = apus_text_eos(e->text);
     if (st == APUS_OK && end && eos >= 0 && (out->n == 0 || out->ids[out->n - 1] != eos)) {

@@ -24,6 +24,7 @@ typedef struct apus_encoder {
     const char *overlong; /* NULL: the default of the example's shape */
     int train_last;
     const apus_node *variables; /* of the template */
+    int threads;                /* that one long text may take: apus_ingest sets it. It changes no token */
 } apus_encoder;
 
 /* Encode one example into rows. A document that is to be split goes to `documents` whole: apus_packer makes rows of it. */

@@ -41,9 +41,10 @@ typedef struct ring {
     pthread_mutex_t lock;
     pthread_cond_t room;
     uint64_t n_written;
-    int writing, stopped;
-    apus_status status; /* of the first block that failed */
+    int writing, stopped, encoding; /* encoding: blocks that are being encoded */
+    apus_status status;             /* of the first block that failed */
     apus_error error;
+    int threads;
     uint64_t n_blocks;
     block *blocks;
 } ring;
@@ -87,7 +88,16 @@ static block *take_block(ring *r)
     return b;
 }
 
-static apus_status encode_row(const ring *r, block *b, apus_node *row, uint64_t source)
+/* One block more is being encoded, or one fewer: how many are. */
+static int count_encoding(ring *r, int more)
+{
+    pthread_mutex_lock(&r->lock);
+    const int n = r->encoding += more;
+    pthread_mutex_unlock(&r->lock);
+    return n;
+}
+
+static apus_status encode_row(const ring *r, const apus_encoder *encoder, block *b, apus_node *row, uint64_t source)
 {
     apus_node *example = NULL;
     char where[256];
@@ -95,7 +105,7 @@ static apus_status encode_row(const ring *r, block *b, apus_node *row, uint64_t 
     apus_status st = apus_data_part_example(r->part, row, &example, &b->error);
     NODE->release(row); /* a document is large enough once */
     if (st == APUS_OK)
-        st = apus_encode_example(r->encoder, example, source, &b->rows, &b->documents, &b->losses, &b->error);
+        st = apus_encode_example(encoder, example, source, &b->rows, &b->documents, &b->losses, &b->error);
     NODE->release(example);
     if (st != APUS_OK) { /* name the place in the file, where the message does not */
         char message[1024];
@@ -106,17 +116,20 @@ static apus_status encode_row(const ring *r, block *b, apus_node *row, uint64_t 
     return st;
 }
 
-/* The rows before one that cannot be read come first: of two faults the first in the file is told. */
-static void encode_block(const ring *r, block *b)
+/* The rows before one that cannot be read come first: of two faults the first in the file is told. Long texts take the threads that
+ * have no block. */
+static void encode_block(ring *r, block *b)
 {
     const apus_status reading = b->status;
     const apus_error fault = b->error;
+    apus_encoder encoder = *r->encoder;
+    encoder.threads = r->threads - count_encoding(r, 1) + 1;
     b->status = APUS_OK;
     for (int i = 0; i < b->n_read; i++) {
         if (b->status == APUS_OK && HOST->stopping())
             b->status = apus_fail(&b->error, APUS_E_STOPPED, "stopped while reading the dataset");
         if (b->status == APUS_OK)
-            b->status = encode_row(r, b, b->read[i], b->first_source + (uint64_t)i);
+            b->status = encode_row(r, &encoder, b, b->read[i], b->first_source + (uint64_t)i);
         else
             NODE->release(b->read[i]);
     }
@@ -124,6 +137,7 @@ static void encode_block(const ring *r, block *b)
         b->status = reading;
         b->error = fault;
     }
+    (void)count_encoding(r, -1);
 }
 
 static apus_status write_block(ring *r, block *b)
@@ -199,6 +213,7 @@ apus_status apus_ingest(apus_data_part *part, const apus_encoder *encoder, uint6
     pthread_t others[THREADS_MAX];
     int started = 0;
     threads = threads < 1 ? 1 : threads > THREADS_MAX ? THREADS_MAX : threads;
+    r.threads = threads;
     r.n_blocks = (uint64_t)threads * BLOCKS_A_THREAD;
     r.blocks = calloc(r.n_blocks, sizeof *r.blocks);
     if (r.blocks == NULL)

@@ -33,6 +33,9 @@ void apus_text_key(const apus_text *t, char hex[65]); /* sha256 of tokenizer and
 
 /* flags: APUS_ENCODE_*. Appends. [any] */
 apus_status apus_text_encode(const apus_text *t, const char *text, size_t length, int flags, apus_tokens *out, apus_error *err);
+/* The same tokens, on up to `threads` threads (0: as many as the cores this process may use) where the text is long. [any] */
+apus_status apus_text_encode_parallel(const apus_text *t, const char *text, size_t length, int flags, int threads, apus_tokens *out, apus_error *err);
+int apus_text_threads(int threads); /* threads, or for 0 the cores this process may use */
 apus_status apus_text_decode(const apus_text *t, const int32_t *ids, size_t n, int skip_special, char **text, size_t *length, apus_error *err);
 const char *apus_text_token(const apus_text *t, int32_t id, size_t *length);
 int apus_text_is_special(const apus_text *t, int32_t id);

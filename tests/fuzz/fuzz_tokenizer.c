@@ -1,5 +1,5 @@
 /* A tokenizer's source, a zero byte, a text: any source is opened or refused in one line; what is opened gives ids of its
- * vocabulary that begin inside the text, and text back for them. */
+ * vocabulary that begin inside the text, the same ones on several threads, and text back for them. */
 #include "module/module.h"
 #include "value/node.h"
 
@@ -14,13 +14,30 @@ static void complain(const apus_error *err)
         abort();
 }
 
+static void parallel(const apus_tokenizer_ops *ops, void *t, const char *text, size_t n, int flags, apus_status status, const apus_tokens *one)
+{
+    apus_tokens many = {0};
+    apus_error err = {0};
+    if (ops->encode_parallel == NULL)
+        return;
+    if (ops->encode_parallel(t, text, n, flags, 2, 1 + n % 7, &many, &err) != status)
+        abort();
+    if (many.n != one->n || (many.n > 0 && (memcmp(many.ids, one->ids, many.n * sizeof *many.ids) != 0 ||
+                                            memcmp(many.begin, one->begin, many.n * sizeof *many.begin) != 0)))
+        abort();
+    apus_host_table()->free(many.ids);
+    apus_host_table()->free(many.begin);
+}
+
 static void use(const apus_tokenizer_ops *ops, void *t, const char *text, size_t n)
 {
     apus_tokens out = {0};
     for (int flags = 0; flags < 4; flags++) {
         apus_error err = {0};
         out.n = 0;
-        if (ops->encode(t, text, n, flags, &out, &err) != APUS_OK) {
+        const apus_status status = ops->encode(t, text, n, flags, &out, &err);
+        parallel(ops, t, text, n, flags, status, &out);
+        if (status != APUS_OK) {
             complain(&err);
             continue;
         }

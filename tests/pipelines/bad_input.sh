@@ -98,6 +98,7 @@ f one.jsonl <<< '{"input_ids": [1]}'
 c 1 'from 0 to 100, found 1000' generate "$golden/models/llama" --prompts one.jsonl --temperature 1000
 c 3 'nodir/x.jsonl: cannot be written' generate "$golden/models/llama" --prompts one.jsonl --out nodir/x.jsonl
 c 1 'nothere.jsonl: cannot open' generate "$golden/models/llama" --prompts nothere.jsonl
+mkfifo pipe.jsonl; c 1 'pipe.jsonl: requests are read twice' generate "$golden/models/llama" --prompts pipe.jsonl
 
 # ------------------------------------------------------------ keys and values
 c 1 "unknown key 'loss_function' in stage train" check good.yaml stages.base.loss_function=dpo

@@ -1,8 +1,12 @@
-/* tools/apus/prompts.c: `apus generate --prompts`: the requests of a file, answered many at a time. */
+/*
+ * tools/apus/prompts.c: `apus generate --prompts`: the requests of a file, answered many at a time. The file is read twice: all of it
+ * is checked before anything is answered, then a request is read when it is asked, and kept until its answer is written.
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include <apus/answer.h>
@@ -34,15 +38,22 @@ static const apus_param line_params[] = {
     {PARAM, .name = "repetition_penalty", .type = APUS_PARAM_FLOAT, UNSET},
 };
 
+/* A request that is asked and not told. */
+typedef struct asked {
+    apus_node *line;    /* as read: where it stands; NULL: it is not there any more */
+    apus_node *request; /* validated; NULL: it is not valid any more */
+} asked;
+
 typedef struct prompts {
     const apus_answer_arguments *arguments;
-    const apus_node *lines; /* as read: where they stand */
-    apus_node *requests;    /* validated */
-    apus_node *sampling;    /* of the command line */
-    apus_node *own;         /* of the line being asked */
+    apus_rows *rows;
+    int64_t ahead;
+    asked *asked;        /* [ahead]: request i at i % ahead */
+    apus_node *sampling; /* of the command line */
+    apus_node *own;      /* of the line being asked */
     int32_t *ids;
     FILE *out;
-    int64_t tokens;
+    int64_t count, tokens;
     int code; /* of the first that could not be answered */
 } prompts;
 
@@ -64,7 +75,8 @@ static void place(const apus_node *line, apus_error *err)
         (void)snprintf(err->message, sizeof err->message, "%.500s: %.1000s", where, message);
 }
 
-static apus_status check_line(const apus_node *line, apus_node *requests, apus_error *err)
+/* owner of *request: caller. */
+static apus_status check_line(const apus_node *line, apus_node **request, apus_error *err)
 {
     const apus_node_api *node = apus_nodes();
     apus_node *r = apus_params_validate(line, line_params, sizeof line_params / sizeof line_params[0], "", "a request", err);
@@ -83,7 +95,8 @@ static apus_status check_line(const apus_node *line, apus_node *requests, apus_e
         node->release(r);
         return st;
     }
-    return node->append(requests, r);
+    *request = r;
+    return APUS_OK;
 }
 
 /* The command line's, with what the line says otherwise. owner: p. */
@@ -108,7 +121,15 @@ static apus_status ask(void *context, int64_t i, apus_generate_request *q, apus_
 {
     prompts *p = context;
     const apus_node_api *node = apus_nodes();
-    const apus_node *r = node->at(p->requests, (size_t)i), *ids = node->get(r, "input_ids");
+    asked *a = &p->asked[i % p->ahead];
+    apus_status st = apus_rows_next(p->rows, &a->line, err);
+    if (st == APUS_OK && a->line == NULL)
+        st = apus_fail(err, APUS_E_INVALID, "%s: it has changed: there is no request %lld any more", p->arguments->prompts, (long long)i);
+    if (st == APUS_OK)
+        st = check_line(a->line, &a->request, err);
+    if (st != APUS_OK)
+        return st;
+    const apus_node *r = a->request, *ids = node->get(r, "input_ids");
     q->prompt = node->as_string(node->get(r, "prompt"), NULL);
     q->messages = given(node->get(r, "messages")) ? node->get(r, "messages") : NULL;
     q->tools = given(node->get(r, "tools")) ? node->get(r, "tools") : NULL;
@@ -130,16 +151,23 @@ static apus_status ask(void *context, int64_t i, apus_generate_request *q, apus_
     return APUS_OK;
 }
 
-static void say_failure(prompts *p, int64_t i, apus_status status, const apus_error *why, apus_node *line)
+static void say_failure(prompts *p, const asked *a, apus_status status, const apus_error *why, apus_node *line)
 {
     const apus_node_api *node = apus_nodes();
     apus_error full = {.message = "out of memory", .hint = ""};
     if (why != NULL)
         full = *why;
-    place(node->at(p->lines, (size_t)i), &full);
+    place(a->line, &full);
     const int code = apus_exit(status, &full);
     p->code = p->code != 0 ? p->code : code;
     (void)node->set(line, "error", node->make_string(full.message, (size_t)-1));
+}
+
+static void forget(asked *a)
+{
+    apus_nodes()->release(a->line);
+    apus_nodes()->release(a->request);
+    *a = (asked){NULL, NULL};
 }
 
 static apus_status answered(void *context, int64_t i, const apus_node *answer, apus_status status, const apus_error *why, apus_error *err)
@@ -147,11 +175,13 @@ static apus_status answered(void *context, int64_t i, const apus_node *answer, a
     static const char *const kept[] = {"text", "ids", "finish_reason", "prompt_ids", "logprobs"};
     prompts *p = context;
     const apus_node_api *node = apus_nodes();
-    const apus_node *id = node->get(node->at(p->requests, (size_t)i), "id");
+    asked *a = &p->asked[i % p->ahead];
+    const apus_node *id = node->get(a->request, "id");
     apus_node *line = node->make_map();
     (void)node->set(line, "id", given(id) ? node->copy(id) : node->make_int(i));
     if (status != APUS_OK)
-        say_failure(p, i, status, why, line);
+        say_failure(p, a, status, why, line);
+    forget(a);
     for (size_t k = 0; status == APUS_OK && k < (p->arguments->json ? 5u : 3u); k++)
         (void)node->set(line, kept[k], node->copy(node->get(answer, kept[k])));
     p->tokens += (int64_t)node->length(node->get(answer, "ids"));
@@ -170,33 +200,32 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static apus_status answer_all(prompts *p, apus_generator *g, int64_t parallel, apus_error *err)
+static apus_status answer_all(prompts *p, apus_generator *g, apus_error *err)
 {
-    const int64_t n = (int64_t)apus_nodes()->length(p->requests);
-    const apus_questions all = {.count = n, .ahead = 4 * parallel, .context = p, .ask = ask, .answered = answered};
+    const apus_questions all = {.count = p->count, .ahead = p->ahead, .context = p, .ask = ask, .answered = answered};
     const double start = now();
     const apus_status st = apus_answer_all(apus_host_table(), apus_session_table(), g, &all, err);
     const double seconds = now() - start;
     if (st == APUS_OK)
-        fprintf(stderr, "%lld requests, %lld tokens in %.1f s: %.1f tokens/s\n", (long long)n, (long long)p->tokens, seconds,
+        fprintf(stderr, "%lld requests, %lld tokens in %.1f s: %.1f tokens/s\n", (long long)p->count, (long long)p->tokens, seconds,
                 (double)p->tokens / seconds);
     return st;
 }
 
 /* What is written appears under its name when it is whole. */
-static apus_status into_file(prompts *p, apus_generator *g, int64_t parallel, apus_error *err)
+static apus_status into_file(prompts *p, apus_generator *g, apus_error *err)
 {
     const char *out = p->arguments->out;
     p->out = stdout;
     if (out == NULL)
-        return answer_all(p, g, parallel, err);
+        return answer_all(p, g, err);
     char path[4400];
     if ((size_t)snprintf(path, sizeof path, "%s.tmp", out) >= sizeof path)
         return apus_fail(err, APUS_E_IO, "%.80s…: the path is too long", out);
     p->out = fopen(path, "w");
     if (p->out == NULL)
         return apus_fail(err, APUS_E_IO, "%s: cannot be written: %s", out, strerror(errno));
-    apus_status st = answer_all(p, g, parallel, err);
+    apus_status st = answer_all(p, g, err);
     if (fclose(p->out) != 0 && st == APUS_OK)
         st = apus_fail(err, APUS_E_IO, "%s: %s", path, strerror(errno));
     if (st == APUS_OK && rename(path, out) != 0)
@@ -204,15 +233,24 @@ static apus_status into_file(prompts *p, apus_generator *g, int64_t parallel, ap
     return st;
 }
 
-static apus_status read_lines(const char *path, apus_node *lines, apus_error *err)
+static apus_status check_lines(const char *path, int64_t *count, apus_error *err)
 {
+    const apus_node_api *node = apus_nodes();
     apus_rows *rows = NULL;
-    apus_node *row = NULL;
+    apus_node *line = NULL, *request = NULL;
+    struct stat is;
+    if (stat(path, &is) == 0 && !S_ISREG(is.st_mode) && !S_ISDIR(is.st_mode))
+        return apus_fail(err, APUS_E_INVALID, "%s: requests are read twice, which takes a file", path);
     apus_status st = apus_rows_open(path, &rows, err);
-    while (st == APUS_OK && (st = apus_rows_next(rows, &row, err)) == APUS_OK && row != NULL)
-        (void)apus_nodes()->append(lines, row);
+    while (st == APUS_OK && (st = apus_rows_next(rows, &line, err)) == APUS_OK && line != NULL) {
+        st = check_line(line, &request, err);
+        node->release(line);
+        node->release(request);
+        request = NULL;
+        ++*count;
+    }
     apus_rows_close(rows);
-    return st;
+    return st == APUS_OK && *count == 0 ? apus_fail(err, APUS_E_INVALID, "%s: there are no requests in it", path) : st;
 }
 
 /* What the command line says of it is told once, not of each request. */
@@ -232,13 +270,12 @@ int apus_answer_prompts(const apus_answer_arguments *a)
     apus_error err = {0};
     apus_device *device = NULL;
     apus_generator *g = NULL;
-    apus_node *lines = node->make_list();
-    prompts p = {.arguments = a, .lines = lines, .requests = node->make_list()};
-    apus_status st = read_lines(a->prompts, lines, &err);
-    for (size_t i = 0; i < node->length(lines) && st == APUS_OK; i++)
-        st = check_line(node->at(lines, i), p.requests, &err);
-    if (st == APUS_OK && node->length(lines) == 0)
-        st = apus_fail(&err, APUS_E_INVALID, "%s: there are no requests in it", a->prompts);
+    prompts p = {.arguments = a, .ahead = 4 * a->together};
+    apus_status st = check_lines(a->prompts, &p.count, &err);
+    if (st == APUS_OK)
+        st = apus_rows_open(a->prompts, &p.rows, &err);
+    if (st == APUS_OK && (p.asked = calloc((size_t)p.ahead, sizeof *p.asked)) == NULL)
+        st = apus_fail(&err, APUS_E_MEMORY, "out of memory");
     int code = apus_exit(st, &err);
     if (code == 0)
         code = apus_answer_open(a, a->together, &device, &g);
@@ -246,14 +283,16 @@ int apus_answer_prompts(const apus_answer_arguments *a)
         p.sampling = apus_answer_sampling(a, apus_generator_model(g));
         st = check_sampler(p.sampling, &err);
         if (st == APUS_OK)
-            st = into_file(&p, g, a->together, &err);
+            st = into_file(&p, g, &err);
         code = apus_exit(st, &err);
         code = code != 0 ? code : p.code;
         apus_generator_free(g);
         apus_device_close(device);
     }
-    node->release(lines);
-    node->release(p.requests);
+    for (int64_t i = 0; p.asked != NULL && i < p.ahead; i++)
+        forget(&p.asked[i]);
+    free(p.asked);
+    apus_rows_close(p.rows);
     node->release(p.sampling);
     node->release(p.own);
     free(p.ids);

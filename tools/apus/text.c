@@ -39,10 +39,9 @@ static int decode(const apus_model *m, const char *text, size_t length)
 
 static int encode(const apus_model *m, const char *text, size_t length, int flags)
 {
-    const apus_node_api *node = apus_nodes();
     apus_error err = {0};
     apus_tokens ids = {0};
-    const apus_status st = apus_text_encode(apus_model_text(m), text, length, flags, &ids, &err);
+    const apus_status st = apus_text_encode_parallel(apus_model_text(m), text, length, flags, 0, &ids, &err);
     if (st == APUS_OK) { /* printed as it goes: a book has millions of ids */
         printf("{\"ids\": [");
         for (size_t i = 0; i < ids.n; i++)
@@ -51,7 +50,6 @@ static int encode(const apus_model *m, const char *text, size_t length, int flag
     }
     apus_host_table()->free(ids.ids);
     apus_host_table()->free(ids.begin);
-    (void)node;
     return apus_exit(st, &err);
 }
 

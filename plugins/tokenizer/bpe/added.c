@@ -41,15 +41,27 @@ static uint32_t char_before(const char *s, size_t end)
     return apus_bpe_char(s + i, &length);
 }
 
+/* The first byte from i on that a token may begin with, or n. */
+static size_t next_first(const apus_bpe_trie *trie, const char *s, size_t n, size_t i)
+{
+    if (trie->first >= 0) { /* most often '<' */
+        const char *p = memchr(s + i, trie->first, n - i);
+        return p != NULL ? (size_t)(p - s) : n;
+    }
+    while (i < n && trie->root[(unsigned char)s[i]] < 0)
+        i++;
+    return i;
+}
+
 /* The next added token in v from *from on. `taken`: where the last one ended. 1 with its index and place, 0. */
 static int next_token(const apus_bpe_call *call, const apus_bpe_trie *trie, const apus_bpe_view *v, size_t *from, size_t taken, int32_t *token,
                       size_t *begin, size_t *end)
 {
     const apus_bpe_token *tokens = call->t->added.tokens;
     size_t length = 0;
-    for (size_t i = *from; i < v->n;) {
-        int32_t found;
-        if (trie->root[(unsigned char)v->s[i]] < 0 || (found = longest(trie, v->s + i, v->n - i, &length)) < 0) {
+    for (size_t i = *from; (i = next_first(trie, v->s, v->n, i)) < v->n;) {
+        const int32_t found = longest(trie, v->s + i, v->n - i, &length);
+        if (found < 0) {
             i++;
             continue;
         }
@@ -98,7 +110,9 @@ static apus_status cut(apus_bpe_call *call, int outer, const apus_bpe_view *v)
                 s = cut(call, 0, &between);
         }
         if (s == APUS_OK && found && begin < end) {
-            s = apus_bpe_emit(call, call->t->added.tokens[token].id, apus_bpe_origin(v, begin));
+            const int32_t id = call->t->added.tokens[token].id;
+            const uint32_t at = apus_bpe_origin(v, begin);
+            s = call->team != NULL ? apus_bpe_deal_token(call, id, at) : apus_bpe_emit(call, id, at);
             done = end;
         }
     } while (s == APUS_OK && found);
@@ -124,8 +138,11 @@ static int new_node(apus_bpe_trie *trie, unsigned char byte, int32_t sibling)
 static int insert(apus_bpe_trie *trie, const char *s, size_t n, int32_t token)
 {
     int32_t at = trie->root[(unsigned char)s[0]];
-    if (at < 0 && (at = trie->root[(unsigned char)s[0]] = new_node(trie, (unsigned char)s[0], -1)) < 0)
-        return 0;
+    if (at < 0) {
+        trie->first = trie->n == 0 ? (unsigned char)s[0] : -1;
+        if ((at = trie->root[(unsigned char)s[0]] = new_node(trie, (unsigned char)s[0], -1)) < 0)
+            return 0;
+    }
     for (size_t i = 1; i < n; i++) {
         int32_t child = trie->nodes[at].child;
         while (child >= 0 && trie->nodes[child].byte != (unsigned char)s[i])

@@ -4,8 +4,9 @@
  *   text.c (ill-formed bytes) → added.c (added tokens) → normalize.c → added.c (normalised ones) → split.c (pre-tokenisers,
  *   depth first, piece by piece) → model.c (BPE or WordLevel) → ids.      ids → decode.c → text
  *
- * source.c reads the node, plugin.c is the kind's table. A tokenizer never changes after open, but for the cache in
- * model.c, which only grows and takes no lock; what a call needs to work lives in its apus_bpe_call.
+ * source.c reads the node, plugin.c is the kind's table, parallel.c deals a long text out to threads. A tokenizer never changes
+ * after open, but for the cache in model.c, which only grows and takes no lock; what a call needs to work lives in its
+ * apus_bpe_call.
  */
 #ifndef APUS_BPE_H
 #define APUS_BPE_H
@@ -17,6 +18,7 @@
 
 typedef struct apus_bpe apus_bpe;
 typedef struct apus_bpe_call apus_bpe_call;
+typedef struct apus_bpe_team apus_bpe_team;
 
 /* ---------------------------------------------------------------- text.c */
 
@@ -157,7 +159,7 @@ typedef struct apus_bpe_split {
     apus_bpe_split_kind kind;
     apus_bpe_behavior behavior;
     int invert;
-    apus_bpe_regex *pattern; /* REGEX; BYTELEVEL: NULL without use_regex */
+    apus_bpe_regex *pattern; /* REGEX; BYTELEVEL: NULL without use_regex, else ISOLATED */
     int (*member)(uint32_t); /* CLASS */
     uint32_t delimiter;      /* CLASS without member; METASPACE's replacement */
     int prepend;             /* METASPACE: 0 never, 1 first, 2 always; BYTELEVEL: add_prefix_space */
@@ -166,8 +168,24 @@ typedef struct apus_bpe_split {
 } apus_bpe_split;
 
 apus_status apus_bpe_split_open(apus_bpe *t, const apus_node *node, apus_error *err);
+/* Where pieces may go to threads: the last pattern, if what it makes of a text from the end of a match on depends on the text alone;
+ * else the model (n_splits). */
+size_t apus_bpe_split_dealt(const apus_bpe *t);
 /* v cut by t's pre-tokenisers from `stage` on, each piece given to the model. */
 apus_status apus_bpe_split_run(apus_bpe_call *call, size_t stage, const apus_bpe_view *v);
+
+/* A stretch of a text that a pattern cuts, REMOVED or ISOLATED: from byte `from` on, as if a match had ended there, up to the first
+ * match that ends at or behind `to`, or to what would be a piece that ends behind `limit`. */
+typedef struct apus_bpe_part {
+    size_t from, to, limit;
+    struct apus_bpe_end {
+        size_t at, n_tokens; /* byte; tokens of call->out before it */
+    } * ends;                /* `from`, then where matches ended; freed by the caller */
+    size_t n_ends, ends_capacity;
+} apus_bpe_part;
+
+/* v cut by the pattern of `stage`; part NULL: all of it. */
+apus_status apus_bpe_split_pattern(apus_bpe_call *call, size_t stage, const apus_bpe_view *v, apus_bpe_part *part);
 
 /* ---------------------------------------------------------------- model.c */
 
@@ -178,6 +196,8 @@ void apus_bpe_model_close(apus_bpe_model *m);
 /* Once the pipeline is known: bytes: pieces arrive raw, to be read through the byte alphabet. */
 apus_status apus_bpe_model_ready(apus_bpe_model *m, int bytes, apus_error *err);
 apus_status apus_bpe_model_encode(apus_bpe_call *call, const apus_bpe_view *piece);
+/* The first place at or behind `from` where a piece may be cut in two with the same ids; its length when there is none. */
+size_t apus_bpe_model_cut(const apus_bpe_model *m, const apus_bpe_view *piece, size_t from);
 int32_t apus_bpe_model_id(const apus_bpe_model *m, const char *s, size_t n);      /* -1: none */
 const char *apus_bpe_model_token(const apus_bpe_model *m, int32_t id, size_t *n); /* NULL: none */
 int32_t apus_bpe_model_size(const apus_bpe_model *m);                             /* largest id + 1 */
@@ -201,6 +221,7 @@ typedef struct apus_bpe_trie {
     } * nodes;
     size_t n, capacity;
     int32_t root[256]; /* nodes by first byte */
+    int first;         /* the byte that all begin with; -1: there are several */
 } apus_bpe_trie;
 
 typedef struct apus_bpe_added {
@@ -243,6 +264,16 @@ typedef struct apus_bpe_decode {
 apus_status apus_bpe_decode_open(apus_bpe *t, const apus_node *node, apus_error *err);
 apus_status apus_bpe_decode_run(apus_bpe_call *call, const int32_t *ids, size_t n, int skip_special, char **text, size_t *length);
 
+/* ---------------------------------------------------------------- parallel.c */
+
+/* Until the end: what call emits from stage t->dealt on is made by `threads` threads, the caller's among them, from about `size`
+ * bytes at a time. */
+apus_status apus_bpe_team_open(apus_bpe_call *call, int threads, size_t size);
+apus_status apus_bpe_team_end(apus_bpe_call *call); /* everything is in call->out; the first error, in the text's order */
+/* v to stage t->dealt, an added token: to be emitted in their order. v is not kept. */
+apus_status apus_bpe_deal(apus_bpe_call *call, const apus_bpe_view *v);
+apus_status apus_bpe_deal_token(apus_bpe_call *call, int32_t id, uint32_t begin);
+
 /* ---------------------------------------------------------------- the tokenizer */
 
 struct apus_bpe {
@@ -251,6 +282,7 @@ struct apus_bpe {
     size_t n_normals, normals_capacity;
     apus_bpe_split *splits;
     size_t n_splits, splits_capacity;
+    size_t dealt; /* the stage whose pieces go to threads: the last pattern's, or n_splits: the model */
     apus_bpe_decode *decodes;
     size_t n_decodes, decodes_capacity;
     int no_decoder; /* tokens are joined with spaces */
@@ -278,6 +310,7 @@ struct apus_bpe_call {
     int flags;
     apus_tokens *out;
     apus_error *err;
+    apus_bpe_team *team; /* NULL: this thread does it all */
     struct pcre2_real_match_data_8 *match;
     struct pcre2_real_match_context_8 *match_context;
     struct pcre2_real_jit_stack_8 *match_stack;

@@ -598,9 +598,25 @@ static int32_t whole(apus_bpe_call *call, const apus_bpe_view *piece)
     return apus_bpe_model_id(m, call->word.s, call->word.n);
 }
 
+/* The next ▁ that does not follow another, from byte `from` on. */
+static size_t next_mark(const apus_bpe_view *piece, size_t from)
+{
+    size_t mark;
+    while ((mark = apus_bpe_find(piece->s, piece->n, from, MARK, 3)) < piece->n && mark >= 3 && memcmp(piece->s + mark - 3, MARK, 3) == 0)
+        from = mark + 3;
+    return mark;
+}
+
+size_t apus_bpe_model_cut(const apus_bpe_model *m, const apus_bpe_view *piece, size_t from)
+{
+    return m->cut && !m->ignore_merges ? next_mark(piece, from) : piece->n;
+}
+
 apus_status apus_bpe_model_encode(apus_bpe_call *call, const apus_bpe_view *piece)
 {
     const apus_bpe_model *m = call->t->model;
+    if (call->team != NULL)
+        return apus_bpe_deal(call, piece);
     if (m->word_level || m->ignore_merges) {
         int32_t id = whole(call, piece);
         if (id < 0 && m->word_level)
@@ -613,22 +629,11 @@ apus_status apus_bpe_model_encode(apus_bpe_call *call, const apus_bpe_view *piec
     }
     if (!m->cut || piece->n <= 16)
         return one_piece(call, piece);
-    size_t begin = 0;
-    for (size_t i = 1; i < piece->n;) {
-        size_t mark = apus_bpe_find(piece->s, piece->n, i, MARK, 3);
-        if (mark < piece->n && mark >= 3 && memcmp(piece->s + mark - 3, MARK, 3) == 0) { /* within a run */
-            i = mark + 3;
-            continue;
-        }
-        apus_bpe_view part = apus_bpe_slice(piece, begin, mark);
-        apus_status s = one_piece(call, &part);
-        if (s != APUS_OK)
-            return s;
-        begin = mark;
-        i = mark + 3;
+    apus_status s = APUS_OK;
+    for (size_t begin = 0, end; begin < piece->n && s == APUS_OK; begin = end) {
+        end = next_mark(piece, begin + 1);
+        const apus_bpe_view part = apus_bpe_slice(piece, begin, end);
+        s = one_piece(call, &part);
     }
-    if (begin == piece->n)
-        return APUS_OK;
-    apus_bpe_view part = apus_bpe_slice(piece, begin, piece->n);
-    return one_piece(call, &part);
+    return s;
 }

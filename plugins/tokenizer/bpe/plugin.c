@@ -141,7 +141,8 @@ static apus_status open_tokenizer(const apus_host *host, const apus_node *params
     return APUS_OK;
 }
 
-static apus_status encode(void *tokenizer, const char *text, size_t length, int flags, apus_tokens *out, apus_error *err)
+static apus_status encode_parallel(void *tokenizer, const char *text, size_t length, int flags, int threads, size_t part, apus_tokens *out,
+                                   apus_error *err)
 {
     const apus_bpe *t = tokenizer;
     if (length >= UINT32_MAX)
@@ -162,8 +163,12 @@ static apus_status encode(void *tokenizer, const char *text, size_t length, int 
         else
             s = apus_bpe_memory(err);
     }
+    if (s == APUS_OK && threads > 1 && v.n > part)
+        s = apus_bpe_team_open(&call, threads, part);
     if (s == APUS_OK && v.n > 0)
         s = apus_bpe_added_run(&call, &v);
+    const apus_status dealt = apus_bpe_team_end(&call);
+    s = dealt != APUS_OK ? dealt : s; /* what was dealt comes first in the text */
     if (s == APUS_OK && (flags & APUS_ENCODE_ADD_SPECIAL)) {
         for (size_t i = 0; i < t->n_after && s == APUS_OK; i++)
             s = apus_bpe_emit(&call, t->after[i], (uint32_t)length);
@@ -172,6 +177,11 @@ static apus_status encode(void *tokenizer, const char *text, size_t length, int 
         out->n = from;
     apus_bpe_call_close(&call);
     return one_line(s, err);
+}
+
+static apus_status encode(void *tokenizer, const char *text, size_t length, int flags, apus_tokens *out, apus_error *err)
+{
+    return encode_parallel(tokenizer, text, length, flags, 1, SIZE_MAX, out, err);
 }
 
 static apus_status decode(void *tokenizer, const int32_t *ids, size_t n, int skip_special, char **text, size_t *length, apus_error *err)
@@ -225,7 +235,8 @@ static const apus_tokenizer_ops ops = {.size = sizeof ops,
                                        .vocab_size = vocab_size,
                                        .token = token,
                                        .id = id_of,
-                                       .is_special = is_special};
+                                       .is_special = is_special,
+                                       .encode_parallel = encode_parallel};
 
 static const apus_component components[] = {
     {.size = sizeof(apus_component),

@@ -229,6 +229,7 @@ apus_status apus_bpe_open(apus_bpe *t, const apus_node *source, apus_error *err)
         return s;
     int bytes = t->n_splits > 0 && t->splits[t->n_splits - 1].kind == APUS_BPE_SPLIT_BYTES;
     t->n_splits -= (size_t)bytes;
+    t->dealt = apus_bpe_split_dealt(t);
     if ((s = apus_bpe_model_ready(t->model, bytes, err)) != APUS_OK ||
         (s = apus_bpe_added_open(t, api->get(source, "added_tokens"), err)) != APUS_OK ||
         (s = post_open(t, api->get(source, "post_processor"), err)) != APUS_OK)

@@ -68,27 +68,43 @@ static apus_status finish(pieces *p)
     return p->pending ? give(p, p->begin, p->end) : APUS_OK;
 }
 
-static apus_status by_pattern(apus_bpe_call *call, const apus_bpe_regex *pattern, int invert, apus_bpe_behavior behavior, size_t next,
-                              const apus_bpe_view *v)
+static apus_status ended(const apus_bpe_call *call, apus_bpe_part *part, size_t at)
 {
-    pieces p = {.call = call, .v = v, .next = next, .behavior = behavior};
-    apus_bpe_search search = {.s = v->s, .n = v->n};
-    size_t begin, end, done = 0;
-    apus_status s = APUS_OK;
-    int found;
-    while ((found = apus_bpe_regex_next(call, pattern, &search, &begin, &end)) > 0) {
+    if (!apus_bpe_grow(&part->ends, &part->ends_capacity, part->n_ends + 1, sizeof *part->ends))
+        return apus_bpe_memory(call->err);
+    part->ends[part->n_ends++] = (struct apus_bpe_end){at, call->out->n};
+    return APUS_OK;
+}
+
+apus_status apus_bpe_split_pattern(apus_bpe_call *call, size_t stage, const apus_bpe_view *v, apus_bpe_part *part)
+{
+    const apus_bpe_split *op = &call->t->splits[stage];
+    if (call->team != NULL && stage == call->t->dealt)
+        return apus_bpe_deal(call, v);
+    pieces p = {.call = call, .v = v, .next = stage + 1, .behavior = op->behavior};
+    const size_t from = part != NULL ? part->from : 0, to = part != NULL ? part->to : SIZE_MAX, limit = part != NULL ? part->limit : v->n;
+    apus_bpe_search search = {.s = v->s, .n = v->n, .position = from, .last = from > 0 ? from + 1 : 0};
+    size_t begin = 0, end = 0, done = from;
+    apus_status s = part != NULL ? ended(call, part, from) : APUS_OK;
+    int found = 1;
+    while (s == APUS_OK && done < to && (found = apus_bpe_regex_next(call, op->pattern, &search, &begin, &end)) > 0 && end <= limit) {
         if (done != begin)
-            s = stretch(&p, done, begin, invert);
+            s = stretch(&p, done, begin, op->invert);
         if (s == APUS_OK)
-            s = stretch(&p, begin, end, !invert);
-        if (s != APUS_OK)
-            return s;
+            s = stretch(&p, begin, end, !op->invert);
         done = end;
+        if (s == APUS_OK && part != NULL)
+            s = ended(call, part, end);
     }
+    if (s != APUS_OK)
+        return s;
     if (found < 0)
         return APUS_E_INVALID;
-    if (done != v->n)
-        s = stretch(&p, done, v->n, invert);
+    if (found == 0 && done != v->n && v->n <= limit) {
+        s = stretch(&p, done, v->n, op->invert);
+        if (s == APUS_OK && part != NULL)
+            s = ended(call, part, v->n);
+    }
     return s != APUS_OK ? s : finish(&p);
 }
 
@@ -171,7 +187,7 @@ static apus_status byte_level(apus_bpe_call *call, const apus_bpe_split *op, siz
     }
     if (op->pattern == NULL)
         return apus_bpe_split_run(call, stage + 1, &text);
-    return by_pattern(call, op->pattern, 0, APUS_BPE_ISOLATED, stage + 1, &text);
+    return apus_bpe_split_pattern(call, stage, &text, NULL);
 }
 
 static apus_status fixed(apus_bpe_call *call, const apus_bpe_split *op, size_t stage, const apus_bpe_view *v)
@@ -200,7 +216,7 @@ apus_status apus_bpe_split_run(apus_bpe_call *call, size_t stage, const apus_bpe
     const apus_bpe_split *op = &call->t->splits[stage];
     switch (op->kind) {
     case APUS_BPE_SPLIT_REGEX:
-        return by_pattern(call, op->pattern, op->invert, op->behavior, stage + 1, v);
+        return apus_bpe_split_pattern(call, stage, v, NULL);
     case APUS_BPE_SPLIT_CLASS:
         return by_class(call, op, op->behavior, stage + 1, v);
     case APUS_BPE_SPLIT_WORDS:
@@ -293,6 +309,7 @@ static apus_status open_byte_level(apus_bpe *t, const apus_node *node, apus_erro
     int use_regex = 1, trim;
     if (op == NULL)
         return apus_bpe_memory(err);
+    op->behavior = APUS_BPE_ISOLATED;
     if ((s = apus_bpe_bool(node, what, "add_prefix_space", 1, &op->prepend, err)) != APUS_OK ||
         (s = apus_bpe_bool(node, what, "use_regex", 1, &use_regex, err)) != APUS_OK ||
         (s = apus_bpe_bool(node, what, "trim_offsets", 1, &trim, err)) != APUS_OK)
@@ -300,6 +317,14 @@ static apus_status open_byte_level(apus_bpe *t, const apus_node *node, apus_erro
     if (use_regex && (s = apus_bpe_regex_open(&op->pattern, GPT2_PATTERN, sizeof GPT2_PATTERN - 1, 0, what, err)) != APUS_OK)
         return s;
     return append(t, APUS_BPE_SPLIT_BYTES) != NULL ? APUS_OK : apus_bpe_memory(err);
+}
+
+size_t apus_bpe_split_dealt(const apus_bpe *t)
+{
+    size_t i = t->n_splits;
+    while (i > 0 && t->splits[i - 1].pattern == NULL)
+        i--;
+    return i > 0 && t->splits[i - 1].behavior <= APUS_BPE_ISOLATED ? i - 1 : t->n_splits;
 }
 
 apus_status apus_bpe_split_open(apus_bpe *t, const apus_node *node, apus_error *err)

@@ -269,6 +269,44 @@ static void test_threads(void **state)
     check_threads(json);
 }
 
+/* One file of text, which is one document, and long documents that share a block of rows: several threads on each. */
+static void test_long_documents(void **state)
+{
+    static const char source[] =
+        "{\"added_tokens\": [{\"id\": 9, \"content\": \"<eos>\", \"special\": true}], \"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, "
+        "\"b\": 1, \"c\": 2, \" \": 3, \"?\": 4, \"ab\": 5, \"bc\": 6, \" ab\": 7}, \"merges\": [\"a b\", \"b c\", [\" \", \"ab\"]], \"unk_token\": "
+        "\"?\"}, \"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \" ?[a-d]+\"}, \"behavior\": \"Isolated\"}}";
+    enum { BYTES = 1 << 20 };
+    apus_error err = {0};
+    apus_text *bytes = text;
+    char json[1024];
+    (void)state;
+    apus_node *bpe = NODE->parse_json(source, sizeof source - 1, "tokenizer", &err);
+    const apus_model_card card = {.size = sizeof card, .tokenizer = bpe, .tokenizer_config = tokenizer_config};
+    text = apus_text_open(&card, NULL, 0, &err);
+    if (text == NULL)
+        fail_msg("%s", err.message);
+    char *book = malloc(BYTES + 1);
+    assert_non_null(book);
+    for (uint32_t i = 0, h = 1; i < BYTES; i++, h = h * 1664525u + 1013904223u)
+        book[i] = "abbcc  ad."[h >> 16 & 7];
+    book[BYTES] = '\0';
+    write_file(at("book.txt"), book);
+    (void)snprintf(json, sizeof json, "{\"path\": \"%s\", \"max_length\": 64}", at("book.txt"));
+    check_threads(json);
+    FILE *f = fopen(at("books.jsonl"), "w");
+    assert_non_null(f);
+    for (int i = 0; i < 3; i++)
+        fprintf(f, "{\"text\": \"%s\"}\n{\"text\": \"ab\"}\n", book + i);
+    assert_int_equal(fclose(f), 0);
+    (void)snprintf(json, sizeof json, "{\"path\": \"%s\", \"max_length\": 64}", at("books.jsonl"));
+    check_threads(json);
+    free(book);
+    apus_text_free(text);
+    text = bytes;
+    NODE->release(bpe);
+}
+
 /* Documents are one stream of tokens, each ended, cut where max_length says. */
 static void test_documents(void **state)
 {
@@ -441,8 +479,9 @@ static void test_damaged_cache(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rows),          cmocka_unit_test(test_long_rows),   cmocka_unit_test(test_threads),
-                                       cmocka_unit_test(test_documents),     cmocka_unit_test(test_first_fault), cmocka_unit_test(test_folder),
-                                       cmocka_unit_test(test_damaged_cache), cmocka_unit_test(test_orders),      cmocka_unit_test(test_parts)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_rows),      cmocka_unit_test(test_long_rows),   cmocka_unit_test(test_threads), cmocka_unit_test(test_long_documents),
+        cmocka_unit_test(test_documents), cmocka_unit_test(test_first_fault), cmocka_unit_test(test_folder),  cmocka_unit_test(test_damaged_cache),
+        cmocka_unit_test(test_orders),    cmocka_unit_test(test_parts)};
     return cmocka_run_group_tests_name("core/data", tests, setup, teardown);
 }

@@ -5,8 +5,6 @@
  */
 #include "tokenizers.h"
 
-#include <time.h>
-
 static const apus_tokenizer_ops *ops;
 static const apus_node_api *api;
 static apus_node *texts;
@@ -159,62 +157,6 @@ static void synthetic(void **state)
 }
 
 /* ---------------------------------------------------------------- real vocabularies */
-
-/* GPT-2's encoder.json and vocab.bpe in a tokenizer.json; NULL when missing. */
-static apus_node *gpt2_source(const char *folder, const apus_node *pipeline)
-{
-    char path[800];
-    apus_error err = {0};
-    snprintf(path, sizeof path, "%s/encoder.json", folder);
-    if (!apus_path_exists(path))
-        return NULL;
-    apus_node *source = api->copy(pipeline), *model = api->copy(api->get(pipeline, "model")), *merges = api->make_list();
-    api->set(model, "vocab", read_node(path));
-    snprintf(path, sizeof path, "%s/vocab.bpe", folder);
-    size_t n;
-    char *text = apus_file_read(path, 0, &n, &err);
-    assert_non_null(text);
-    for (char *line = strchr(text, '\n') + 1, *end; (end = strchr(line, '\n')) != NULL; line = end + 1)
-        api->append(merges, api->make_string(line, (size_t)(end - line)));
-    apus_host_table()->free(text);
-    api->set(model, "merges", merges);
-    api->set(source, "model", model);
-    return source;
-}
-
-/* The tokenizer of a GGUF file as the format gguf reads it, with `pipeline` (may be NULL) for all but the vocabulary. */
-static apus_node *gguf_source(const char *path, const apus_node *pipeline)
-{
-    const apus_format_ops *gguf = find_ops("format", "gguf");
-    apus_error err = {0};
-    apus_model_card card = {.size = sizeof card};
-    void *file;
-    apus_node *params = NULL;
-    if (gguf->open(apus_host_table(), params, path, &file, &err) != APUS_OK || gguf->card(file, &card, &err) != APUS_OK)
-        fail_msg("%s", err.message);
-    apus_node *source = api->copy(card.tokenizer);
-    gguf->close(file);
-    static const char *const keys[] = {"normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens"};
-    for (size_t i = 0; pipeline != NULL && i < sizeof keys / sizeof *keys; i++)
-        api->set(source, keys[i], api->copy(api->get(pipeline, keys[i])));
-    return source;
-}
-
-static apus_node *real_source(const char *test, const apus_node *golden)
-{
-    const char *vocabulary = api->as_string(api->get(golden, "vocabulary"), NULL);
-    const apus_node *pipeline = api->get(golden, "pipeline");
-    char path[600];
-    snprintf(path, sizeof path, "%s/%s", APUS_TEST_DATA, vocabulary);
-    if (!apus_path_exists(path)) {
-        print_message("skipped: %s: %s is missing\n", test, path);
-        return NULL;
-    }
-    const char *dot = strrchr(vocabulary, '.');
-    if (dot != NULL && strcmp(dot, ".json") == 0)
-        return read_node(path);
-    return dot != NULL && strcmp(dot, ".gguf") == 0 ? gguf_source(path, pipeline) : gpt2_source(path, pipeline);
-}
 
 static void real(void **state)
 {
@@ -394,7 +336,7 @@ static void unknown_words(void **state)
     api->release(source);
 }
 
-/* Long runs of one character: no more than n log n. */
+/* Long runs of one character: no more than n log n, which takes seconds; what is quadratic takes hours, and ctest ends it. */
 static void long_runs(void **state)
 {
     (void)state;
@@ -403,8 +345,6 @@ static void long_runs(void **state)
     size_t n = 1 << 20;
     char *text = malloc(n + 8);
     apus_tokens out = {0};
-    struct timespec begin, end;
-    clock_gettime(CLOCK_MONOTONIC, &begin);
     for (size_t i = 0; i < 2; i++) { /* "llama-2", and the first after the variants of it: "llama-3" */
         const apus_node *c = api->at(cases, i == 0 ? 0 : 8);
         assert_string_equal(api->as_string(api->get(c, "name"), NULL), i == 0 ? "llama-2" : "llama-3");
@@ -418,8 +358,6 @@ static void long_runs(void **state)
         }
         ops->close(t);
     }
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    assert_true(end.tv_sec - begin.tv_sec < 120); /* what is quadratic takes hours */
     tokens_free(&out);
     free(text);
     api->release(cases);

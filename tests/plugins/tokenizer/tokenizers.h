@@ -104,4 +104,63 @@ static inline void assert_ids(const char *what, size_t i, const apus_tokens *got
     }
 }
 
+/* ---------------------------------------------------------------- real vocabularies */
+
+/* GPT-2's encoder.json and vocab.bpe in a tokenizer.json; NULL when missing. */
+static inline apus_node *gpt2_source(const char *folder, const apus_node *pipeline)
+{
+    char path[800];
+    apus_error err = {0};
+    snprintf(path, sizeof path, "%s/encoder.json", folder);
+    if (!apus_path_exists(path))
+        return NULL;
+    apus_node *source = apus_nodes()->copy(pipeline), *model = apus_nodes()->copy(apus_nodes()->get(pipeline, "model")),
+              *merges = apus_nodes()->make_list();
+    apus_nodes()->set(model, "vocab", read_node(path));
+    snprintf(path, sizeof path, "%s/vocab.bpe", folder);
+    size_t n;
+    char *text = apus_file_read(path, 0, &n, &err);
+    assert_non_null(text);
+    for (char *line = strchr(text, '\n') + 1, *end; (end = strchr(line, '\n')) != NULL; line = end + 1)
+        apus_nodes()->append(merges, apus_nodes()->make_string(line, (size_t)(end - line)));
+    apus_host_table()->free(text);
+    apus_nodes()->set(model, "merges", merges);
+    apus_nodes()->set(source, "model", model);
+    return source;
+}
+
+/* The tokenizer of a GGUF file as the format gguf reads it, with `pipeline` (may be NULL) for all but the vocabulary. */
+static inline apus_node *gguf_source(const char *path, const apus_node *pipeline)
+{
+    const apus_format_ops *gguf = find_ops("format", "gguf");
+    apus_error err = {0};
+    apus_model_card card = {.size = sizeof card};
+    void *file;
+    apus_node *params = NULL;
+    if (gguf->open(apus_host_table(), params, path, &file, &err) != APUS_OK || gguf->card(file, &card, &err) != APUS_OK)
+        fail_msg("%s", err.message);
+    apus_node *source = apus_nodes()->copy(card.tokenizer);
+    gguf->close(file);
+    static const char *const keys[] = {"normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens"};
+    for (size_t i = 0; pipeline != NULL && i < sizeof keys / sizeof *keys; i++)
+        apus_nodes()->set(source, keys[i], apus_nodes()->copy(apus_nodes()->get(pipeline, keys[i])));
+    return source;
+}
+
+static inline apus_node *real_source(const char *test, const apus_node *golden)
+{
+    const char *vocabulary = apus_nodes()->as_string(apus_nodes()->get(golden, "vocabulary"), NULL);
+    const apus_node *pipeline = apus_nodes()->get(golden, "pipeline");
+    char path[600];
+    snprintf(path, sizeof path, "%s/%s", APUS_TEST_DATA, vocabulary);
+    if (!apus_path_exists(path)) {
+        print_message("skipped: %s: %s is missing\n", test, path);
+        return NULL;
+    }
+    const char *dot = strrchr(vocabulary, '.');
+    if (dot != NULL && strcmp(dot, ".json") == 0)
+        return read_node(path);
+    return dot != NULL && strcmp(dot, ".gguf") == 0 ? gguf_source(path, pipeline) : gpt2_source(path, pipeline);
+}
+
 #endif
