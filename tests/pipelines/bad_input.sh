@@ -101,6 +101,18 @@ c 1 'nothere.jsonl: cannot open' generate "$golden/models/llama" --prompts nothe
 
 # ------------------------------------------------------------ keys and values
 c 1 "unknown key 'loss_function' in stage train" check good.yaml stages.base.loss_function=dpo
+c 1 "'profile' is a key of the file's top level" check good.yaml stages.base.profile=true
+c 1 "'threads' is a key of backend (cpu)" check good.yaml stages.base.threads=2
+c 1 "'learning_rate' is a key of optimizer (adamw, sgd)" check good.yaml stages.base.learning_rate=1
+c 1 "'max_steps' is a key of stage (train)" check good.yaml max_steps=3
+c 1 "'max_length' is a key of every dataset" check good.yaml stages.base.max_length=3
+c 1 "'warmup_steps' is a key of schedule" check good.yaml stages.base.optimizer.warmup_steps=3
+c 1 "'eval_steps' of stage train has no effect without 'eval_dataset' or 'eval_split'" check good.yaml stages.base.eval_steps=5
+c 1 "'eval_split' of stage train has no effect beside 'eval_dataset'" check good.yaml stages.base.eval_split=0.5 stages.base.eval_dataset=rows.jsonl
+c 1 "'label_smoothing' of loss dpo has no effect without 'loss_type=sigmoid' or 'loss_type=robust'" check good.yaml 'stages.base.loss={type: dpo, loss_type: ipo, label_smoothing: 0.1}'
+c 1 "'warmup_ratio' of schedule has no effect beside 'warmup_steps'" check good.yaml 'stages.base.schedule={type: linear, warmup_steps: 5, warmup_ratio: 0.1}'
+c 1 "'nesterov' of optimizer sgd has no effect without 'momentum'" check good.yaml 'stages.base.optimizer={type: sgd, nesterov: true}'
+c 1 "'epochs' of stage train: expected a number from 1e-06 to 1000000, found 0" check good.yaml stages.base.epochs=0
 c 1 "use 'epochs'" check good.yaml stages.base.num_train_epochs=3
 c 1 "use 'learning_rate'" check good.yaml stages.base.optimizer.lr=1
 c 1 "use 'r'" check good.yaml 'stages.base.tuner={type: lora, rank: 8}'
