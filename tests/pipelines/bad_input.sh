@@ -17,7 +17,7 @@ c() {
     shift 2
     count=$((count + 1))
     rm -rf run # a folder of the case before would be set aside, and that is said
-    timeout 120 "$apus" "$@" > out.txt 2> err.txt < /dev/null
+    timeout -k 5 120 "$apus" "$@" > out.txt 2> err.txt < /dev/null
     got=$?
     lines=$(grep -vcE '^  hint: |^==[0-9]+==WARNING: AddressSanitizer failed to allocate' err.txt) # the second: not ours
     if [ "$got" != "$code" ] || [ "$lines" != 1 ] || ! grep -qE '^apus( [a-z]+)?: ' err.txt || ! grep -qF -- "$text" err.txt ||
@@ -96,7 +96,13 @@ p ":16: 'input_ids[0]' of a request: expected a whole number" '{"input_ids": ["a
 f empty.jsonl < /dev/null; c 1 'empty.jsonl: there are no requests in it' generate "$golden/models/llama" --prompts empty.jsonl
 f one.jsonl <<< '{"input_ids": [1]}'
 c 1 'from 0 to 100, found 1000' generate "$golden/models/llama" --prompts one.jsonl --temperature 1000
-c 3 'nodir/x.jsonl: cannot be written' generate "$golden/models/llama" --prompts one.jsonl --out nodir/x.jsonl
+c 3 'nodir/x.jsonl: cannot create' generate "$golden/models/llama" --prompts one.jsonl --out nodir/x.jsonl
+mkdir place; mkfifo pipe
+c 3 'place: is a folder, expected a file' generate "$golden/models/llama" --prompts one.jsonl --out place
+c 3 'pipe: is a device or pipe, expected a file' generate "$golden/models/llama" --prompts one.jsonl --out pipe
+c 3 'place: is a folder, expected a file' tune good.yaml backend=cpu --out place
+c 3 'nodir/t.yaml: cannot create' tune good.yaml backend=cpu --out nodir/t.yaml
+c 3 'pipe: is a device or pipe, expected a file' tune good.yaml backend=cpu --out pipe
 c 1 'nothere.jsonl: cannot open' generate "$golden/models/llama" --prompts nothere.jsonl
 
 # ------------------------------------------------------------ keys and values
@@ -137,6 +143,13 @@ c 1 'expected a path, found nothing' check good.yaml stages.out.path=null
 c 1 'expected one of float32' check good.yaml stages.out.dtype=int3
 c 1 "no tracker named 'wandb'" check good.yaml 'trackers=[wandb]'
 c 1 'expected a size (2GiB' check good.yaml 'backend={type: cpu, memory: lots}'
+c 1 'from 1 to 9e+18, found 0' check good.yaml 'backend={type: cpu, memory: 0}'
+c 1 "place: is a folder, expected a file" check good.yaml 'backend={type: cpu, tuning: place}'
+# A pipe that nobody writes to is not waited for.
+c 1 "pipe:1:1: a tuning file needs 'version'" check good.yaml 'backend={type: cpu, tuning: pipe}'
+c 1 "pipe:1:1: expected a mapping" check pipe
+c 3 'pipe: not a regular file' run good.yaml stages.base.dataset.path=pipe
+c 5 'pipe: not a model file or folder' score pipe --ids 1
 c 1 "use 'backend'" check good.yaml memory=2GiB
 c 1 'from 0 to 9e+18, found -1' check good.yaml seed=-1
 c 1 'a list of at least one stage' check good.yaml 'stages=[]'

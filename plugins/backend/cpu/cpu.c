@@ -486,7 +486,7 @@ static const apus_param params[] = {
      .type = APUS_PARAM_BYTES,
      .flags = APUS_PARAM_NULLABLE,
      .min = 1,
-     .max = 0,
+     .max = 9e18,
      .unit = "bytes",
      .doc = "Most that a training may take (2GiB, 1500MB): weights, gradients, optimizer states, activations, scratch. Its batches are cut "
             "and blocks of the model computed again as needed; refused before the first step where that is not enough."},
