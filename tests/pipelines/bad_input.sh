@@ -62,6 +62,8 @@ timeout 60 "$apus" check good.yaml > /dev/null || { echo "the sound pipeline is 
 # ------------------------------------------------------------ command lines
 c 2 "there is no verb 'fly'" fly
 c 2 'which FILE' run
+c 2 'which MODEL' tokenize
+c 2 'one MODEL, not 2 words' tokenize "$golden/models/llama" hello
 c 2 'key.path=value' run good.yaml oops
 c 2 'there is no option --fast' check good.yaml --fast
 c 2 '--text needs a value' score --text

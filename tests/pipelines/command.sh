@@ -36,6 +36,10 @@ for file in configs/*.yaml; do
     fi
 done
 
+# What cannot be printed is not thought to be.
+"$apus" schema > /dev/full 2> "$folder/err"
+[ $? = 3 ] && grep -qx 'apus: standard output: No space left on device' "$folder/err" || wrong "a full standard output: $(cat "$folder/err")"
+
 # Every element type that --dtype promises, and what was written says it.
 for type in float32:F32 float16:F16 bfloat16:BF16; do
     for format in safetensors gguf; do
