@@ -92,6 +92,10 @@ static inline APUS_PRINTF(3, 4) apus_status apus_fail_line(apus_error *err, apus
     return status;
 }
 
+#ifdef __clang_analyzer__ /* as in base.h */
+#define apus_fail_line(err, status, ...) ((void)apus_fail_line(err, status, __VA_ARGS__), (status))
+#endif
+
 /* "folder/name" into a buffer; 0 when it does not fit. */
 static inline int apus_path_join(char *buffer, size_t capacity, const char *folder, const char *name)
 {
