@@ -37,7 +37,7 @@ apus_node *apus_config_load(const char *path, const char *const *overrides, size
 apus_node *apus_params_validate(const apus_node *given, const apus_param *params, uint32_t n_params, const char *ignore, const char *what,
                                 apus_error *err);
 
-/* Who knows keys of other places: writes "the top level of the file" or "optimizer (adamw, sgd)" for what has such a key to `places`, or leaves it
+/* Who knows keys of other places: writes "the top level of the file" or "optimizer (NAME, NAME)" for what has such a key to `places`, or leaves it
  * empty. An unknown key's message then has it as its hint. */
 typedef void apus_key_places(const char *key, char *places, size_t capacity);
 void apus_params_know_places(apus_key_places *of); /* [main] */

@@ -40,7 +40,7 @@ static void say_table(places *to, const apus_param *params, uint32_t n, const ch
         say(to, to->used > 0 ? ", " : "", name);
 }
 
-/* "optimizer (adamw, sgd)" */
+/* "KIND (NAME, NAME)" */
 static void say_kind(places *to, const char *kind, const char *key)
 {
     int any = 0;
