@@ -199,6 +199,10 @@ typedef struct apus_param {
     const char *unit;           /* "tokens", "rows", "bytes", …; NULL: none */
     const char *doc;            /* one or two sentences */
     const char *aliases;        /* other tools' names for it, space-separated: used in the error's hint only */
+    /* What it has an effect with: words for other parameters of the table, space-separated. "judge": one of such words must be set (not null,
+     * false, 0 or empty); "type=ipo": or have this value; "!loss": none of such words may. A value that is set and written where it would have
+     * no effect is an error. NULL: it always has one. */
+    const char *needs;
 } apus_param;
 
 #ifdef __cplusplus

@@ -28,7 +28,7 @@ typedef struct apus_map {
 static inline apus_status apus_map_open(const char *path, apus_map *m, apus_error *err)
 {
     struct stat st;
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe is refused, not waited for */
     if (fd < 0)
         return apus_fail(err, errno == ENOENT ? APUS_E_NOT_FOUND : APUS_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
     if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
@@ -91,6 +91,10 @@ static inline APUS_PRINTF(3, 4) apus_status apus_fail_line(apus_error *err, apus
     }
     return status;
 }
+
+#ifdef __clang_analyzer__ /* as in base.h */
+#define apus_fail_line(err, status, ...) ((void)apus_fail_line(err, status, __VA_ARGS__), (status))
+#endif
 
 /* "folder/name" into a buffer; 0 when it does not fit. */
 static inline int apus_path_join(char *buffer, size_t capacity, const char *folder, const char *name)

@@ -28,13 +28,19 @@ apus_node *apus_config_load(const char *path, const char *const *overrides, size
 
 /* Validate `given` (a map, NULL or null: empty) against params; returns a new map that holds every parameter: typed
  * (2GiB -> int), defaulted (null where nullable and unset), range- and choice-checked. An unknown key is an error with
- * "did you mean" or, for an alias, the name we use. `ignore`: space-separated keys that belong to someone else
+ * "did you mean" or, for an alias, the name we use, and says where else the key is known. `ignore`: space-separated keys that belong to someone else
  * ("type"). `what` names the thing in messages ("loss NAME"). COMPONENT values come back as maps with `type:` (their own
  * parameters not yet validated; a map without `type:` passes: who resolves it may recognise the type). A FLOAT is a
  * float node, an INT or BYTES an int node whatever was written; given and min, max in the table: min == max == 0 is no
- * bound, as in a table that leaves both out. Validating a result again changes nothing. owner: caller. */
+ * bound, as in a table that leaves both out. A value
+ * that was read somewhere and has no effect (apus_param.needs) is an error. Validating a result again changes nothing. owner: caller. */
 apus_node *apus_params_validate(const apus_node *given, const apus_param *params, uint32_t n_params, const char *ignore, const char *what,
                                 apus_error *err);
+
+/* Who knows keys of other places: writes "the top level of the file" or "optimizer (NAME, NAME)" for what has such a key to `places`, or leaves it
+ * empty. An unknown key's message then has it as its hint. */
+typedef void apus_key_places(const char *key, char *places, size_t capacity);
+void apus_params_know_places(apus_key_places *of); /* [main] */
 
 /* JSON Schema (draft 2020-12) of one parameter table: a node {type: object, properties: …}. owner: caller. */
 apus_node *apus_params_schema(const apus_param *params, uint32_t n_params);

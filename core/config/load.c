@@ -293,7 +293,7 @@ typedef struct text {
 
 static int add(text *t, const char *bytes, size_t length)
 {
-    if (t->capacity - t->length < length + 1) {
+    if (t->bytes == NULL || t->capacity - t->length < length + 1) {
         size_t capacity = (t->length + length + 1) * 2;
         char *grown = realloc(t->bytes, capacity);
         if (grown == NULL)

@@ -346,25 +346,40 @@ static const apus_param *nearest(const apus_param *params, uint32_t n, const cha
     return found;
 }
 
+static apus_key_places *places_of;
+
+void apus_params_know_places(apus_key_places *of)
+{
+    places_of = of;
+}
+
 static apus_status unknown_key(const apus_node *given, size_t i, const apus_param *params, uint32_t n, const char *what, apus_error *err)
 {
     const char *key = apus_nodes()->key_at(given, i);
-    char at[PATH_MAX + 40], shown[120], known[400];
+    char at[PATH_MAX + 40], shown[120], known[400] = "";
     (void)apus_node_key_where(given, i, at, sizeof at - 2);
     const char *colon = at[0] != '\0' ? ": " : "";
     (void)apus_show(shown, sizeof shown, key, (size_t)-1);
-    for (uint32_t p = 0; p < n; p++)
-        if (has_word(params[p].aliases, key))
-            return apus_fail(err, APUS_E_INVALID, "%s%sunknown key '%s' in %s: use '%s'", at, colon, shown, what, params[p].name);
-    const apus_param *near = nearest(params, n, key);
-    if (near != NULL)
-        return apus_fail(err, APUS_E_INVALID, "%s%sunknown key '%s' in %s: did you mean '%s'?", at, colon, shown, what, near->name);
+    const apus_param *same = NULL, *near = nearest(params, n, key);
+    for (uint32_t p = 0; p < n && same == NULL; p++)
+        same = has_word(params[p].aliases, key) ? &params[p] : NULL;
+    if (same != NULL)
+        (void)apus_fail(err, APUS_E_INVALID, "%s%sunknown key '%s' in %s: use '%s'", at, colon, shown, what, same->name);
+    else if (near != NULL)
+        (void)apus_fail(err, APUS_E_INVALID, "%s%sunknown key '%s' in %s: did you mean '%s'?", at, colon, shown, what, near->name);
+    else
+        (void)apus_fail(err, APUS_E_INVALID, "%s%sunknown key '%s' in %s", at, colon, shown, what);
+    if (places_of != NULL)
+        places_of(key, known, sizeof known);
+    if (known[0] != '\0')
+        return apus_hint(err, APUS_E_INVALID, "'%s' is a key of %s", shown, known);
+    if (near != NULL) /* an alias is near itself */
+        return APUS_E_INVALID;
     size_t o = 0;
     for (uint32_t p = 0; p < n && o < sizeof known; p++)
         o += (size_t)snprintf(known + o, sizeof known - o, "%s%s", p > 0 ? ", " : "", params[p].name);
     if (o >= sizeof known)
         (void)snprintf(known + sizeof known - 6, 6, ", …");
-    (void)apus_fail(err, APUS_E_INVALID, "%s%sunknown key '%s' in %s", at, colon, shown, what);
     return n > 0 ? apus_hint(err, APUS_E_INVALID, "its keys are: %s", known) : apus_hint(err, APUS_E_INVALID, "%s takes no parameters", what);
 }
 
@@ -407,6 +422,69 @@ static apus_node *value_of(const check *c, const apus_node *given)
     return made;
 }
 
+/* ---------------------------------------------------------------- what has an effect */
+
+static int is_set(const apus_node *n)
+{
+    const apus_node_api *api = apus_nodes();
+    size_t length = 0;
+    switch (api->kind(n)) {
+    case APUS_NODE_NULL:
+        return 0;
+    case APUS_NODE_BOOL:
+        return api->as_bool(n, 0);
+    case APUS_NODE_INT:
+    case APUS_NODE_FLOAT:
+        return api->as_float(n, 0) != 0;
+    case APUS_NODE_STRING:
+        (void)api->as_string(n, &length);
+        return length > 0;
+    default:
+        return api->length(n) > 0;
+    }
+}
+
+/* Does one of `needs` hold, a name or name=value? */
+static int holds(const apus_node *made, const char *word, size_t length)
+{
+    char name[128];
+    (void)snprintf(name, sizeof name, "%.*s", (int)length, word);
+    char *value = strchr(name, '=');
+    if (value == NULL)
+        return is_set(apus_nodes()->get(made, name));
+    *value = '\0';
+    const char *has = apus_nodes()->as_string(apus_nodes()->get(made, name), NULL);
+    return has != NULL && strcmp(has, value + 1) == 0;
+}
+
+/* A value that somebody wrote and nothing will read. */
+static apus_status check_effect(const apus_node *made, const apus_param *p, const char *what, apus_error *err)
+{
+    const apus_node *value = apus_nodes()->get(made, p->name);
+    char at[PATH_MAX + 40], wanted[200] = "";
+    int wants = 0, has = 0;
+    if (p->needs == NULL || !is_set(value) || apus_scalar_at(value, at, sizeof at)[0] == '\0')
+        return APUS_OK;
+    for (const char *w = p->needs; *w != '\0'; w += strspn(w, " ")) {
+        const int not = *w == '!';
+        w += not ;
+        const size_t length = strcspn(w, " "), used = strlen(wanted);
+        const int held = holds(made, w, length);
+        if (not &&held)
+            return apus_fail(err, APUS_E_INVALID, "%s'%s' of %s has no effect beside '%.*s': leave one of them out", at, p->name, what, (int)length,
+                             w);
+        if (!not ) {
+            (void)snprintf(wanted + used, sizeof wanted - used, "%s'%.*s'", wants > 0 ? " or " : "", (int)length, w);
+            wants = 1;
+            has |= held;
+        }
+        w += length;
+    }
+    return has || !wants ? APUS_OK : apus_fail(err, APUS_E_INVALID, "%s'%s' of %s has no effect without %s", at, p->name, what, wanted);
+}
+
+/* ---------------------------------------------------------------- all of it */
+
 apus_node *apus_params_validate(const apus_node *given, const apus_param *params, uint32_t n_params, const char *ignore, const char *what,
                                 apus_error *err)
 {
@@ -443,6 +521,12 @@ apus_node *apus_params_validate(const apus_node *given, const apus_param *params
     if (made == NULL) {
         (void)apus_fail(err, APUS_E_MEMORY, "out of memory while checking %s", what);
         return NULL;
+    }
+    for (uint32_t p = 0; p < n_params; p++) {
+        if (check_effect(made, &params[p], what, err) != APUS_OK) {
+            api->release(made);
+            return NULL;
+        }
     }
     return made;
 }

@@ -225,19 +225,19 @@ static apus_node *read_scalar(reader *r)
     apus_node *n = apus_scalar_plain(text, length);
     if (n == NULL)
         return no_memory(r);
-    apus_node_kind kind = api->kind(n), wanted = kind;
-    if (tag_is(tag, "int"))
-        wanted = APUS_NODE_INT;
-    else if (tag_is(tag, "float"))
-        wanted = APUS_NODE_FLOAT;
-    else if (tag_is(tag, "bool"))
-        wanted = APUS_NODE_BOOL;
-    else if (tag_is(tag, "null"))
-        wanted = APUS_NODE_NULL;
-    else if (tag != NULL) {
+    static const struct {
+        const char *tag;
+        apus_node_kind kind;
+    } kinds[] = {{"int", APUS_NODE_INT}, {"float", APUS_NODE_FLOAT}, {"bool", APUS_NODE_BOOL}, {"null", APUS_NODE_NULL}};
+    const size_t n_kinds = sizeof kinds / sizeof kinds[0];
+    size_t k = 0;
+    while (k < n_kinds && !tag_is(tag, kinds[k].tag))
+        k++;
+    if (tag != NULL && k == n_kinds) {
         api->release(n);
         return bad_tag(r, tag);
     }
+    const apus_node_kind kind = api->kind(n), wanted = k < n_kinds ? kinds[k].kind : kind;
     if (wanted == APUS_NODE_FLOAT && kind == APUS_NODE_INT) {
         double v = api->as_float(n, 0);
         api->release(n);
@@ -245,7 +245,7 @@ static apus_node *read_scalar(reader *r)
     } else if (wanted != kind) {
         api->release(n);
         return fail(r, r->event.start_mark, "'%s' is not what its tag !!%s says", apus_show(shown, sizeof shown, text, length),
-                    strrchr((const char *)tag, ':') + 1);
+                    k < n_kinds ? kinds[k].tag : "");
     }
     return placed(r, n, r->event.start_mark);
 }

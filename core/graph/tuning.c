@@ -116,7 +116,7 @@ static const apus_param file_params[] = {
      .flags = APUS_PARAM_REQUIRED,
      .min = 1,
      .max = 1,
-     .doc = "Of the format."},
+     .doc = "Of the format; `apus tune FILE` writes such files."},
     {.size = sizeof(apus_param), .name = "backend", .type = APUS_PARAM_STRING, .flags = APUS_PARAM_REQUIRED, .doc = "Whose kernels."},
     {.size = sizeof(apus_param), .name = "hardware", .type = APUS_PARAM_STRING, .flags = APUS_PARAM_REQUIRED, .doc = "Where it was measured."},
     {.size = sizeof(apus_param),

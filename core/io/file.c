@@ -24,10 +24,19 @@ static apus_status fail_errno(apus_error *err, const char *path, const char *wha
     return apus_fail(err, code == ENOMEM ? APUS_E_MEMORY : APUS_E_IO, "%s: %s: %s", path, what, strerror(code));
 }
 
+int apus_open_reading(const char *path)
+{
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (fd >= 0) { /* a pipe's reader waits for its writer, once there is one */
+        (void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+    }
+    return fd;
+}
+
 /* Open for reading; folders are refused here, because read() would only say so later. */
 static int open_file(const char *path, struct stat *st, apus_error *err)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    int fd = apus_open_reading(path);
     if (fd < 0) {
         (void)fail_errno(err, path, "cannot open");
         return -1;
@@ -205,6 +214,25 @@ static void parent_of(const char *path, char *out)
     out[n] = '\0';
 }
 
+apus_status apus_file_may_be(const char *path, apus_error *err)
+{
+    struct stat st;
+    char *folder = malloc(strlen(path) + 2);
+    apus_status status = APUS_OK;
+    if (folder == NULL) {
+        return apus_fail(err, APUS_E_MEMORY, "%s: no memory to write it", path);
+    }
+    parent_of(path, folder);
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) { /* it would be replaced: /dev/null too, by who may */
+        status = apus_fail(err, APUS_E_IO, "%s: is %s, expected a file or a name for a new one", path,
+                           S_ISDIR(st.st_mode) ? "a folder" : "a device or pipe");
+    } else if (access(folder, W_OK | X_OK) != 0) {
+        status = fail_errno(err, path, "cannot create");
+    }
+    free(folder);
+    return status;
+}
+
 apus_status apus_file_write(const char *path, const void *bytes, size_t length, apus_error *err)
 {
     size_t room = strlen(path) + 32;
@@ -214,6 +242,10 @@ apus_status apus_file_write(const char *path, const void *bytes, size_t length, 
     int fd = -1;
     if (temporary == NULL || folder == NULL) {
         status = apus_fail(err, APUS_E_MEMORY, "%s: no memory to write it", path);
+        goto done;
+    }
+    status = apus_file_may_be(path, err);
+    if (status != APUS_OK) {
         goto done;
     }
     (void)snprintf(temporary, room, "%s.tmp-%ld", path, (long)getpid());
@@ -278,6 +310,12 @@ int apus_path_exists(const char *path)
 {
     struct stat st;
     return stat(path, &st) == 0;
+}
+
+int apus_path_is_file(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode);
 }
 
 int apus_path_is_dir(const char *path)

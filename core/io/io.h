@@ -7,6 +7,9 @@
 
 #include <apus/base.h>
 
+/* A file for reading, as open(2) gives it, that waits for nobody: a pipe that no one has opened to write is empty. */
+int apus_open_reading(const char *path);
+
 /* Whole file, NUL-terminated (owner: caller, host->free). Over `limit` bytes (0: 1 GiB) is an error. */
 char *apus_file_read(const char *path, size_t limit, size_t *length, apus_error *err);
 
@@ -18,12 +21,15 @@ void apus_file_unmap(const void *map, size_t length);
  * room on the disk is taken before this returns: touching the memory cannot fail. Given back by apus_file_unmap. length > 0. */
 void *apus_scratch_map(const char *folder, size_t length, apus_error *err);
 
+/* May a file be put there: is what stands there a regular file, or nothing, and the folder there to be written? For who works long before. */
+apus_status apus_file_may_be(const char *path, apus_error *err);
 /* Write path.tmp-PID beside it, fsync, rename, fsync the folder. */
 apus_status apus_file_write(const char *path, const void *bytes, size_t length, apus_error *err);
 
 apus_status apus_mkdirs(const char *path, apus_error *err);
 int apus_path_exists(const char *path);
 int apus_path_is_dir(const char *path);
+int apus_path_is_file(const char *path);                         /* a regular one */
 apus_status apus_remove_tree(const char *path, apus_error *err); /* a missing path is fine; does not follow links */
 apus_status apus_sync_dir(const char *path, apus_error *err);
 

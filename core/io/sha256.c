@@ -127,7 +127,7 @@ apus_status apus_sha256_file(const char *path, char hex[65], apus_error *err)
     enum { CHUNK = 1 << 20 };
     struct stat st, after;
     hex[0] = '\0';
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    int fd = apus_open_reading(path);
     if (fd < 0) {
         return apus_fail(err, APUS_E_IO, "%s: cannot open: %s", path, strerror(errno));
     }

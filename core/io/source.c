@@ -226,7 +226,7 @@ static apus_status open_file(apus_source *s, const char *path, apus_error *err)
     if (s->path == NULL) {
         return fail(s, APUS_E_MEMORY, err, "no memory to open it");
     }
-    s->fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    s->fd = apus_open_reading(path);
     if (s->fd < 0 || fstat(s->fd, &st) != 0) {
         return fail(s, APUS_E_IO, err, "cannot open: %s", strerror(errno));
     }

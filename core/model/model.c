@@ -21,7 +21,7 @@ apus_status apus_format_open(const char *path, apus_format_file *f, apus_error *
         apus_fail(err, APUS_E_NOT_FOUND, "%s: no such file or folder", path);
         return apus_hint(err, APUS_E_NOT_FOUND, "a model is a folder or file that a loaded format reads, or a run's stage (runs/x:stage)");
     }
-    for (size_t i = 0; i < apus_component_count("format"); i++) {
+    for (size_t i = 0; i < apus_component_count("format") && (apus_path_is_dir(path) || apus_path_is_file(path)); i++) {
         const apus_component *c = apus_component_at("format", i);
         apus_format_ops ops;
         apus_take(&ops, sizeof ops, c->ops);

@@ -51,8 +51,8 @@ size_t apus_model_weights(const apus_model *m);
 apus_weight *apus_model_weight(apus_model *m, size_t i);
 apus_weight *apus_model_weight_named(apus_model *m, const char *name);
 
-/* Attach a tuner (component "tuner", validated params). adapter: folder whose weights it starts from; NULL: new (A by its
- * init, keyed by seed). Adds its parameters as weights; marks what is trained. */
+/* Attach a tuner (component "tuner", validated params). adapter: folder whose weights it starts from, and whose configuration holds where
+ * tuner_spec has no written value; NULL: new (A by its init, keyed by seed). Adds its parameters as weights; marks what is trained. */
 apus_status apus_model_tune(apus_model *m, const apus_node *tuner_spec, const char *adapter, uint64_t seed, apus_error *err);
 /* Open an adapter folder with the tuner its configuration names, for answering with it unmerged. */
 apus_status apus_model_adapt(apus_model *m, const char *adapter, apus_error *err);

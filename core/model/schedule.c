@@ -34,7 +34,8 @@ static const apus_param params[] = {
      .fallback = "0.0",
      .min = 0,
      .max = 1,
-     .doc = "Warm-up as a share of all steps (rounded up); used when warmup_steps is 0."},
+     .doc = "Warm-up as a share of all steps (rounded up); used when warmup_steps is 0.",
+     .needs = "!warmup_steps"},
 };
 
 const apus_param *apus_schedule_params(uint32_t *n)

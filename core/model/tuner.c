@@ -154,6 +154,48 @@ static apus_status tuner_of_adapter(apus_model *m, const char *adapter, apus_err
     return st;
 }
 
+static int is_number(const apus_node *n)
+{
+    const apus_node_kind kind = NODE->kind(n);
+    return kind == APUS_NODE_BOOL || kind == APUS_NODE_INT || kind == APUS_NODE_FLOAT;
+}
+
+static double number(const apus_node *n)
+{
+    return NODE->kind(n) == APUS_NODE_BOOL ? NODE->as_bool(n, 0) : NODE->as_float(n, 0.0);
+}
+
+/* What goes on from an adapter is as that was, but for what somebody wrote: where both are numbers and differ, that is said. */
+static apus_status follow_adapter(const apus_tuner_ops *ops, const apus_component *c, const char *adapter, apus_node *params, apus_error *err)
+{
+    apus_format_file f;
+    char line[512], at[256];
+    apus_status st = ops->from_config != NULL ? apus_format_open(adapter, &f, err) : APUS_E_NOT_FOUND;
+    if (st != APUS_OK)
+        return ops->from_config != NULL ? st : APUS_OK;
+    apus_error why = {0};
+    apus_node *theirs = ops->from_config(apus_host_table(), f.card.config, &why);
+    apus_node *typed = theirs != NULL ? apus_params_validate(theirs, c->params, c->n_params, "type", adapter, err) : NULL;
+    if (theirs == NULL)
+        st = apus_fail(err, APUS_E_UNSUPPORTED, "%s: %s", adapter, why.message);
+    else if (typed == NULL)
+        st = APUS_E_INVALID;
+    for (size_t i = 0; i < NODE->length(theirs) && st == APUS_OK; i++) {
+        const char *key = NODE->key_at(theirs, i);
+        const apus_node *value = NODE->get(typed, key), *ours = NODE->get(params, key);
+        if (NODE->where(ours, at, sizeof at)[0] == '\0') {
+            (void)NODE->set(params, key, NODE->copy(value));
+        } else if (is_number(ours) && is_number(value) && number(ours) != number(value)) {
+            (void)snprintf(line, sizeof line, "%s: %s is %g, and was %g in %s", at, key, number(ours), number(value), adapter);
+            apus_host_table()->log(APUS_LOG_WARN, c->name, line);
+        }
+    }
+    NODE->release(typed);
+    NODE->release(theirs);
+    apus_format_close(&f);
+    return st;
+}
+
 apus_status apus_model_tune(apus_model *m, const apus_node *tuner_spec, const char *adapter, uint64_t seed, apus_error *err)
 {
     const apus_component *c;
@@ -162,7 +204,10 @@ apus_status apus_model_tune(apus_model *m, const apus_node *tuner_spec, const ch
     if (st != APUS_OK)
         return st;
     apus_take(&m->tuner_ops, sizeof m->tuner_ops, c->ops);
-    st = m->tuner_ops.open(apus_host_table(), params, &m->tuner, err);
+    if (adapter != NULL)
+        st = follow_adapter(&m->tuner_ops, c, adapter, params, err);
+    if (st == APUS_OK)
+        st = m->tuner_ops.open(apus_host_table(), params, &m->tuner, err);
     NODE->release(params);
     if (st != APUS_OK) {
         m->tuner = NULL;

@@ -132,6 +132,7 @@ static apus_status check_default(const char *what, const apus_param *p, apus_err
     one.flags &= ~(uint32_t)APUS_PARAM_REQUIRED;
     one.fallback = NULL;
     one.flags |= APUS_PARAM_NULLABLE;
+    one.needs = NULL; /* what it needs is not in this table */
     apus_status status = APUS_E_MEMORY;
     (void)apus_fail(&cause, status, "no memory");
     apus_node *given = nodes->make_map();
@@ -203,6 +204,24 @@ static apus_status check_param(const char *component, const apus_param *all, siz
     return check_default(what, p, err);
 }
 
+/* The words of `needs` name parameters of the table. */
+static apus_status check_needs(const char *component, const apus_param *all, uint32_t n, const apus_param *p, apus_error *err)
+{
+    for (const char *w = p->needs == NULL ? "" : p->needs; *w != '\0'; w += strspn(w, " ")) {
+        w += *w == '!';
+        const size_t length = strcspn(w, " ="), rest = strcspn(w, " ");
+        int known = 0;
+        for (uint32_t i = 0; i < n && !known; i++) {
+            known = strncmp(all[i].name, w, length) == 0 && all[i].name[length] == '\0';
+        }
+        if (!known) {
+            return apus_fail(err, APUS_E_INVALID, "%s: parameter %s: needs '%.*s', which is no parameter of it", component, p->name, (int)length, w);
+        }
+        w += rest;
+    }
+    return APUS_OK;
+}
+
 static apus_status check_params(const char *what, apus_component *c, apus_keep *keep, apus_error *err)
 {
     if (c->n_params == 0) {
@@ -220,6 +239,9 @@ static apus_status check_params(const char *what, apus_component *c, apus_keep *
     }
     for (uint32_t i = 0; i < c->n_params; i++) {
         apus_status status = check_param(what, params, i, err);
+        if (status == APUS_OK) {
+            status = check_needs(what, params, c->n_params, &params[i], err);
+        }
         if (status != APUS_OK) {
             return status;
         }

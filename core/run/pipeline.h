@@ -31,6 +31,8 @@ void apus_pipeline_free(apus_pipeline *p);
 /* Parameters of a pipeline's top level and of every stage. */
 const apus_param *apus_pipeline_params(uint32_t *n);
 const apus_param *apus_pipeline_stage_params(uint32_t *n);
+/* Which places have this key (apus_key_places of config.h). */
+void apus_pipeline_places(const char *key, char *text, size_t capacity);
 
 /* Copy of params in which earlier stages' models stand for {stage: name}. results[i]: result of stage i. owner: caller. */
 apus_node *apus_pipeline_wire(const apus_node *params, const apus_pipeline *p, apus_node *const *results);

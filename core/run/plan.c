@@ -190,15 +190,17 @@ apus_status apus_tune_file(const char *file, const apus_run_options *options, co
     apus_node *plan = NODE->make_map();
     char *name = NULL;
     apus_status st = apus_run_open(&r, file, &untuned, err);
+    if (st == APUS_OK) {
+        const char *named = out != NULL ? out : NODE->as_string(NODE->get(NODE->get(r.pipeline.settings, "backend"), "tuning"), NULL);
+        name = named != NULL ? copy_text(named) : tuning_name(file);
+        st = name != NULL ? apus_file_may_be(name, err) : apus_fail(err, APUS_E_MEMORY, "out of memory");
+    }
     if (st == APUS_OK)
         st = apus_device_try(r.device, err);
     if (st == APUS_OK)
         st = plan_stages(&r, 1, plan, err);
-    if (st == APUS_OK) {
-        const char *named = out != NULL ? out : NODE->as_string(NODE->get(NODE->get(r.pipeline.settings, "backend"), "tuning"), NULL);
-        name = named != NULL ? copy_text(named) : tuning_name(file);
-        st = name != NULL ? apus_device_tune(r.device, name, TRIAL_MS * 1e-3, found, err) : apus_fail(err, APUS_E_MEMORY, "out of memory");
-    }
+    if (st == APUS_OK)
+        st = apus_device_tune(r.device, name, TRIAL_MS * 1e-3, found, err);
     NODE->release(plan);
     apus_run_close(&r);
     if (st == APUS_OK)

@@ -17,7 +17,7 @@ c() {
     shift 2
     count=$((count + 1))
     rm -rf run # a folder of the case before would be set aside, and that is said
-    timeout 120 "$apus" "$@" > out.txt 2> err.txt < /dev/null
+    timeout -k 5 120 "$apus" "$@" > out.txt 2> err.txt < /dev/null
     got=$?
     lines=$(grep -vcE '^  hint: |^==[0-9]+==WARNING: AddressSanitizer failed to allocate' err.txt) # the second: not ours
     if [ "$got" != "$code" ] || [ "$lines" != 1 ] || ! grep -qE '^apus( [a-z]+)?: ' err.txt || ! grep -qF -- "$text" err.txt ||
@@ -62,6 +62,8 @@ timeout 60 "$apus" check good.yaml > /dev/null || { echo "the sound pipeline is 
 # ------------------------------------------------------------ command lines
 c 2 "there is no verb 'fly'" fly
 c 2 'which FILE' run
+c 2 'which MODEL' tokenize
+c 2 'one MODEL, not 2 words' tokenize "$golden/models/llama" hello
 c 2 'key.path=value' run good.yaml oops
 c 2 'there is no option --fast' check good.yaml --fast
 c 2 '--text needs a value' score --text
@@ -96,12 +98,30 @@ p ":16: 'input_ids[0]' of a request: expected a whole number" '{"input_ids": ["a
 f empty.jsonl < /dev/null; c 1 'empty.jsonl: there are no requests in it' generate "$golden/models/llama" --prompts empty.jsonl
 f one.jsonl <<< '{"input_ids": [1]}'
 c 1 'from 0 to 100, found 1000' generate "$golden/models/llama" --prompts one.jsonl --temperature 1000
-c 3 'nodir/x.jsonl: cannot be written' generate "$golden/models/llama" --prompts one.jsonl --out nodir/x.jsonl
+c 3 'nodir/x.jsonl: cannot create' generate "$golden/models/llama" --prompts one.jsonl --out nodir/x.jsonl
+mkdir place; mkfifo pipe
+c 3 'place: is a folder, expected a file' generate "$golden/models/llama" --prompts one.jsonl --out place
+c 3 'pipe: is a device or pipe, expected a file' generate "$golden/models/llama" --prompts one.jsonl --out pipe
+c 3 'place: is a folder, expected a file' tune good.yaml backend=cpu --out place
+c 3 'nodir/t.yaml: cannot create' tune good.yaml backend=cpu --out nodir/t.yaml
+c 3 'pipe: is a device or pipe, expected a file' tune good.yaml backend=cpu --out pipe
 c 1 'nothere.jsonl: cannot open' generate "$golden/models/llama" --prompts nothere.jsonl
 mkfifo pipe.jsonl; c 1 'pipe.jsonl: requests are read twice' generate "$golden/models/llama" --prompts pipe.jsonl
 
 # ------------------------------------------------------------ keys and values
 c 1 "unknown key 'loss_function' in stage train" check good.yaml stages.base.loss_function=dpo
+c 1 "'profile' is a key of the file's top level" check good.yaml stages.base.profile=true
+c 1 "'threads' is a key of backend (cpu)" check good.yaml stages.base.threads=2
+c 1 "'learning_rate' is a key of optimizer (adamw, sgd)" check good.yaml stages.base.learning_rate=1
+c 1 "'max_steps' is a key of stage (train)" check good.yaml max_steps=3
+c 1 "'max_length' is a key of every dataset" check good.yaml stages.base.max_length=3
+c 1 "'warmup_steps' is a key of schedule" check good.yaml stages.base.optimizer.warmup_steps=3
+c 1 "'eval_steps' of stage train has no effect without 'eval_dataset' or 'eval_split'" check good.yaml stages.base.eval_steps=5
+c 1 "'eval_split' of stage train has no effect beside 'eval_dataset'" check good.yaml stages.base.eval_split=0.5 stages.base.eval_dataset=rows.jsonl
+c 1 "'label_smoothing' of loss dpo has no effect without 'loss_type=sigmoid' or 'loss_type=robust'" check good.yaml 'stages.base.loss={type: dpo, loss_type: ipo, label_smoothing: 0.1}'
+c 1 "'warmup_ratio' of schedule has no effect beside 'warmup_steps'" check good.yaml 'stages.base.schedule={type: linear, warmup_steps: 5, warmup_ratio: 0.1}'
+c 1 "'nesterov' of optimizer sgd has no effect without 'momentum'" check good.yaml 'stages.base.optimizer={type: sgd, nesterov: true}'
+c 1 "'epochs' of stage train: expected a number from 1e-06 to 1000000, found 0" check good.yaml stages.base.epochs=0
 c 1 "use 'epochs'" check good.yaml stages.base.num_train_epochs=3
 c 1 "use 'learning_rate'" check good.yaml stages.base.optimizer.lr=1
 c 1 "use 'r'" check good.yaml 'stages.base.tuner={type: lora, rank: 8}'
@@ -126,6 +146,13 @@ c 1 'expected a path, found nothing' check good.yaml stages.out.path=null
 c 1 'expected one of float32' check good.yaml stages.out.dtype=int3
 c 1 "no tracker named 'wandb'" check good.yaml 'trackers=[wandb]'
 c 1 'expected a size (2GiB' check good.yaml 'backend={type: cpu, memory: lots}'
+c 1 'from 1 to 9e+18, found 0' check good.yaml 'backend={type: cpu, memory: 0}'
+c 1 "place: is a folder, expected a file" check good.yaml 'backend={type: cpu, tuning: place}'
+# A pipe that nobody writes to is not waited for.
+c 1 "pipe:1:1: a tuning file needs 'version'" check good.yaml 'backend={type: cpu, tuning: pipe}'
+c 1 "pipe:1:1: expected a mapping" check pipe
+c 3 'pipe: not a regular file' run good.yaml stages.base.dataset.path=pipe
+c 5 'pipe: not a model file or folder' score pipe --ids 1
 c 1 "use 'backend'" check good.yaml memory=2GiB
 c 1 'from 0 to 9e+18, found -1' check good.yaml seed=-1
 c 1 'a list of at least one stage' check good.yaml 'stages=[]'

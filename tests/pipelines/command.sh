@@ -36,6 +36,16 @@ for file in configs/*.yaml; do
     fi
 done
 
+# What cannot be printed is not thought to be.
+"$apus" schema > /dev/full 2> "$folder/err"
+[ $? = 3 ] && grep -qx 'apus: standard output: No space left on device' "$folder/err" || wrong "a full standard output: $(cat "$folder/err")"
+
+# A setting of the backend that no weight of the model has a use for is said to have had none.
+"$apus" score tests/golden/models/llama --ids 1,2,3 --activations int8 > /dev/null 2> "$folder/err" || wrong "score --activations int8: $(cat "$folder/err")"
+grep -q '^apus: warning: cpu: activations: int8 had no effect' "$folder/err" || wrong "activations: int8 without a weight for it is silent"
+"$apus" export tests/golden/models/llama --format gguf --dtype q8_0 --out "$folder/q8.gguf" > "$folder/out" 2>&1 || wrong "export as q8_0: $(cat "$folder/out")"
+"$apus" score "$folder/q8.gguf" --ids 1,2,3 --activations int8 2>&1 > /dev/null | grep -q 'no effect' && wrong "activations: int8 is said to have no effect on Q8_0"
+
 # Every element type that --dtype promises, and what was written says it.
 for type in float32:F32 float16:F16 bfloat16:BF16; do
     for format in safetensors gguf; do

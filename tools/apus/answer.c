@@ -88,7 +88,7 @@ static int read_arguments(const apus_verb *verb, int argc, char **argv, apus_ans
                                    {"cache-tokens", &a->cache_tokens, NULL}};
     const size_t n_options = sizeof options / sizeof options[0] - (chat ? 7 : 0);
     const int n = apus_options(verb, argc, argv, options, n_options, rest);
-    int code = n == -2 ? -2 : n < 0 ? APUS_EXIT_USAGE : n != 1 ? apus_usage(verb, "which MODEL?") : 0;
+    int code = n == -2 ? -2 : n == 1 ? 0 : apus_one_model(verb, n);
     a->model.model = n == 1 ? rest[0] : NULL;
     free(rest);
     if (code == 0 && a->whose != NULL && strcmp(a->whose, "model") != 0 && strcmp(a->whose, "given") != 0)

@@ -24,7 +24,7 @@ typedef struct apus_verb {
 extern const apus_verb apus_verb_run, apus_verb_check, apus_verb_plan, apus_verb_plugins, apus_verb_schema, apus_verb_preview, apus_verb_chat,
     apus_verb_generate, apus_verb_tokenize, apus_verb_render, apus_verb_score, apus_verb_inspect, apus_verb_export, apus_verb_tune;
 
-enum { APUS_EXIT_USAGE = 2 };
+enum { APUS_EXIT_USAGE = 2, APUS_EXIT_IO = 3 };
 
 /* One option of a verb: --name VALUE (or --name=VALUE), or a flag. */
 typedef struct apus_option {
@@ -39,6 +39,8 @@ int apus_options(const apus_verb *verb, int argc, char **argv, const apus_option
 
 int apus_exit(apus_status st, const apus_error *err); /* says the error with its hint; gives the exit code */
 int apus_usage(const apus_verb *verb, const char *message);
+/* n: what apus_options gave. -1 where the rest is one word, a MODEL; else the exit code, and why was said. */
+int apus_one_model(const apus_verb *verb, int n);
 /* The value of --name as a number; NULL leaves *number alone. 0, or the exit code (said). */
 int apus_whole(const apus_verb *verb, const char *name, const char *value, int64_t least, int64_t most, int64_t *number);
 /* Load the plugins; 0, or an exit code (said). */

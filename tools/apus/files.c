@@ -104,7 +104,7 @@ static int do_export(int argc, char **argv)
     a.model = n == 1 ? rest[0] : NULL;
     free(rest);
     if (n != 1)
-        return n == -2 ? 0 : n < 0 ? APUS_EXIT_USAGE : apus_usage(&apus_verb_export, "which MODEL?");
+        return apus_one_model(&apus_verb_export, n);
     if (format == NULL || out == NULL)
         return apus_usage(&apus_verb_export, "--format and --out are needed");
     apus_device *device = NULL;

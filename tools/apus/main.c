@@ -35,6 +35,14 @@ int apus_usage(const apus_verb *verb, const char *message)
     return APUS_EXIT_USAGE;
 }
 
+int apus_one_model(const apus_verb *verb, int n)
+{
+    char message[64] = "which MODEL?";
+    if (n > 1)
+        (void)snprintf(message, sizeof message, "one MODEL, not %d words", n);
+    return n == -2 ? 0 : n < 0 ? APUS_EXIT_USAGE : n != 1 ? apus_usage(verb, message) : -1;
+}
+
 int apus_whole(const apus_verb *verb, const char *name, const char *value, int64_t least, int64_t most, int64_t *number)
 {
     char message[256], *end;
@@ -229,6 +237,16 @@ static void print_help(void)
            "6 a bug, 7 a number that is not finite, 130 stopped by a signal with everything saved.\n");
 }
 
+/* What a verb printed has come out, or that is what it ends with. */
+static int finish(int code)
+{
+    errno = 0;
+    if ((fflush(stdout) == 0 && !ferror(stdout)) || code != 0)
+        return code;
+    fprintf(stderr, "apus: standard output: %s\n", errno != 0 ? strerror(errno) : "not all of it could be written");
+    return APUS_EXIT_IO;
+}
+
 int main(int argc, char **argv)
 {
     int i = 1;
@@ -254,7 +272,7 @@ int main(int argc, char **argv)
     }
     for (size_t k = 0; k < N_VERBS; k++)
         if (strcmp(argv[i], verbs[k]->name) == 0)
-            return verbs[k]->run(argc - i, argv + i);
+            return finish(verbs[k]->run(argc - i, argv + i));
     fprintf(stderr, "apus: there is no verb '%s'\n  hint: apus --help\n", argv[i]);
     return APUS_EXIT_USAGE;
 }

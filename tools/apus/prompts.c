@@ -14,6 +14,7 @@
 #include "answer.h"
 #include "config/config.h"
 #include "data/rows.h"
+#include "io/io.h"
 #include "model/session.h"
 #include "module/module.h"
 #include "value/node.h"
@@ -222,10 +223,11 @@ static apus_status into_file(prompts *p, apus_generator *g, apus_error *err)
     char path[4400];
     if ((size_t)snprintf(path, sizeof path, "%s.tmp", out) >= sizeof path)
         return apus_fail(err, APUS_E_IO, "%.80s…: the path is too long", out);
-    p->out = fopen(path, "w");
+    apus_status st = apus_file_may_be(out, err);
+    p->out = st == APUS_OK ? fopen(path, "w") : NULL;
     if (p->out == NULL)
-        return apus_fail(err, APUS_E_IO, "%s: cannot be written: %s", out, strerror(errno));
-    apus_status st = answer_all(p, g, err);
+        return st != APUS_OK ? st : apus_fail(err, APUS_E_IO, "%s: cannot be written: %s", out, strerror(errno));
+    st = answer_all(p, g, err);
     if (fclose(p->out) != 0 && st == APUS_OK)
         st = apus_fail(err, APUS_E_IO, "%s: %s", path, strerror(errno));
     if (st == APUS_OK && rename(path, out) != 0)

@@ -78,7 +78,7 @@ static int do_score(int argc, char **argv)
     a.model = n_rest == 1 ? rest[0] : NULL;
     free(rest);
     if (n_rest != 1)
-        return n_rest == -2 ? 0 : n_rest < 0 ? APUS_EXIT_USAGE : apus_usage(&apus_verb_score, "which MODEL?");
+        return apus_one_model(&apus_verb_score, n_rest);
     if ((text != NULL) == (id_text != NULL))
         return apus_usage(&apus_verb_score, "give --text TEXT or --ids 1,2,3");
     int32_t *ids = NULL;

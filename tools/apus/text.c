@@ -8,11 +8,6 @@
 #include "module/module.h"
 #include "value/node.h"
 
-static int needs_model(const apus_verb *verb, int n)
-{
-    return n == -2 ? 0 : n < 0 ? APUS_EXIT_USAGE : n != 1 ? apus_usage(verb, "which MODEL?") : -1;
-}
-
 static int decode(const apus_model *m, const char *text, size_t length)
 {
     const apus_node_api *node = apus_nodes();
@@ -59,7 +54,7 @@ static int do_tokenize(int argc, char **argv)
     int special = 0, back = 0, json = 0, plain = 0;
     const apus_option options[] = {{"special", NULL, &special}, {"decode", NULL, &back}, {"json", NULL, &json}, {"no-parse-special", NULL, &plain}};
     const int n = apus_options(&apus_verb_tokenize, argc, argv, options, 4, rest);
-    int code = needs_model(&apus_verb_tokenize, n);
+    int code = apus_one_model(&apus_verb_tokenize, n);
     apus_model_arguments a = {.model = n == 1 ? rest[0] : NULL};
     free(rest);
     if (code >= 0)
@@ -123,7 +118,7 @@ static int do_render(int argc, char **argv)
                                    {"var", &var, NULL}};
     const int n = code == 0 ? apus_options(&apus_verb_render, kept, argv, options, 5, rest) : 0;
     if (code == 0) {
-        code = needs_model(&apus_verb_render, n);
+        code = apus_one_model(&apus_verb_render, n);
         if (code < 0 && messages_path == NULL)
             code = apus_usage(&apus_verb_render, "--messages FILE is missing");
     }

@@ -133,6 +133,9 @@ static apus_status cpu_open(const apus_host *host, const apus_node *params, void
 static void cpu_close(void *backend)
 {
     apus_cpu *cpu = (apus_cpu *)backend;
+    if (cpu->integers && cpu->layers && !cpu->rounded) {
+        cpu->host->log(APUS_LOG_WARN, "cpu", "activations: int8 had no effect: no linear layer here has its weight stored as Q8_0 or Q4_0");
+    }
     cpu->host->free(cpu);
 }
 
@@ -259,20 +262,30 @@ APUS_CPU_ELEMENTWISE(X)
 #define X(id, then, flags, types, in, out) RUN(id) SCRATCH(id)
 APUS_CPU_OTHERS(X)
 #undef X
-RUN(linear)
-SCRATCH(linear)
-RUN(linear_add)
-SCRATCH(linear_add)
-RUN(linear_relu)
-SCRATCH(linear_relu)
-RUN(linear_silu)
-SCRATCH(linear_silu)
-RUN(linear_tanh)
-SCRATCH(linear_tanh)
-RUN(linear_gelu)
-SCRATCH(linear_gelu)
-RUN(linear_swiglu)
-SCRATCH(linear_swiglu)
+
+/* A forward product is planned: whether the setting of activations means anything to it. */
+static void note_weight(const apus_kernel_call *c)
+{
+    apus_cpu *cpu = (apus_cpu *)c->backend;
+    const apus_dtype stored = c->in[1].dtype & ~APUS_PACKED;
+    cpu->layers = 1;
+    cpu->rounded |= stored == APUS_Q8_0 || stored == APUS_Q4_0;
+}
+
+#define FORWARD(id)                                                                                                                                  \
+    RUN(id)                                                                                                                                          \
+    static size_t scratch_##id(const apus_kernel_call *capacity)                                                                                     \
+    {                                                                                                                                                \
+        note_weight(capacity);                                                                                                                       \
+        return apus_cpu_of(capacity)->isa->kernels[APUS_CPU_##id].scratch(capacity);                                                                 \
+    }
+FORWARD(linear)
+FORWARD(linear_add)
+FORWARD(linear_relu)
+FORWARD(linear_silu)
+FORWARD(linear_tanh)
+FORWARD(linear_gelu)
+FORWARD(linear_swiglu)
 RUN(linear_dx_add)
 SCRATCH(linear_dx_add)
 RUN(linear_twice)
@@ -487,7 +500,7 @@ static const apus_param params[] = {
      .type = APUS_PARAM_BYTES,
      .flags = APUS_PARAM_NULLABLE,
      .min = 1,
-     .max = 0,
+     .max = 9e18,
      .unit = "bytes",
      .doc = "Most that a training may take (2GiB, 1500MB): weights, gradients, optimizer states, activations, scratch. Its batches are cut "
             "and blocks of the model computed again as needed; refused before the first step where that is not enough."},

@@ -125,6 +125,7 @@ typedef struct apus_cpu {
     int threads;
     int bfloat16;            /* products round their operands to it */
     int integers;            /* activations that meet a weight in Q8_0 or Q4_0 are rounded to 8 bits */
+    int layers, rounded;     /* linear layers were planned; and with such weights. [main] */
     int nodes;               /* of memory, that the process may use */
     unsigned long node_mask; /* which */
     char description[208], hardware[80];

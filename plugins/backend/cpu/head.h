@@ -466,7 +466,6 @@ static void dw_tile(const apus_kernel_call *c, const head *h, int64_t tile, cons
 static apus_status run_token_logprob_dw(const apus_kernel_call *c, apus_error *err)
 {
     const head h = head_of(c, 1);
-    const int threads = threads_of(c);
     char *own = (char *)c->scratch + (size_t)chunks_of(&h) * chunk_bytes(&h);
     if (check_targets(&c->in[3], h.vocabulary, err) != APUS_OK) {
         return APUS_E_INVALID;
@@ -474,7 +473,7 @@ static apus_status run_token_logprob_dw(const apus_kernel_call *c, apus_error *e
     if ((c->accumulate & 1u) == 0 && h.rows == 0) {
         memset(c->out[0].data, 0, (size_t)(h.vocabulary * h.k) * sizeof(float));
     }
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads_of(c))
     {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < chunks_of(&h); i++) {

@@ -167,9 +167,10 @@ static void rope_angles(const rope *r, int32_t position, int32_t length, float *
     for (int64_t i = 0; i < r->half; i += LANES) {
         const vf f = get(freqs + i, r->half - i);
         vd low = v_low(f), high = v_high(f);
-        for (int64_t j = 0; j < LANES / 2 && stretch; j++) {
+        const int64_t half = LANES / 2;
+        for (int64_t j = 0; j < half && stretch; j++) {
             low[j] = pow(base, -2.0 * (double)(i + j) / d);
-            high[j] = pow(base, -2.0 * (double)(i + j + LANES / 2) / d);
+            high[j] = pow(base, -2.0 * (double)(i + j + half) / d);
         }
         vf s, c;
         v_sincos((double)position, low, high, &s, &c);

@@ -121,7 +121,7 @@ static const apus_param params[] = {
      .type = APUS_PARAM_BYTES,
      .flags = APUS_PARAM_NULLABLE,
      .min = 1,
-     .max = 0,
+     .max = 9e18,
      .unit = "bytes",
      .doc = "Most that a training may take, as for other backends."},
 };

@@ -222,7 +222,8 @@ static const apus_param params[] = {
      .fallback = "0.4",
      .min = 0.0,
      .max = 1.0,
-     .doc = "Share of task brief's briefs that carry a flaw."},
+     .doc = "Share of task brief's briefs that carry a flaw.",
+     .needs = "task=brief"},
     {.size = sizeof(apus_param),
      .name = "drills",
      .type = APUS_PARAM_FLOAT,
@@ -230,7 +231,8 @@ static const apus_param params[] = {
      .min = 0.0,
      .max = 1.0,
      .doc = "Share of task text's documents that are copy drills. They come first: with shuffle: false copying is learned before the texts' habits "
-            "hide it."},
+            "hide it.",
+     .needs = "task=text"},
 };
 
 static const apus_component components[] = {{.size = sizeof(apus_component),

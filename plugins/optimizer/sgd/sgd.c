@@ -115,7 +115,8 @@ static const apus_param params[] = {
      .fallback = "false",
      .min = 1,
      .max = 0,
-     .doc = "Nesterov's form of momentum."},
+     .doc = "Nesterov's form of momentum.",
+     .needs = "momentum"},
 };
 
 static const apus_component components[] = {{.size = sizeof(apus_component),

@@ -36,7 +36,7 @@ static void put_n(translation *t, text *o, const char *s, size_t n)
         t->no_memory = 1;
         return;
     }
-    if (n > 0) /* s may be NULL without */
+    if (n > 0) /* of an empty text s is NULL */
         memcpy(o->s + o->n, s, n);
     o->n += n;
     o->s[o->n] = '\0';

@@ -365,7 +365,8 @@ static const apus_param params[] = {
      .flags = APUS_PARAM_NULLABLE,
      .min = 1,
      .max = 0,
-     .doc = "Adapter to go on from: a PEFT folder or an earlier stage. Left out: a new one that starts at zero."},
+     .doc = "Adapter to go on from: a PEFT folder or an earlier stage; what is not written here is as it was there. Left out: a new one that starts "
+            "at zero."},
 };
 
 static const apus_component components[] = {{.size = sizeof(apus_component),

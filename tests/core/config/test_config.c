@@ -562,6 +562,70 @@ static void wrong_values_give_one_line(void **state)
     }
 }
 
+static void places(const char *key, char *text, size_t capacity)
+{
+    (void)snprintf(text, capacity, "%s", strcmp(key, "colour") == 0 || strcmp(key, "num_train_epochs") == 0 ? "the garden" : "");
+}
+
+static void a_key_of_another_place_is_named(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *message, *hint;
+    } cases[] = {{"model: m\ncolour: red\n", "t.yaml:2:1: unknown key 'colour' in stage train", "'colour' is a key of the garden"},
+                 {"model: m\nnum_train_epochs: 3\n", "t.yaml:2:1: unknown key 'num_train_epochs' in stage train: use 'epochs'",
+                  "'num_train_epochs' is a key of the garden"},
+                 {"model: m\nepoch: 3\n", "t.yaml:2:1: unknown key 'epoch' in stage train: did you mean 'epochs'?", ""}};
+    apus_params_know_places(places);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        apus_error err = {0};
+        assert_null(validate(cases[i].text, &err));
+        assert_string_equal(err.message, cases[i].message);
+        assert_string_equal(err.hint, cases[i].hint);
+    }
+    apus_params_know_places(NULL);
+}
+
+static void what_has_no_effect_is_refused(void **state)
+{
+    (void)state;
+    static const char *const kinds[] = {"a", "b", "c", NULL};
+    static const apus_param table[] = {
+        {PARAM, .name = "judge", .type = APUS_PARAM_BOOL, .fallback = "false"},
+        {PARAM, .name = "kind", .type = APUS_PARAM_STRING, .fallback = "a", .choices = kinds},
+        {PARAM, .name = "rows", .type = APUS_PARAM_LIST, .item = APUS_PARAM_INT, .flags = APUS_PARAM_NULLABLE},
+        {PARAM, .name = "seeds", .type = APUS_PARAM_INT, .fallback = "3", .needs = "judge"},
+        {PARAM, .name = "shade", .type = APUS_PARAM_FLOAT, .fallback = "0.5", .needs = "kind=b kind=c"},
+        {PARAM, .name = "loss", .type = APUS_PARAM_STRING, .flags = APUS_PARAM_NULLABLE, .needs = "!judge !rows"},
+    };
+    static const struct {
+        const char *text, *message; /* NULL: it is well */
+    } cases[] = {
+        {"{}", NULL},
+        {"judge: true\nseeds: 2\n", NULL},
+        {"judge: false\nseeds: 0\n", NULL},
+        {"kind: c\nshade: 1\nloss: x\nrows: []\n", NULL},
+        {"kind: b\nseeds: 2\n", "t.yaml:2:8: 'seeds' of stage eval has no effect without 'judge'"},
+        {"shade: 0.5\n", "t.yaml:1:8: 'shade' of stage eval has no effect without 'kind=b' or 'kind=c'"},
+        {"loss: x\nrows: 3\n", "t.yaml:1:7: 'loss' of stage eval has no effect beside 'rows': leave one of them out"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        apus_error err = {0};
+        apus_node *given = yaml(cases[i].text);
+        apus_node *n = apus_params_validate(given, table, sizeof table / sizeof table[0], NULL, "stage eval", &err);
+        assert_string_equal(err.message, cases[i].message != NULL ? cases[i].message : "");
+        if (cases[i].message == NULL) { /* the defaults were not written */
+            apus_node *again = apus_params_validate(n, table, sizeof table / sizeof table[0], NULL, "stage eval", &err);
+            assert_true(api->equal(n, again));
+            api->release(again);
+        } else {
+            assert_null(n);
+        }
+        api->release(n);
+        api->release(given);
+    }
+}
+
 static void a_wrong_table_is_a_bug_of_ours(void **state)
 {
     (void)state;
@@ -651,6 +715,8 @@ int main(void)
         cmocka_unit_test(values_are_typed),
         cmocka_unit_test(filled_in_strings_count_as_numbers),
         cmocka_unit_test(wrong_values_give_one_line),
+        cmocka_unit_test(a_key_of_another_place_is_named),
+        cmocka_unit_test(what_has_no_effect_is_refused),
         cmocka_unit_test(a_wrong_table_is_a_bug_of_ours),
         cmocka_unit_test(schema_says_what_validation_does),
         cmocka_unit_test(suggestions),

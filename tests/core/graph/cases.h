@@ -151,12 +151,14 @@ static inline int index_case(kase *k, const apus_op *op, int c)
         real_in(k, 9, c % 2 ? h : -1, -1, 1);
     } else if (is(op->name, "columns")) {
         real_in(k, t, h, -1, 1);
-        k->attrs[0] = (double)(h / 3);
-        k->attrs[1] = (double)(h - h / 3 - h / 4);
+        const int64_t third = h / 3, quarter = h / 4, rest = h - third - quarter;
+        k->attrs[0] = (double)third;
+        k->attrs[1] = (double)rest;
     } else if (is(op->name, "columns_grad")) {
         real_in(k, t, h - h / 3, -1, 1);
         real_in(k, t, h, -1, 1);
-        k->attrs[0] = (double)(h / 3 - h / 4);
+        const int64_t third = h / 3, quarter = h / 4;
+        k->attrs[0] = (double)(third - quarter);
     } else {
         int64_t token[200];
         for (int64_t i = 0; i < t; i++)

@@ -570,6 +570,12 @@ static void lora(void **state)
         study_close(&s);
         apus_model_close(m);
 
+        m = open_golden(devices[d], "llama"); /* rank, scale and targets are the adapter's where nothing else is written */
+        tune(m, "{\"type\": \"lora\"}", APUS_TEST_GOLDEN "/lora");
+        compare_logits(m, &want, "logits", 1e-4);
+        assert_true(NODE->as_float(NODE->get(apus_model_tuner_config(m), "lora_alpha"), 0) == 8);
+        apus_model_close(m);
+
         m = open_golden(devices[d], "llama"); /* a new adapter changes nothing */
         tune(m, LORA, NULL);
         apus_format_file base = bench_golden("models/llama/golden.safetensors");

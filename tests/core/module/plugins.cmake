@@ -1,6 +1,6 @@
 # The plugins that test_module.c loads: case.c once per CASE, as case_<name>.so.
 set(module_cases good twin later short_vtable null_function default_range default_type default_yaml default_none
-  default_required param_no_doc param_twice param_type param_size param_of_kind kind name no_ops size layout minor license
+  default_required param_no_doc param_twice param_type param_size param_of_kind param_needs kind name no_ops size layout minor license
   empty undefined entry major declines)
 add_custom_target(module_cases)
 foreach(case ${module_cases})

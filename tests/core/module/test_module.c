@@ -264,6 +264,7 @@ static void test_wrong_plugins(void **state)
         {"param_twice", "parameter heat: described twice"},
         {"param_type", "parameter odd: type 77 is unknown"},
         {"param_size", "parameters: number 3 has size 8"},
+        {"param_needs", "parameter fan: needs 'cold', which is no parameter of it"},
         {"param_of_kind", "parameter part: of_kind 'part' is no kind"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {

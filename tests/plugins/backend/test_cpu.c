@@ -218,15 +218,14 @@ static void test_index(void **state)
             compare(&c, 1e-6);
             call_free(&c);
 
-            const double begin = (double)(widths[w] / 3);
-            const int64_t count = widths[w] - widths[w] / 3;
-            c = call_of("columns", (double[]){begin, (double)count}, 2);
+            const int64_t begin = widths[w] / 3, count = widths[w] - begin;
+            c = call_of("columns", (double[]){(double)begin, (double)count}, 2);
             input_real(&c, -1, 1, 2, shape);
             output(&c, 2, (int64_t[]){shape[0], count});
             compare(&c, 0);
             call_free(&c);
 
-            c = call_of("columns_grad", &begin, 1);
+            c = call_of("columns_grad", (double[]){(double)begin}, 1);
             input_real(&c, -1, 1, 2, (int64_t[]){shape[0], count});
             input_shape(&c, 2, shape);
             output(&c, 2, shape);

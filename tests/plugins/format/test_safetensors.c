@@ -119,12 +119,13 @@ static void refuses_to_write_blocks(void **state)
 /* A container: header text and so many bytes of data. length < 0: the header's own. */
 static void container(const char *path, int64_t length, const char *header, size_t data)
 {
-    const uint64_t n = length >= 0 ? (uint64_t)length : strlen(header);
-    unsigned char *bytes = calloc(1, 8 + strlen(header) + data);
+    const size_t there = strlen(header);
+    const uint64_t n = length >= 0 ? (uint64_t)length : there;
+    unsigned char *bytes = calloc(1, 8 + there + data);
     for (int i = 0; i < 8; i++)
         bytes[i] = (unsigned char)(n >> (8 * i));
-    memcpy(bytes + 8, header, strlen(header));
-    write_bytes(path, bytes, 8 + strlen(header) + data);
+    memcpy(bytes + 8, header, there);
+    write_bytes(path, bytes, 8 + there + data);
     free(bytes);
 }
 

@@ -105,6 +105,9 @@ static const apus_param params[] = {
 #ifdef CASE_PARAM_SIZE
     {.size = 8, .name = "small", .type = APUS_PARAM_INT, .fallback = "1", .doc = "Wrong size."},
 #endif
+#ifdef CASE_PARAM_NEEDS
+    {SIZED(apus_param), .name = "fan", .type = APUS_PARAM_BOOL, .fallback = "false", .doc = "Needs.", .needs = "heat !cold=3"},
+#endif
 #ifdef CASE_PARAM_OF_KIND
     {SIZED(apus_param), .name = "part", .type = APUS_PARAM_COMPONENT, .of_kind = "part", .fallback = "a", .doc = "No such kind."},
 #endif
