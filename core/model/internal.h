@@ -42,6 +42,8 @@ struct apus_model {
     size_t n_weights, cap_weights, last_found;
     void *resident; /* device memory of weights that settled */
     size_t resident_bytes;
+    int rows_left;     /* of the file embedding's rows are read, and else little */
+    int64_t rows_read; /* of them, since the file's pages left memory */
     apus_model_graph_context *graphs;
     apus_tuner_ops tuner_ops;
     void *tuner;

@@ -284,13 +284,18 @@ static void problem_add(problem_list *p, const char *fmt, ...)
         p->used = p->used + (size_t)n < sizeof p->names ? p->used + (size_t)n : sizeof p->names - 1;
 }
 
+static void forget(apus_model *m)
+{
+    if (m->format.ops.forget != NULL && m->format.file != NULL)
+        m->format.ops.forget(m->format.file);
+}
+
 void apus_model_forget_file(apus_model *m)
 {
     for (size_t i = 0; i < m->n_weights; i++)
         if (!m->weights[i].owned)
             return;
-    if (m->format.ops.forget != NULL && m->format.file != NULL)
-        m->format.ops.forget(m->format.file);
+    forget(m);
 }
 
 static apus_status load_weights(apus_model *m, const apus_model_options *o, apus_error *err)
@@ -461,6 +466,20 @@ apus_status apus_model_bind(apus_model *m, apus_plan *p, apus_error *err)
         (void)snprintf(name, sizeof name, "%s" APUS_GRAPH_ROWS, m->weights[i].spec.name);
         if (has_variable(p, name))
             st = apus_plan_bind(p, name, m->weights[i].rows, err);
+    }
+    return st;
+}
+
+enum { ROWS = 512 }; /* looked up between two times that pages leave: at most so many times what a fault brings in */
+
+apus_status apus_model_run(apus_model *m, apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds,
+                           apus_error *err)
+{
+    const apus_status st = apus_plan_run(p, extents, feeds, n_feeds, err);
+    m->rows_read += m->rows_left ? extents[-1 - APUS_DIM_TOKENS] : 0;
+    if (m->rows_read >= ROWS) {
+        forget(m);
+        m->rows_read = 0;
     }
     return st;
 }

@@ -81,6 +81,10 @@ apus_graph *apus_model_graph(apus_model *m, const apus_forward_options *options)
 apus_status apus_model_forward(apus_model *m, apus_graph *g, apus_forward *f, apus_error *err);
 /* Bind all of the plan's variables that are weights of m. Others stay for the caller. */
 apus_status apus_model_bind(apus_model *m, apus_plan *p, apus_error *err);
+/* apus_plan_run, of a plan that is bound to m. Where of the weights' file only an embedding's rows are still read, its pages leave memory every
+ * so many rows: the kernel brings a row's neighbours with it, and in time all of a table that is packed besides. [main] */
+apus_status apus_model_run(apus_model *m, apus_plan *p, const int64_t extents[APUS_N_DIM_SYMBOLS], const apus_feed *feeds, size_t n_feeds,
+                           apus_error *err);
 
 /* Rows of a weight as float32, the adapter merged when merge. For exports and merging. */
 apus_status apus_model_read(apus_model *m, size_t weight, int merge, int64_t row, int64_t rows, float *dst, apus_error *err);

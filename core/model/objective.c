@@ -199,6 +199,7 @@ apus_status apus_objective_open(apus_objective *o, apus_model *m, const apus_los
                                 const int64_t capacity[APUS_N_DIM_SYMBOLS], apus_error *err)
 {
     memset(o, 0, sizeof *o);
+    o->model = m;
     o->feeds = calloc(APUS_BATCH_FEEDS + APUS_MAX_TERMS, sizeof *o->feeds);
     if (o->feeds == NULL)
         return apus_fail(err, APUS_E_MEMORY, "out of memory");
@@ -285,7 +286,7 @@ apus_status apus_objective_measure(apus_objective *o, const apus_batch *b, doubl
 apus_status apus_objective_run(apus_objective *o, const apus_batch *b, apus_objective_sums *sums, apus_error *err)
 {
     const size_t n_feeds = gather_feeds(o, b);
-    apus_status st = apus_plan_run(o->plan, b->extents, o->feeds, n_feeds, err);
+    apus_status st = apus_model_run(o->model, o->plan, b->extents, o->feeds, n_feeds, err);
     size_t n = 0;
     for (size_t k = 0; k < o->context.n_terms + o->context.n_metrics && st == APUS_OK; k++) {
         double sum = 0.0, count = 0.0;
@@ -471,7 +472,7 @@ apus_status apus_reference_run(apus_reference *r, apus_batch *b, apus_error *err
 {
     if (r->plan == NULL)
         return APUS_OK;
-    apus_status st = apus_plan_run(r->plan, b->extents, b->feeds, b->n_feeds, err);
+    apus_status st = apus_model_run(r->model, r->plan, b->extents, b->feeds, b->n_feeds, err);
     if (st == APUS_OK)
         st = apus_plan_output(r->plan, 0, r->rows, b->extents[-1 - APUS_DIM_ROWS], err);
     for (int64_t p = 0; p < b->extents[-1 - APUS_DIM_PAIRS] && st == APUS_OK; p++) {

@@ -38,6 +38,7 @@ typedef struct apus_objective_sums {
 
 typedef struct apus_objective {
     apus_loss_context context;
+    apus_model *model;
     apus_graph *graph;
     apus_plan *plan;              /* forward, and backward when trained: sums, counts, gradients accumulated */
     apus_plan *counts;            /* the terms' counts alone, from the data */

@@ -11,7 +11,7 @@
 
 #include "model/internal.h"
 
-enum { PIECE = 1 << 20, ALIGN = 64, READERS = 8 };
+enum { PIECE = 1 << 20, ALIGN = 64, READERS = 8, SMALL = 1 << 16 };
 
 typedef struct move {
     char *to;
@@ -135,6 +135,17 @@ static void move_weight(apus_model *m, apus_weight *w, const place *p, char *to)
         m->format.ops.forget(m->format.file);
 }
 
+/* Whether of the weight, where it does not move, little is read: all of what is small, rows of a table. */
+static int is_spared(const apus_graph *g, const apus_weight *w)
+{
+    const apus_op *readers[READERS];
+    const size_t n = g != NULL ? apus_graph_readers(g, w->spec.name, readers, READERS) : 0;
+    int only_rows = n > 0 && n <= READERS;
+    for (size_t i = 0; i < n && only_rows; i++)
+        only_rows = gathers(readers[i]);
+    return !in_file(w) || w->bytes <= SMALL || only_rows;
+}
+
 /* Not all: a weight moves only if it takes less then. */
 static place place_of(const apus_model *m, const apus_graph *g, int all, const apus_weight *w)
 {
@@ -174,6 +185,9 @@ void apus_model_settle(apus_model *m, const apus_graph *g, int all)
     if (bytes > 0 && pages > 0 && page > 0 && bytes / (size_t)page <= (size_t)pages / 2)
         m->resident = apus_device_alloc(m->device, bytes, NULL);
     m->resident_bytes = m->resident != NULL ? bytes : 0;
+    m->rows_left = m->resident != NULL;
+    for (size_t i = 0; i < m->n_weights && m->rows_left; i++)
+        m->rows_left = places[i].room > 0 || is_spared(g, &m->weights[i]);
     for (size_t i = 0; i < m->n_weights && m->resident != NULL; i++) {
         if (places[i].room > 0)
             move_weight(m, &m->weights[i], &places[i], (char *)m->resident + at);

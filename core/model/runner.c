@@ -220,7 +220,7 @@ apus_status apus_runner_run(apus_runner *r, apus_error *err)
     const int64_t extents[APUS_N_DIM_SYMBOLS] = {r->n_tokens, r->n_rows, r->n_scored, 0, 0};
     const apus_feed feeds[] = {{"tokens", r->tokens}, {"positions", r->positions}, {"lengths", r->lengths},
                                {"slots", r->slots},   {"table", r->table},         {"scored", r->scored}};
-    return apus_plan_run(r->plan, extents, feeds, sizeof feeds / sizeof feeds[0], err);
+    return apus_model_run(r->model, r->plan, extents, feeds, sizeof feeds / sizeof feeds[0], err);
 }
 
 apus_view apus_runner_logits(const apus_runner *r)

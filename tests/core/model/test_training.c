@@ -626,7 +626,16 @@ static apus_dtype settled_type(apus_device *d, const apus_weight *w, int tied)
     return d != devices[0] && d != devices[1] && (matrix || head) ? APUS_PACKED | APUS_BF16 : APUS_REAL;
 }
 
-/* Weights packed once for a whole training give its bits: loss and gradients are those of the same weights read as the file has them. */
+static int times_forgotten;
+
+static void count_forgotten(void *file)
+{
+    (void)file;
+    times_forgotten++;
+}
+
+/* Weights packed once for a whole training give its bits: loss and gradients are those of the same weights read as the file has them. Of that
+ * then only rows are read, and its pages leave memory when 512 have been. */
 static void frozen(void **state)
 {
     (void)state;
@@ -655,7 +664,14 @@ static void frozen(void **state)
             }
             size_t micro_batches;
             study_open(&s[settled], m, ids.data, &length, 1, 1024, settled ? APUS_RECOMPUTE_CHEAP : APUS_RECOMPUTE_NONE);
-            loss[settled] = study_run(&s[settled], &micro_batches);
+            m->format.ops.forget = count_forgotten;
+            assert_int_equal(m->rows_left, settled && d == brief);
+            for (int enough = 0; enough < 2; enough++) {
+                times_forgotten = 0;
+                m->rows_read = enough ? 511 : 0;
+                loss[settled] = study_run(&s[settled], &micro_batches);
+                assert_int_equal(times_forgotten, enough && m->rows_left);
+            }
         }
         assert_memory_equal(&loss[0], &loss[1], sizeof loss[0]);
         for (size_t k = 0; k < s[0].model->n_weights; k++) {
