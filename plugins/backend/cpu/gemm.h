@@ -24,6 +24,17 @@ enum {
     NORMED = WIDE % HIGH == 0 ? WIDE : 2 * HIGH  /* rows of a normalised at once, which the first cache keeps until they are packed */
 };
 
+/* Loops over sums are two, each short enough to be unrolled early, and n_hold keeps them from becoming memset or memcpy: either would put
+ * the sums into memory. */
+LANES_INLINE void tile_clear(int mr, int nr, vn *acc)
+{
+    for (int i = 0; i < mr; i++) {
+        for (int j = 0; j < nr; j++) {
+            acc[i * nr + j] = n_hold(n_all(0.0f));
+        }
+    }
+}
+
 /* Adds mr rows of a panel of a (of that height) by nr vectors of a panel of b, over n units. */
 LANES_INLINE void tile_sums(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, vn *acc)
 {
@@ -53,7 +64,8 @@ LANES_INLINE void tile_sums(kind t, int mr, int nr, const float *a, const float 
     }
 }
 
-LANES_INLINE void tile_store_as(int halves, int mr, int nr, const vn *acc, void *y, int64_t ld, const epilogue *e, int64_t rows, int64_t columns)
+LANES_INLINE void tile_store_as(int halves, int mr, int nr, const vn *acc, const vn *more, void *y, int64_t ld, const epilogue *e, int64_t rows,
+                                int64_t columns)
 {
     for (int i = 0; i < mr; i++) {
         if (i >= rows) {
@@ -68,6 +80,9 @@ LANES_INLINE void tile_store_as(int halves, int mr, int nr, const vn *acc, void 
             if (e->bias != NULL) {
                 s += n_load_part(e->bias + c, left);
             }
+            if (more != NULL) {
+                s += more[i * nr + j];
+            }
             if (e->add != NULL) {
                 s += n_load_part(e->add + i * e->ld_add + c, left);
             }
@@ -76,14 +91,21 @@ LANES_INLINE void tile_store_as(int halves, int mr, int nr, const vn *acc, void 
     }
 }
 
-/* rows and columns: how many of the tile's exist. e's pointers and y point at the tile's first element. */
-LANES_INLINE void tile_store(int mr, int nr, const vn *acc, void *y, int64_t ld, const epilogue *e, int64_t rows, int64_t columns)
+/* rows and columns: how many of the tile's exist. e's pointers and y point at the tile's first element. more: a second term's sums, added
+ * to those with their bias; NULL: there is none. */
+LANES_INLINE void tile_store_both(int mr, int nr, const vn *acc, const vn *more, void *y, int64_t ld, const epilogue *e, int64_t rows,
+                                  int64_t columns)
 {
     if (e->halves) {
-        tile_store_as(1, mr, nr, acc, y, ld, e, rows, columns);
+        tile_store_as(1, mr, nr, acc, more, y, ld, e, rows, columns);
     } else {
-        tile_store_as(0, mr, nr, acc, y, ld, e, rows, columns);
+        tile_store_as(0, mr, nr, acc, more, y, ld, e, rows, columns);
     }
+}
+
+LANES_INLINE void tile_store(int mr, int nr, const vn *acc, void *y, int64_t ld, const epilogue *e, int64_t rows, int64_t columns)
+{
+    tile_store_both(mr, nr, acc, NULL, y, ld, e, rows, columns);
 }
 
 /* Memory that will be read next, fetched a little with each tile: the weights that follow lie in no cache. */
@@ -112,21 +134,6 @@ typedef struct second {
     int64_t n;
 } second;
 
-/* Adds the second term's sums, each summed by itself, to the first's with their bias. a: its rows of the tile. */
-LANES_INLINE void tile_second(kind t, int mr, int nr, const float *a, const float *b, int64_t width, int64_t n, const float *bias, int64_t columns,
-                              vn *acc)
-{
-    vn first[24];
-    for (int i = 0; i < mr * nr; i++) {
-        first[i] = bias != NULL ? acc[i] + n_load_part(bias + i % nr * WIDE, columns - i % nr * WIDE) : acc[i];
-        acc[i] = n_all(0.0f);
-    }
-    tile_sums(t, mr, nr, a, b, width, n, acc);
-    for (int i = 0; i < mr * nr; i++) {
-        acc[i] += first[i];
-    }
-}
-
 /* A tile, and between its sums what memory will be needed for: a few lines at a time, or the panels' loads would wait behind them. y and
  * what is added are first touched when the tile is stored, and lie in no cache either. c: column of the panel from which on. lines: of
  * next, to be fetched with each SPELL. more: its rows are those of the tile. */
@@ -134,15 +141,23 @@ LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, i
                        int64_t ld, const epilogue *e, int64_t rows, int64_t columns, ahead *next, int64_t lines)
 {
     const int64_t spells = (n + SPELL - 1) / SPELL, each = (mr + spells) / (spells + 1);
-    vn acc[24];
+    vn acc[24], its[24], *added = NULL;
     if (in_integers(t)) {
         fetch(next, lines * spells);
         quads_sums(t, mr, nr, a, 1, mr, b, c, width, n / LEFT_QUADS, 0, acc);
         tile_store(mr, nr, acc, y, ld, e, rows, columns);
         return;
     }
-    for (int i = 0; i < mr * nr; i++) {
-        acc[i] = n_all(0.0f);
+    tile_clear(mr, nr, acc);
+    if (more->n > 0) { /* first: its sums are on their way to memory while the others are made */
+        tile_sums(t, mr, nr, more->a, more->b + c, width, more->n, acc);
+        for (int i = 0; i < mr; i++) {
+            for (int j = 0; j < nr; j++) {
+                its[i * nr + j] = n_hold(acc[i * nr + j]);
+            }
+        }
+        added = its;
+        tile_clear(mr, nr, acc);
     }
     for (int64_t u = 0, i = 0; u < n; u += SPELL) {
         fetch(next, lines);
@@ -156,13 +171,11 @@ LANES_INLINE void tile(kind t, int mr, int nr, const float *a, const float *b, i
         }
         tile_sums(t, mr, nr, a + u * mr, b + c + u * width, width, apus_cpu_min(SPELL, n - u), acc);
     }
-    if (more->n > 0) {
-        const epilogue rest = {NULL, e->add, e->ld_add, e->halves};
-        tile_second(t, mr, nr, more->a, more->b + c, width, more->n, e->bias, columns, acc);
-        tile_store(mr, nr, acc, y, ld, &rest, rows, columns);
-        return;
+    if (added != NULL) {
+        tile_store_both(mr, nr, acc, its, y, ld, e, rows, columns);
+    } else {
+        tile_store(mr, nr, acc, y, ld, e, rows, columns);
     }
-    tile_store(mr, nr, acc, y, ld, e, rows, columns);
 }
 
 /* All rows of a (panels of height mr) by one group of b, nr vectors at a time. */
