@@ -113,7 +113,7 @@ typedef struct apus_session_api {
     /* For a stage's `plan`: what a training, or `evaluate`, would take with these params. Into costs: seconds, memory, steps, … */
     apus_status (*trainer_plan)(apus_stage_context *s, const apus_node *params, apus_node *costs, apus_error *err);
     apus_status (*evaluate_plan)(apus_stage_context *s, const apus_node *params, apus_node *costs, apus_error *err);
-    /* The same of a generator that is open: packed. */
+    /* The same of a generator that is open: packed, plan. */
     void (*generator_plan)(apus_generator *g, apus_node *costs);
 } apus_session_api;
 

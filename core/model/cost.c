@@ -125,10 +125,10 @@ apus_node *apus_model_packed(const apus_model *m)
     return packed;
 }
 
-apus_node *apus_model_chosen(const apus_model *m, const apus_plan *p)
+apus_node *apus_model_chosen(const apus_model *m, apus_node *plan)
 {
     char line[300];
-    apus_node *chosen = NODE->make_map(), *plan = p != NULL ? apus_plan_describe(p) : NULL, *kernels = NODE->make_list();
+    apus_node *chosen = NODE->make_map(), *kernels = NODE->make_list();
     const apus_node *ops = NODE->get(plan, "ops");
     for (size_t i = 0; i < NODE->length(ops); i++) {
         const apus_node *op = NODE->at(ops, i);
@@ -138,10 +138,7 @@ apus_node *apus_model_chosen(const apus_model *m, const apus_plan *p)
     (void)NODE->set(chosen, "packed", apus_model_packed(m));
     if (NODE->get(plan, "tuning") != NULL)
         (void)NODE->set(chosen, "tuning", NODE->copy(NODE->get(plan, "tuning")));
-    if (p != NULL)
-        (void)NODE->set(chosen, "kernels", kernels);
-    else
-        NODE->release(kernels);
+    (void)NODE->set(chosen, "kernels", kernels);
     NODE->release(plan);
     return chosen;
 }
@@ -149,7 +146,7 @@ apus_node *apus_model_chosen(const apus_model *m, const apus_plan *p)
 apus_node *apus_trainer_chosen(const apus_trainer *t)
 {
     char line[160];
-    apus_node *chosen = apus_model_chosen(t->model, t->train.plan);
+    apus_node *chosen = apus_model_chosen(t->model, apus_plan_describe(t->train.plan));
     (void)NODE->set(chosen, "layout", NODE->make_string(apus_trainer_layout(t, line), (size_t)-1));
     (void)NODE->set(chosen, "memory", describe_memory(t));
     return chosen;

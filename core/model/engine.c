@@ -115,6 +115,11 @@ void apus_generator_free(apus_generator *g)
     free(g);
 }
 
+apus_status apus_generator_describe(apus_generator *g, apus_node **plan, apus_error *err)
+{
+    return apus_runner_describe(&g->runner, plan, err);
+}
+
 apus_model *apus_generator_model(apus_generator *g)
 {
     return g->model;

@@ -31,6 +31,8 @@ apus_status apus_generator_new(apus_model *m, const apus_generator_options *opti
 void apus_generator_free(apus_generator *g);
 /* Its weights may lie packed, as only answering reads them: to score or export, open another. */
 apus_model *apus_generator_model(apus_generator *g);
+/* What it runs, as apus_plan_describe tells it. plan: the caller's. */
+apus_status apus_generator_describe(apus_generator *g, apus_node **plan, apus_error *err);
 
 apus_status apus_generator_submit(apus_generator *g, const apus_generate_request *request, uint64_t *ticket, apus_error *err);
 void apus_generator_cancel(apus_generator *g, uint64_t ticket);

@@ -8,7 +8,7 @@
 #include "model/pages.h"
 #include "model/score.h"
 
-enum { COPY_BYTES = 1 << 20 };
+enum { COPY_BYTES = 1 << 20, SMALLEST_COLUMNS = 5 /* of the page table, for one page */ };
 
 void apus_runner_close(apus_runner *r)
 {
@@ -85,12 +85,25 @@ apus_status apus_runner_open(apus_runner *r, apus_model *m, int64_t most_tokens,
     r->scored = r->slots + most_tokens;
     apus_graph *g;
     apus_tensor logits;
-    const apus_status st = cached_graph(m, 1, 5, &g, &logits, err);
+    const apus_status st = cached_graph(m, 1, SMALLEST_COLUMNS, &g, &logits, err);
     if (st != APUS_OK)
         return st;
     apus_model_settle(m, g, 1);
     apus_graph_free(g);
     return APUS_OK;
+}
+
+apus_status apus_runner_describe(const apus_runner *r, apus_node **plan, apus_error *err)
+{
+    apus_graph *g;
+    apus_plan *p;
+    const apus_status st = make_plan(r, 1, SMALLEST_COLUMNS, &g, &p, err);
+    if (st != APUS_OK)
+        return st;
+    *plan = apus_plan_describe(p);
+    apus_plan_free(p);
+    apus_graph_free(g);
+    return *plan != NULL ? APUS_OK : apus_fail(err, APUS_E_MEMORY, "out of memory");
 }
 
 /* Device memory with the first `kept` bytes of `from`. */

@@ -29,6 +29,9 @@ void apus_runner_close(apus_runner *r);
 /* A cache of more pages; what is in those there stays, and so does the batch being composed. On failure all is as it was. */
 apus_status apus_runner_grow(apus_runner *r, int64_t pages, apus_error *err);
 
+/* What it runs, as apus_plan_describe tells it: of the smallest cache, as the kernels are the same for any. plan: the caller's. */
+apus_status apus_runner_describe(const apus_runner *r, apus_node **plan, apus_error *err);
+
 /* The next batch is empty. */
 void apus_runner_clear(apus_runner *r);
 /* `count` tokens of a sequence from position `begin` on join the batch: ids and pages: of the whole sequence; n_prompt: ids of its

@@ -142,7 +142,7 @@ static apus_status evaluate(apus_stage_context *s, const apus_node *params, apus
     apus_objective_sums sums = {0};
     apus_status st = open_evaluation(&e, s, params, err);
     if (st == APUS_OK)
-        st = apus_stage_chose(s, apus_model_chosen(e.model, e.objective.plan), err);
+        st = apus_stage_chose(s, apus_model_chosen(e.model, apus_plan_describe(e.objective.plan)), err);
     if (st == APUS_OK)
         st = apus_evaluate_rows(&e.objective, &e.reference, &e.batch, e.data, &sums, err);
     if (st == APUS_OK) {
@@ -168,6 +168,7 @@ static apus_status evaluate_plan(apus_stage_context *s, const apus_node *params,
         apus_node_set_float(costs, "tokens", tokens);
         apus_node_set_float(costs, "seconds", token * tokens);
         (void)NODE->set(costs, "packed", apus_model_packed(e.model));
+        (void)NODE->set(costs, "plan", apus_plan_describe(e.objective.plan));
     }
     close_evaluation(&e);
     return st;
@@ -206,13 +207,19 @@ static apus_status generator_open(apus_stage_context *s, const apus_node *params
     const apus_generator_options how = {.parse_special = NODE->as_bool(NODE->get(params, "parse_special"), 0),
                                         .parallel = NODE->as_int(NODE->get(params, "parallel"), 1),
                                         .cache_tokens = NODE->as_int(NODE->get(params, "cache_tokens"), 0)};
+    apus_node *plan;
     st = apus_generator_new(m, &how, generator, err);
-    return st == APUS_OK ? apus_stage_chose(s, apus_model_chosen(m, NULL), err) : st;
+    if (st == APUS_OK)
+        st = apus_generator_describe(*generator, &plan, err);
+    return st == APUS_OK ? apus_stage_chose(s, apus_model_chosen(m, plan), err) : st;
 }
 
 static void generator_plan(apus_generator *g, apus_node *costs)
 {
+    apus_node *plan;
     (void)NODE->set(costs, "packed", apus_model_packed(apus_generator_model(g)));
+    if (apus_generator_describe(g, &plan, NULL) == APUS_OK)
+        (void)NODE->set(costs, "plan", plan);
 }
 
 static apus_status rows_open(apus_stage_context *s, const apus_node *dataset, void **rows, int64_t *count, apus_error *err)

@@ -96,9 +96,9 @@ const char *apus_trainer_layout(const apus_trainer *t, char text[160]);
 
 /* {BF16: {weights: [names], bytes}}: the packed weights, by what they hold. owner: caller. (cost.c) */
 apus_node *apus_model_packed(const apus_model *m);
-/* What was decided, for the lock: {packed, kernels: ["op: table"]} of a model and a plan over it (NULL: without kernels); of a training
- * {layout, memory} too. owner: caller. (cost.c) */
-apus_node *apus_model_chosen(const apus_model *m, const apus_plan *p);
+/* What was decided, for the lock: {packed, kernels: ["op: table"]} of a model and a plan over it, as apus_plan_describe tells it (taken); of
+ * a training {layout, memory} too. owner: caller. (cost.c) */
+apus_node *apus_model_chosen(const apus_model *m, apus_node *plan);
 apus_node *apus_trainer_chosen(const apus_trainer *t);
 /* What the training costs, into a map: parameters, trained, rows, steps, steps_done, memory (bytes), layout, tokens_per_step,
  * flops_per_step, seconds_per_step, seconds (of all that is left; an estimate), seconds_from (events: the stage's tokens_per_second;

@@ -129,11 +129,13 @@ done
     wrong "plan does not say why a stage's costs are not known"
 [ -e "$folder/planned" ] && wrong "plan writes into the run folder"
 "$apus" plan --json "$folder/plan.yaml" > "$folder/out" || wrong "plan --json"
+grep -q 'apus.attention_cached/1' "$folder/out" || wrong "plan --json does not name the operations of a generator"
 [ "$(grep -cE '"seconds(_per_step)?": [0-9.e-]*[1-9]' "$folder/out")" -ge 5 ] || wrong "plan --json has no times"
 "$apus" run "$folder/plan.yaml" stages.first.max_steps=40 > "$folder/out" 2>&1 || wrong "what was planned does not run: $(cat "$folder/out")"
 [ "$(grep -c '"layout": "micro-batches of up to 16 tokens' "$folder/planned/run.lock")" = 2 ] || wrong "run.lock does not say how the batches were cut"
 sed -n '/"plans"/,$p' "$folder/planned/run.lock" > "$folder/out"
-[ "$(grep -c '"kernels"' "$folder/out")" = 4 ] || wrong "run.lock does not name the kernels of three trainings and an evaluation: $(cat "$folder/out")"
+[ "$(grep -c '"kernels"' "$folder/out")" = 5 ] ||
+    wrong "run.lock does not name the kernels of three trainings, an evaluation and a generator: $(cat "$folder/out")"
 grep -A 12 '"talk"' "$folder/out" | grep -q '"lm_head.weight"' ||
     wrong "run.lock does not name the weights that a generator packed: $(cat "$folder/out")"
 cp "$folder/planned/run.lock" "$folder/lock"
