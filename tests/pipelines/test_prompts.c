@@ -53,7 +53,7 @@ static void memory(void **state)
     (void)state;
     const long few = answered(FEW), many = answered(MANY);
 #ifdef APUS_TEST_SANITIZED
-    print_message("skipped: memory: sanitizers keep what is freed\n");
+    print_message("skipped: memory of %ld and %ld bytes: sanitizers keep what is freed\n", few, many);
 #else
     if (many > few + (long)(MANY - FEW) * BYTES / 4)
         fail_msg("%ld KiB with %d requests, %ld with %d", few / 1024, FEW, many / 1024, MANY);
